@@ -1,0 +1,63 @@
+//! The allocator's options: plain data with defaults, and the text form in which users write them.
+
+use crate::units::{Bytes, MIB};
+
+/// The options of an [`Allocator`](crate::Allocator).
+///
+/// They can be set one by one here, or read from a text such as
+/// `expandable_segments:True,garbage_collection_threshold:0.8`, in the syntax of PyTorch's
+/// `PYTORCH_CUDA_ALLOC_CONF`, whose keys are understood.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Blocks of this size or more are never split; `None`: no limit. Key `max_split_size_mb`.
+    pub max_split_size: Option<Bytes>,
+    /// By how much a block of `max_split_size` or more may exceed a request that it serves.
+    /// Key `max_non_split_rounding_mb`.
+    pub max_non_split_rounding: Bytes,
+    /// What one segment for requests between 1 and 10 MiB takes on a device without virtual memory
+    /// management. Key `large_segment_size_mb`.
+    pub large_segment_size: Bytes,
+    /// Into how many equal steps each power of two is divided when sizes are rounded up, by size class
+    /// (from 1 MiB to 32 GiB); 0 or 1: off. Key `roundup_power2_divisions`.
+    pub roundup_power2_divisions: [u32; 16],
+    /// The share of the limit above which idle memory is given back to the device before more is taken;
+    /// 0: off. Key `garbage_collection_threshold`.
+    pub garbage_collection_threshold: f64,
+    /// Whether memory is taken through virtual memory management where the device has it. Key
+    /// `expandable_segments`.
+    pub expandable_segments: bool,
+    /// The share of a device's memory that may be taken; 1: all. Key `per_process_memory_fraction`.
+    pub memory_fraction: f64,
+    /// Fail at once, before any driver call, where the memory fraction would be exceeded. Key
+    /// `throw_on_cudamalloc_oom`.
+    pub fail_at_limit: bool,
+    /// Let blocks used on several streams be reused within a capture where the graph orders it. Key
+    /// `graph_capture_record_stream_reuse`.
+    pub graph_capture_record_stream_reuse: bool,
+    /// Whether freed memory is kept for reuse. Key `caching`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1` turns it off.
+    pub caching: bool,
+    /// Whether idle memory of one stream serves another before more is taken. Key `steal`.
+    pub steal: bool,
+    /// The largest physical handle that is made, in bytes. Key `max_handle_mb`.
+    pub max_handle: Bytes,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            max_split_size: None,
+            max_non_split_rounding: 20 * MIB,
+            large_segment_size: 20 * MIB,
+            roundup_power2_divisions: [0; 16],
+            garbage_collection_threshold: 0.0,
+            expandable_segments: true,
+            memory_fraction: 1.0,
+            fail_at_limit: false,
+            graph_capture_record_stream_reuse: false,
+            caching: true,
+            steal: true,
+            max_handle: 64 * MIB,
+        }
+    }
+}

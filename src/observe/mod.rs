@@ -1,0 +1,5 @@
+//! What can be seen of the allocator from outside. This room reads the others and changes none of them.
+
+pub mod statistics;
+
+pub use statistics::{DeviceStatistics, Stat, StatArray};
