@@ -3,8 +3,12 @@
 pub mod allocator;
 pub mod config;
 pub mod device;
+mod engine;
 pub mod error;
+mod heap;
 pub mod observe;
+mod pages;
+mod streams;
 pub mod units;
 
 pub use allocator::{Allocator, BlockInfo};

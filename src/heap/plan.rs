@@ -1,0 +1,210 @@
+//! Where to put a request for which no free block is large enough: a window over free blocks, holes and
+//! dormant views that lie side by side, and what has to be done to make it memory.
+
+use super::Heap;
+use super::block::{BlockId, NONE, State};
+use super::layout::{IdleView, ViewId};
+use super::size::ArenaKind;
+use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
+
+/// What a plan may count on.
+pub(crate) struct PlanRules<'a> {
+    /// Bytes of physical memory that can be had: idle handles anywhere, and growth.
+    pub(crate) supply: Bytes,
+    /// The idle views of this heap; a window that covers one uses it up.
+    pub(crate) idle: &'a [IdleView],
+    /// Whether the handle of a dormant view is idle where it is now.
+    pub(crate) usable: &'a dyn Fn(u32) -> bool,
+    /// What one byte of new memory and one piece to be mapped cost against each other: a window that
+    /// needs fewer pieces may need this many bytes more for each.
+    pub(crate) piece_bytes: Bytes,
+}
+
+/// A span without memory that the window needs filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) address: Address,
+    /// What must be filled.
+    pub(crate) bytes: Bytes,
+    /// How much may be filled: the hole goes on to there.
+    pub(crate) room: Bytes,
+}
+
+/// A place for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) start: Address,
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) wake: Vec<ViewId>,
+    /// Bytes of the gaps.
+    pub(crate) fill: Bytes,
+    cost: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Free,
+    Hole,
+    Dormant(ViewId, u32),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    start: Address,
+    bytes: Bytes,
+    part: Part,
+}
+
+impl Heap {
+    /// The cheapest place for `bytes`, if there is one within the rules.
+    pub(crate) fn plan(
+        &self,
+        bytes: Bytes,
+        kind: ArenaKind,
+        rules: &PlanRules<'_>,
+    ) -> Option<Plan> {
+        let mut best: Option<Plan> = None;
+        let mut seen_to = 0;
+        let mut run = Vec::new();
+        for (&address, &id) in &self.arenas[kind as usize].gaps {
+            if address < seen_to || !self.passable(id, rules) {
+                continue;
+            }
+            seen_to = self.collect_run(id, rules, &mut run);
+            self.plan_in_run(&run, bytes, rules, &mut best);
+        }
+        best
+    }
+
+    fn passable(&self, id: BlockId, rules: &PlanRules<'_>) -> bool {
+        self.part_of(id, rules).is_some()
+    }
+
+    fn part_of(&self, id: BlockId, rules: &PlanRules<'_>) -> Option<Part> {
+        let block = &self.blocks[id];
+        match block.state {
+            State::Free => Some(Part::Free),
+            State::Hole => Some(Part::Hole),
+            State::Dormant => {
+                let handle = self.view(block.view)?.handle;
+                (rules.usable)(handle).then_some(Part::Dormant(block.view, handle))
+            }
+            State::Quick | State::Live | State::Pending => None,
+        }
+    }
+
+    /// The pieces side by side around a gap that could be used together; returns where they end.
+    fn collect_run(&self, id: BlockId, rules: &PlanRules<'_>, run: &mut Vec<Piece>) -> Address {
+        run.clear();
+        let mut at = id;
+        let previous = self.blocks[id].previous;
+        if previous != NONE && self.blocks[previous].state == State::Free {
+            at = previous;
+        }
+        let mut end = self.blocks[id].end();
+        while at != NONE {
+            let Some(part) = self.part_of(at, rules) else {
+                break;
+            };
+            let block = &self.blocks[at];
+            run.push(Piece {
+                start: block.start,
+                bytes: block.bytes,
+                part,
+            });
+            end = block.end();
+            at = block.next;
+        }
+        end
+    }
+
+    fn plan_in_run(
+        &self,
+        run: &[Piece],
+        bytes: Bytes,
+        rules: &PlanRules<'_>,
+        best: &mut Option<Plan>,
+    ) {
+        let total: Bytes = run.iter().map(|piece| piece.bytes).sum();
+        if total < bytes {
+            return;
+        }
+        for first in 0..run.len() {
+            let Some(plan) = window(&run[first..], bytes, rules.piece_bytes) else {
+                break;
+            };
+            let better = best.as_ref().is_none_or(|best| plan.cost < best.cost);
+            if better && self.feasible(&plan, bytes, rules) {
+                *best = Some(plan);
+            }
+        }
+    }
+
+    /// Whether the memory that the window needs can be had without the memory that it covers.
+    fn feasible(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> bool {
+        let end = plan.start + bytes;
+        let woken = |handle: u32| {
+            plan.wake
+                .iter()
+                .any(|&view| self.view(view).is_some_and(|v| v.handle == handle))
+        };
+        let mut used: Bytes = plan
+            .wake
+            .iter()
+            .filter_map(|&v| self.view(v))
+            .map(|v| v.bytes)
+            .sum();
+        for idle in rules.idle {
+            if idle.address < end && plan.start < idle.address + idle.bytes {
+                if woken(idle.handle) {
+                    return false;
+                }
+                used += idle.bytes;
+            }
+        }
+        plan.fill + used <= rules.supply
+    }
+}
+
+/// The window of `bytes` that begins in the first piece, moved right where that saves memory.
+fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Plan> {
+    let mut covered = 0;
+    let mut count = 0;
+    while covered < bytes {
+        covered += pieces.get(count)?.bytes;
+        count += 1;
+    }
+    let (first, last) = (pieces[0], pieces[count - 1]);
+    let mut start = first.start;
+    if first.part == Part::Hole && count > 1 && last.part != Part::Hole {
+        // The end of the last piece is memory already: begin later in the hole instead.
+        start += align_down(covered - bytes, GRANULE).min(first.bytes - GRANULE);
+    }
+    let end = start + bytes;
+    let mut plan = Plan {
+        start,
+        gaps: Vec::new(),
+        wake: Vec::new(),
+        fill: 0,
+        cost: 0,
+    };
+    for piece in &pieces[..count] {
+        match piece.part {
+            Part::Free => {}
+            Part::Dormant(view, _) => plan.wake.push(view),
+            Part::Hole => {
+                let address = piece.start.max(align_down(start, GRANULE));
+                let piece_end = piece.start + piece.bytes;
+                let needed = align_up(end.min(piece_end) - address, GRANULE);
+                plan.gaps.push(Gap {
+                    address,
+                    bytes: needed,
+                    room: piece_end - address,
+                });
+                plan.fill += needed;
+            }
+        }
+    }
+    plan.cost = plan.fill + (plan.gaps.len() + plan.wake.len()) as u64 * piece_bytes;
+    Some(plan)
+}
