@@ -74,18 +74,9 @@ impl Allocator {
         let map = Arc::new(PageMap::new());
         let engine =
             |(index, device)| Engine::new(index as u32, device, config.clone(), Arc::clone(&map));
-        let engines = devices
-            .into_iter()
-            .enumerate()
-            .map(engine)
-            .collect::<Result<Vec<_>>>()?;
+        let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
         let direct = AtomicBool::new(!config.caching);
-        Ok(Allocator {
-            engines,
-            map,
-            config,
-            direct,
-        })
+        Ok(Allocator { engines, map, config, direct })
     }
 
     /// How many devices there are.
@@ -110,10 +101,7 @@ impl Allocator {
     fn engine(&self, device: DeviceId) -> Result<&Engine> {
         match device.index().and_then(|index| self.engines.get(index)) {
             Some(engine) => Ok(engine),
-            None => Err(Error::InvalidDevice {
-                device,
-                count: self.engines.len(),
-            }),
+            None => Err(Error::InvalidDevice { device, count: self.engines.len() }),
         }
     }
 
@@ -193,13 +181,7 @@ impl Allocator {
             let block = engine.direct_block(address)?;
             let device = engine.id();
             let (bytes, requested, stream) = (block.bytes, block.requested, block.stream);
-            Some(BlockInfo {
-                address,
-                bytes,
-                requested,
-                device,
-                stream,
-            })
+            Some(BlockInfo { address, bytes, requested, device, stream })
         })
     }
 
@@ -214,13 +196,7 @@ impl Allocator {
         let (block, stream) = engine.block_at(entry, address)?;
         let device = engine.id();
         let (bytes, requested) = (block.bytes, block.requested);
-        Ok(BlockInfo {
-            address,
-            bytes,
-            requested,
-            device,
-            stream,
-        })
+        Ok(BlockInfo { address, bytes, requested, device, stream })
     }
 
     /// The contiguous memory in which an address lies: its start and its bytes.
@@ -283,9 +259,7 @@ impl Allocator {
         if !caching {
             self.direct.store(true, Ordering::Relaxed);
         }
-        self.engines
-            .iter()
-            .for_each(|engine| engine.set_caching(caching));
+        self.engines.iter().for_each(|engine| engine.set_caching(caching));
     }
 
     /// Whether caching is on.

@@ -17,10 +17,7 @@ impl Engine {
             return Ok(0);
         }
         if bytes >= MAX_REQUEST {
-            return Err(Error::SizeTooLarge {
-                bytes,
-                max: MAX_REQUEST - 1,
-            });
+            return Err(Error::SizeTooLarge { bytes, max: MAX_REQUEST - 1 });
         }
         let index = self.shard_for(stream)?;
         if self.flags.load(Ordering::Relaxed) != 0
@@ -41,13 +38,11 @@ impl Engine {
 
     #[inline]
     pub(super) fn shard_for(&self, stream: StreamId) -> Result<u32> {
-        self.shards
-            .for_stream(stream)
-            .ok_or_else(|| Error::Unsupported {
-                operation: "allocating on another stream".to_owned(),
-                by: "plugalloc".to_owned(),
-                why: "a device has at most 8388608 streams".to_owned(),
-            })
+        self.shards.for_stream(stream).ok_or_else(|| Error::Unsupported {
+            operation: "allocating on another stream".to_owned(),
+            by: "plugalloc".to_owned(),
+            why: "a device has at most 8388608 streams".to_owned(),
+        })
     }
 
     /// What has to be done before an allocation while a flag is up.
@@ -88,13 +83,7 @@ impl Engine {
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
-            self.wait_for_users(
-                address,
-                Ticket {
-                    shard: entry.shard,
-                    block,
-                },
-            );
+            self.wait_for_users(address, Ticket { shard: entry.shard, block });
             return Ok(());
         }
         heap.free(block);
@@ -211,9 +200,5 @@ impl Engine {
 
 #[cold]
 pub(crate) fn foreign(address: Address) -> Error {
-    InvalidPointer {
-        address,
-        fault: PointerFault::Foreign,
-    }
-    .into()
+    InvalidPointer { address, fault: PointerFault::Foreign }.into()
 }

@@ -8,21 +8,14 @@ use crate::units::{Bytes, GRANULE};
 use parking_lot::MutexGuard;
 
 fn broken<T>(check: &str, detail: String) -> Result<T> {
-    Err(Error::Internal {
-        check: check.to_owned(),
-        detail,
-    })
+    Err(Error::Internal { check: check.to_owned(), detail })
 }
 
 impl Engine {
     /// Checks everything with everything locked; the error names the invariant that is broken.
     pub(crate) fn is_valid(&self) -> Result<()> {
         let growth = self.growth.lock();
-        let heaps: Vec<_> = self
-            .shards
-            .iter()
-            .map(|(_, shard)| shard.heap.lock())
-            .collect();
+        let heaps: Vec<_> = self.shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
         for heap in &heaps {
             heap.is_valid()?;
         }
@@ -36,9 +29,7 @@ impl Engine {
             let places = handle.active.iter().map(|place| (place, true));
             let dormant = handle.dormant.iter().map(|place| (place, false));
             for (place, active) in places.chain(dormant) {
-                let view = heaps
-                    .get(place.shard as usize)
-                    .and_then(|heap| heap.view(place.view));
+                let view = heaps.get(place.shard as usize).and_then(|heap| heap.view(place.view));
                 let matches = view.is_some_and(|view| {
                     let same = (view.handle, view.address) == (number, place.address);
                     same && view.bytes == handle.bytes && view.active == active
@@ -68,11 +59,7 @@ impl Engine {
             }
             for (address, slot) in heap.page_slots() {
                 let shard = index as u32;
-                let expected = PageEntry {
-                    device: self.index,
-                    shard,
-                    slot,
-                };
+                let expected = PageEntry { device: self.index, shard, slot };
                 if self.map.get(address) != Some(expected) {
                     return broken("the address map finds every page", format!("{address:#x}"));
                 }

@@ -45,25 +45,14 @@ impl Engine {
         };
         let Some(address) = address else {
             self.count_out_of_memory();
-            let request = super::grow::Request {
-                shard,
-                requested,
-                bytes,
-                kind,
-            };
+            let request = super::grow::Request { shard, requested, bytes, kind };
             return Err(self.out_of_memory(&mut growth, request));
         };
         growth.store.count_taken(bytes);
         growth.store.count_serving(kind, bytes);
         drop(growth);
         self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
-        let block = DirectBlock {
-            shard,
-            bytes,
-            kind,
-            requested,
-            stream,
-        };
+        let block = DirectBlock { shard, bytes, kind, requested, stream };
         self.direct.blocks.lock().insert(address, block);
         Ok(address)
     }

@@ -8,7 +8,7 @@ use parking_lot::MutexGuard;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
-use crate::heap::{ArenaKind, Gap, Heap, IdleView, Plan, PlanRules, metric};
+use crate::heap::{ArenaKind, Gap, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
 use crate::pages::{PageEntry, Place};
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -30,6 +30,15 @@ pub(super) enum Effort {
     Reshape,
 }
 
+/// What a stage may use.
+struct Supply {
+    idle: Vec<Idle>,
+    /// How much may be taken from the device without a second thought, and at most.
+    ready: Bytes,
+    most: Bytes,
+    effort: Effort,
+}
+
 /// An idle view of any heap.
 #[derive(Clone, Copy, Debug)]
 struct Idle {
@@ -42,12 +51,7 @@ impl Engine {
     #[cold]
     pub(super) fn allocate_slow(&self, shard: u32, requested: Bytes) -> Result<Address> {
         let (kind, bytes) = self.size_of(requested);
-        let request = Request {
-            shard,
-            requested,
-            bytes,
-            kind,
-        };
+        let request = Request { shard, requested, bytes, kind };
         self.poll_deferred()?;
         let mut growth = self.growth.lock();
         self.collect_garbage(&mut growth, bytes);
@@ -90,40 +94,45 @@ impl Engine {
         request: Request,
         effort: Effort,
     ) -> Result<Option<Address>> {
-        let mut own = Vec::new();
-        heap.idle_views(&mut own);
-        let own: Vec<Idle> = own
-            .into_iter()
-            .map(|view| Idle {
-                shard: request.shard,
-                view,
-            })
-            .collect();
         let (live, peak) = self.peaks.estimate(metric::BYTES, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
-        let free_growth = self
-            .policy
-            .free_growth(reserved, live_peak)
-            .min(growth.store.headroom());
-        if let Some(address) =
-            self.grow_from(growth, heap, request, &mut own.clone(), free_growth, effort)?
-        {
-            return Ok(Some(address));
-        }
-        let mut idle = own;
-        if self.policy.steal {
-            self.idle_of_others(request.shard, &mut idle);
-        }
+        let ready = self.policy.free_growth(reserved, live_peak).min(growth.store.headroom());
         let most = match effort {
-            Effort::Usual => growth
-                .store
-                .headroom()
-                .min(self.total.saturating_sub(reserved)),
+            Effort::Usual => growth.store.headroom().min(self.total.saturating_sub(reserved)),
             // Others may hold memory of the device, or have given some back.
             Effort::Reshape => growth.store.headroom().min(self.device.memory_info()?.free),
         };
-        self.grow_from(growth, heap, request, &mut idle, most, effort)
+        let mut found = Vec::new();
+        heap.idle_views(&mut found);
+        let own: Vec<Idle> =
+            found.into_iter().map(|view| Idle { shard: request.shard, view }).collect();
+        let supply = Supply { idle: own, ready, most: ready, effort: Effort::Usual };
+        if let Some(address) = self.grow_from(growth, heap, request, supply)? {
+            return Ok(Some(address));
+        }
+        // With idle memory of every heap; then also with handles that are too long, cut up; then with as
+        // much growth as is needed beyond that.
+        let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
+        for (most, effort) in stages {
+            let idle = self.all_idle(request.shard, heap);
+            let supply = Supply { idle, ready: ready.min(most), most, effort };
+            if let Some(address) = self.grow_from(growth, heap, request, supply)? {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The idle views of all heaps whose memory may serve this one.
+    fn all_idle(&self, own: u32, heap: &mut MutexGuard<'_, Heap>) -> Vec<Idle> {
+        let mut found = Vec::new();
+        heap.idle_views(&mut found);
+        let mut idle: Vec<Idle> = found.into_iter().map(|view| Idle { shard: own, view }).collect();
+        if self.policy.steal {
+            self.idle_of_others(own, &mut idle);
+        }
+        idle
     }
 
     /// Adds the idle views of all other heaps, whose kept blocks are given back first.
@@ -137,33 +146,31 @@ impl Engine {
         }
     }
 
-    /// Plans with these idle views and so much growth, and carries the plan out.
+    /// Plans with this supply, and carries the plan out.
     fn grow_from(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: &mut Vec<Idle>,
-        growable: Bytes,
-        effort: Effort,
+        mut supply: Supply,
     ) -> Result<Option<Address>> {
-        let Some(plan) = self.plan(growth, heap, request, idle, growable)? else {
+        let Some(plan) = self.plan(growth, heap, request, &supply)? else {
             return Ok(None);
         };
-        let window = (plan.start, plan.start + request.bytes);
-        idle.retain(|idle| {
+        let (start, end) = (plan.start, plan.start + request.bytes);
+        supply.idle.retain(|idle| {
             let view = &idle.view;
-            let overlaps = view.address < window.1 && window.0 < view.address + view.bytes;
+            let overlaps = view.address < end && start < view.address + view.bytes;
             idle.shard != request.shard || !overlaps
         });
+        supply.most = supply.ready + plan.excess;
         for &view in &plan.wake {
-            if !self.wake(growth, heap, request.shard, view, idle)? {
+            if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
                 return Ok(None);
             }
         }
-        let mut budget = growable;
         for gap in &plan.gaps {
-            if !self.fill(growth, heap, request, *gap, idle, &mut budget, effort)? {
+            if !self.fill(growth, heap, request, *gap, &mut supply)? {
                 return Ok(None);
             }
         }
@@ -175,34 +182,25 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: &[Idle],
-        growable: Bytes,
+        supply: &Supply,
     ) -> Result<Option<Plan>> {
-        let own: Vec<IdleView> = idle
-            .iter()
-            .filter(|idle| idle.shard == request.shard)
-            .map(|i| i.view)
-            .collect();
-        let handles: HashSet<u32> = idle
-            .iter()
-            .map(|idle| idle.view.handle)
-            .chain(growth.store.spare.iter().copied())
-            .collect();
-        let spare: Bytes = growth
-            .store
-            .spare
-            .iter()
-            .filter_map(|&s| growth.store.handle(s))
-            .map(|h| h.bytes)
-            .sum();
-        let idle_bytes: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
+        let store = &growth.store;
+        let own = supply.idle.iter().filter(|idle| idle.shard == request.shard);
+        let own = IdleSpans::new(own.map(|idle| &idle.view));
+        let spare = store.spare.iter().copied();
+        let handles: HashSet<u32> =
+            supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()).collect();
+        let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
+        let idle: Bytes = supply.idle.iter().map(|idle| idle.view.bytes).sum();
         let rules = PlanRules {
-            supply: growable.saturating_add(idle_bytes).saturating_add(spare),
+            supply: supply.ready.saturating_add(idle).saturating_add(spare),
+            excess_max: supply.most - supply.ready,
             idle: &own,
             usable: &|handle| handles.contains(&handle),
             piece_bytes: self.policy.piece_bytes,
         };
-        if rules.supply.saturating_add(heap.cached()) < request.bytes {
+        let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());
+        if most < request.bytes {
             return Ok(None);
         }
         let plan = heap.plan(request.bytes, request.kind, &rules);
@@ -248,11 +246,7 @@ impl Engine {
         let Some(number) = heap.view(view).map(|view| view.handle) else {
             return Ok(false);
         };
-        if growth
-            .store
-            .handle(number)
-            .is_some_and(|handle| handle.active.is_some())
-        {
+        if growth.store.handle(number).is_some_and(|handle| handle.active.is_some()) {
             let Some(at) = idle.iter().position(|idle| idle.view.handle == number) else {
                 return Ok(false);
             };
@@ -267,52 +261,28 @@ impl Engine {
         let Some(slots) = heap.reactivate(view) else {
             return Ok(false);
         };
-        growth.store.activate(
-            number,
-            Place {
-                shard,
-                view,
-                address,
-                kind,
-            },
-        );
+        growth.store.activate(number, Place { shard, view, address, kind });
         self.publish(shard, &slots);
         Ok(true)
     }
 
-    /// Fills a gap with handles: spare ones, new ones within the budget, stolen ones, new ones at last.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one step of one algorithm, with all of its state"
-    )]
+    /// Fills a gap with handles: spare ones, new ones as far as ready, stolen ones, new ones at last.
     fn fill(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         gap: Gap,
-        idle: &mut Vec<Idle>,
-        budget: &mut Bytes,
-        effort: Effort,
+        supply: &mut Supply,
     ) -> Result<bool> {
         let mut filled = 0;
         while filled < gap.bytes {
-            let remaining = gap.bytes - filled;
-            let room = gap.room - filled;
-            let taken = self.obtain(
-                growth,
-                heap,
-                request,
-                (remaining, room),
-                idle,
-                budget,
-                effort,
-            )?;
-            let Some(number) = taken else {
+            let (remaining, room) = (gap.bytes - filled, gap.room - filled);
+            let Some(number) = self.obtain(growth, heap, request, (remaining, room), supply)?
+            else {
                 return Ok(false);
             };
-            let address = gap.address + filled;
-            filled += self.place(growth, heap, request, number, address)?;
+            filled += self.place(growth, heap, request, number, gap.address + filled)?;
         }
         Ok(true)
     }
@@ -329,107 +299,80 @@ impl Engine {
         growth.store.map(number, address)?;
         let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
         if let Some((view, slots)) = heap.attach(address, bytes, number) {
-            growth.store.activate(
-                number,
-                Place {
-                    shard,
-                    view,
-                    address,
-                    kind,
-                },
-            );
+            growth.store.activate(number, Place { shard, view, address, kind });
             self.publish(shard, &slots);
         }
         Ok(bytes)
     }
 
     /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare afterwards.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one step of one algorithm, with all of its state"
-    )]
     fn obtain(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         (remaining, room): (Bytes, Bytes),
-        idle: &mut Vec<Idle>,
-        budget: &mut Bytes,
-        effort: Effort,
+        supply: &mut Supply,
     ) -> Result<Option<u32>> {
         let spare = growth.store.spare.iter().copied();
         let sized: Vec<(u32, Bytes)> = spare
-            .filter_map(|number| {
-                growth
-                    .store
-                    .handle(number)
-                    .map(|handle| (number, handle.bytes))
-            })
+            .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
             .collect();
         if let Some(at) = best_size(sized.iter().map(|s| s.1), remaining, room) {
             return Ok(Some(sized[at].0));
         }
-        let live = self.peaks.estimate(metric::BYTES, heap);
-        let reserved = growth.store.reserved.current as Bytes;
-        let prefer = self
-            .policy
-            .free_growth(reserved, live.1.max(0) as Bytes + request.bytes);
         let size = self.policy.handle_size(request.bytes, remaining);
-        if size <= prefer.min(*budget)
+        if size <= supply.ready
             && let Some(number) = growth.store.create(size)?
         {
-            *budget -= size;
+            supply.ready -= size;
+            supply.most -= size;
             return Ok(Some(number));
         }
-        while let Some(at) = best_size(idle.iter().map(|idle| idle.view.bytes), remaining, room) {
-            let source = idle.swap_remove(at);
+        let sizes = |idle: &[Idle]| best_size(idle.iter().map(|i| i.view.bytes), remaining, room);
+        while let Some(at) = sizes(&supply.idle) {
+            let source = supply.idle.swap_remove(at);
             if self.take_from(growth, heap, request.shard, source)? {
                 return Ok(Some(source.view.handle));
             }
         }
-        self.make(growth, heap, request, remaining, idle, budget, effort)
+        self.make(growth, heap, request, remaining, supply)
     }
 
     /// Makes a handle, smaller if need be; at last out of the memory of idle ones of a wrong size.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one step of one algorithm, with all of its state"
-    )]
     fn make(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         remaining: Bytes,
-        idle: &mut Vec<Idle>,
-        budget: &mut Bytes,
-        effort: Effort,
+        supply: &mut Supply,
     ) -> Result<Option<u32>> {
         loop {
             let mut size = self.policy.handle_size(request.bytes, remaining);
             while size >= GRANULE {
-                if let Some(number) = growth.store.create(size)? {
-                    *budget = budget.saturating_sub(size);
+                if size <= supply.most
+                    && let Some(number) = growth.store.create(size)?
+                {
+                    supply.most -= size;
+                    supply.ready = supply.ready.saturating_sub(size);
                     return Ok(Some(number));
                 }
                 size /= 2;
             }
-            if effort != Effort::Reshape {
+            if supply.effort != Effort::Reshape {
                 return Ok(None);
             }
             // Every idle handle is longer than the hole by now: the shortest loses least.
-            let shortest = idle
-                .iter()
-                .enumerate()
-                .min_by_key(|(_, idle)| idle.view.bytes);
+            let shortest = supply.idle.iter().enumerate().min_by_key(|(_, idle)| idle.view.bytes);
             let Some((at, _)) = shortest else {
                 return Ok(None);
             };
-            let source = idle.swap_remove(at);
+            let source = supply.idle.swap_remove(at);
             if self.take_from(growth, heap, request.shard, source)? {
                 let shard = (request.shard, &mut *heap);
                 self.dissolve(growth, Some(shard), source.view.handle)?;
+                supply.most += source.view.bytes;
             }
         }
     }
@@ -468,14 +411,7 @@ impl Engine {
     /// Tells the address map of new memory of a heap.
     pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
         for &(address, slot) in slots {
-            self.map.set(
-                address,
-                PageEntry {
-                    device: self.index,
-                    shard,
-                    slot,
-                },
-            );
+            self.map.set(address, PageEntry { device: self.index, shard, slot });
         }
     }
 

@@ -111,10 +111,7 @@ impl Engine {
             flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
             polls: AtomicU32::new(0),
             peaks: Peaks::new(),
-            growth: Mutex::new(Growth {
-                store,
-                counters: Counters::default(),
-            }),
+            growth: Mutex::new(Growth { store, counters: Counters::default() }),
             deferred: Mutex::new(Deferred::new(Arc::clone(&device))),
             direct: Direct::default(),
             ooms: AtomicU64::new(0),
@@ -146,11 +143,7 @@ impl Engine {
             });
         }
         let limited = fraction < 1.0;
-        let limit = if limited {
-            (self.total as f64 * fraction) as Bytes
-        } else {
-            Bytes::MAX
-        };
+        let limit = if limited { (self.total as f64 * fraction) as Bytes } else { Bytes::MAX };
         self.growth.lock().store.limit = limit;
         self.fraction_limited.store(limited, Ordering::Relaxed);
         Ok(())
@@ -179,10 +172,7 @@ impl Engine {
 
     /// The largest cached block of any stream.
     pub(crate) fn largest_free_block(&self) -> Bytes {
-        let sizes = self
-            .shards
-            .iter()
-            .map(|(_, shard)| shard.heap.lock().largest_free());
+        let sizes = self.shards.iter().map(|(_, shard)| shard.heap.lock().largest_free());
         sizes.max().unwrap_or(0)
     }
 

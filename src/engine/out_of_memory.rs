@@ -41,9 +41,7 @@ impl Engine {
         if cached > 0 {
             report.fragmentation = 1.0 - report.largest_free_block as f64 / cached as f64;
         }
-        report
-            .streams
-            .sort_by_key(|usage| std::cmp::Reverse(usage.allocated + usage.cached));
+        report.streams.sort_by_key(|usage| std::cmp::Reverse(usage.allocated + usage.cached));
         report.streams.truncate(STREAMS);
         report.hint = self.hint(&report, cached);
         Error::OutOfMemory(Box::new(report))

@@ -144,10 +144,7 @@ impl Peaks {
         let state = self.state.lock();
         let others = state.total[metric] - heap.turn.folded[metric];
         let now = others + heap.tally.current[metric];
-        (
-            now,
-            state.peak[metric].max(others + heap.tally.window[metric]),
-        )
+        (now, state.peak[metric].max(others + heap.tally.window[metric]))
     }
 }
 

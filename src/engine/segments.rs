@@ -44,9 +44,7 @@ impl Engine {
         debug_assert!(base.is_multiple_of(GRANULE));
         growth.store.count_taken(bytes);
         growth.store.count_serving(request.kind, bytes);
-        growth
-            .counters
-            .segment_taken(bytes, request.kind, self.config.max_split_size);
+        growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
         let slots = heap.add_segment(base, bytes, request.kind);
         self.publish(request.shard, &slots);
         Ok(heap.allocate(request.requested, request.bytes))
@@ -71,9 +69,7 @@ impl Engine {
                 self.retract(base, bytes);
                 growth.store.count_given(bytes);
                 growth.store.count_idle(kind, bytes);
-                growth
-                    .counters
-                    .segment_given(bytes, kind, self.config.max_split_size);
+                growth.counters.segment_given(bytes, kind, self.config.max_split_size);
                 released += bytes;
             }
         }

@@ -51,12 +51,7 @@ impl Shards {
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&Shard> {
         let (bucket, offset) = place_of(index as usize);
-        self.buckets
-            .get(bucket)?
-            .get()?
-            .get(offset)?
-            .get()
-            .map(Box::as_ref)
+        self.buckets.get(bucket)?.get()?.get(offset)?.get().map(Box::as_ref)
     }
 
     /// How many there are; all lower numbers are valid.
@@ -92,11 +87,7 @@ impl Shards {
             .get(bucket)?
             .get_or_init(|| (0..FIRST << bucket).map(|_| OnceLock::new()).collect());
         let heap = Mutex::new(Heap::new());
-        let shard = Box::new(Shard {
-            heap,
-            stream,
-            pool: PoolId::DEFAULT,
-        });
+        let shard = Box::new(Shard { heap, stream, pool: PoolId::DEFAULT });
         bucket[offset].set(shard).ok()?;
         self.count.store(index + 1, Ordering::Release);
         self.directory.insert(stream, index as u32);
@@ -127,11 +118,7 @@ impl Directory {
     fn new() -> Self {
         let tables: [OnceLock<Box<[Entry]>>; 20] = std::array::from_fn(|_| OnceLock::new());
         tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::default()).collect());
-        Directory {
-            tables,
-            current: AtomicUsize::new(0),
-            used: AtomicUsize::new(0),
-        }
+        Directory { tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
     }
 
     #[inline]
@@ -166,11 +153,7 @@ impl Directory {
         for entry in table.iter() {
             let old = entry.index.load(Ordering::Relaxed);
             if old != 0 {
-                insert_into(
-                    next,
-                    StreamId(entry.stream.load(Ordering::Relaxed)),
-                    old - 1,
-                );
+                insert_into(next, StreamId(entry.stream.load(Ordering::Relaxed)), old - 1);
             }
         }
         insert_into(next, stream, index);

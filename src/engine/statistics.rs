@@ -24,11 +24,7 @@ pub(crate) struct Counters {
 
 impl Counters {
     fn stats(&mut self) -> [&mut Stat; 4] {
-        let StatArray {
-            all,
-            small_pool,
-            large_pool,
-        } = &mut self.segment;
+        let StatArray { all, small_pool, large_pool } = &mut self.segment;
         [all, small_pool, large_pool, &mut self.oversize_segments]
     }
 
@@ -66,18 +62,10 @@ impl Engine {
         let stat = |k: usize| {
             let allocated = added[k] - base.added[k];
             let freed = allocated - (current[k] - base.current[k]);
-            Stat {
-                current: current[k],
-                peak: peak[k],
-                allocated,
-                freed,
-            }
+            Stat { current: current[k], peak: peak[k], allocated, freed }
         };
-        let array = |k: usize| StatArray {
-            all: stat(k),
-            small_pool: stat(k + 1),
-            large_pool: stat(k + 2),
-        };
+        let array =
+            |k: usize| StatArray { all: stat(k), small_pool: stat(k + 1), large_pool: stat(k + 2) };
         DeviceStatistics {
             allocation: array(metric::COUNT),
             segment: growth.counters.segment,
@@ -138,8 +126,6 @@ impl Engine {
     /// Bytes that live allocations hold, now.
     pub(crate) fn allocated(&self) -> Bytes {
         let heaps = self.shards.iter();
-        heaps
-            .map(|(_, shard)| shard.heap.lock().tally.current[metric::BYTES] as Bytes)
-            .sum()
+        heaps.map(|(_, shard)| shard.heap.lock().tally.current[metric::BYTES] as Bytes).sum()
     }
 }

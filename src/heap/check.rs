@@ -7,10 +7,7 @@ use crate::error::Error;
 use crate::units::{Bytes, GRANULE};
 
 fn broken<T>(check: &str, detail: String) -> Result<T, Error> {
-    Err(Error::Internal {
-        check: check.to_owned(),
-        detail,
-    })
+    Err(Error::Internal { check: check.to_owned(), detail })
 }
 
 impl Heap {
@@ -23,11 +20,7 @@ impl Heap {
             seen += self.check_range(range, &mut counted, &mut free_bytes)?;
         }
         if seen != self.blocks.len() {
-            let detail = format!(
-                "{} blocks in ranges, {} in the table",
-                seen,
-                self.blocks.len()
-            );
+            let detail = format!("{} blocks in ranges, {} in the table", seen, self.blocks.len());
             return broken("every block lies in a range", detail);
         }
         for (arena, bytes) in self.arenas.iter().zip(free_bytes) {
@@ -36,23 +29,15 @@ impl Heap {
                 return broken("free index holds every free block", detail);
             }
             let indexed = arena.free.at_least(&self.blocks, 1);
-            let wrong = indexed
-                .filter(|&id| self.blocks[id].state != State::Free)
-                .count();
+            let wrong = indexed.filter(|&id| self.blocks[id].state != State::Free).count();
             if wrong > 0 {
-                return broken(
-                    "free index holds free blocks only",
-                    format!("{wrong} others"),
-                );
+                return broken("free index holds free blocks only", format!("{wrong} others"));
             }
         }
         self.check_quick()?;
         self.check_views()?;
         if counted.current != self.tally.current {
-            let detail = format!(
-                "counted {:?}, kept {:?}",
-                counted.current, self.tally.current
-            );
+            let detail = format!("counted {:?}, kept {:?}", counted.current, self.tally.current);
             return broken("tally equals the blocks", detail);
         }
         Ok(())
@@ -114,10 +99,7 @@ impl Heap {
         let backed = !matches!(block.state, State::Hole | State::Dormant);
         let mut at = block.start / GRANULE * GRANULE;
         while at < block.end() {
-            let slot = range
-                .slots
-                .get(((at - range.base) / GRANULE) as usize)
-                .copied();
+            let slot = range.slots.get(((at - range.base) / GRANULE) as usize).copied();
             let has = slot.and_then(|slot| self.slots.get(slot as usize));
             if has.is_some_and(|slot| slot.base == at) != backed {
                 return broken(
@@ -139,28 +121,16 @@ impl Heap {
     }
 
     fn check_quick(&self) -> Result<(), Error> {
-        let wrong = self
-            .quick
-            .iter()
-            .find(|&id| self.blocks[id].state != State::Quick);
+        let wrong = self.quick.iter().find(|&id| self.blocks[id].state != State::Quick);
         if let Some(id) = wrong {
-            return broken(
-                "quick list holds quick blocks",
-                format!("{:?}", self.blocks[id]),
-            );
+            return broken("quick list holds quick blocks", format!("{:?}", self.blocks[id]));
         }
         let bytes: Bytes = self.quick.iter().map(|id| self.blocks[id].bytes).sum();
         let count = self.quick.iter().count();
         if (bytes, count) != (self.quick.bytes, self.quick.count as usize) {
-            return broken(
-                "quick list counts its blocks",
-                format!("{bytes} bytes in {count}"),
-            );
+            return broken("quick list counts its blocks", format!("{bytes} bytes in {count}"));
         }
-        let all = self
-            .blocks()
-            .filter(|block| block.state == State::Quick)
-            .count();
+        let all = self.blocks().filter(|block| block.state == State::Quick).count();
         if all != count {
             return broken(
                 "every quick block is in the list",

@@ -69,9 +69,7 @@ impl Heap {
     /// Adds a range without memory.
     pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind) {
         let range = self.new_range(base, bytes, kind, false);
-        let id = self
-            .blocks
-            .insert(fresh(base, bytes, kind, range, State::Hole));
+        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Hole));
         self.set_first(range, id);
         self.arenas[kind as usize].gaps.insert(base, id);
     }
@@ -84,9 +82,7 @@ impl Heap {
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
         let range = self.new_range(base, bytes, kind, true);
-        let id = self
-            .blocks
-            .insert(fresh(base, bytes, kind, range, State::Free));
+        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Free));
         self.set_first(range, id);
         self.arenas[kind as usize].free.insert(&mut self.blocks, id);
         self.add_slots(range, base, bytes, kind, NO_SLOT)
@@ -94,14 +90,7 @@ impl Heap {
 
     fn new_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind, segment: bool) -> u32 {
         debug_assert!(base.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE));
-        let range = Range {
-            base,
-            bytes,
-            kind,
-            segment,
-            first: NONE,
-            slots: Vec::new(),
-        };
+        let range = Range { base, bytes, kind, segment, first: NONE, slots: Vec::new() };
         if let Some(index) = self.ranges.iter().position(Option::is_none) {
             self.ranges[index] = Some(range);
             return index as u32;
@@ -131,18 +120,14 @@ impl Heap {
     /// Forgets a segment that is one free block; its granules have no slots any more.
     pub(crate) fn remove_segment(&mut self, base: Address) {
         let found = self.ranges.iter().position(|range| {
-            range
-                .as_ref()
-                .is_some_and(|range| range.segment && range.base == base)
+            range.as_ref().is_some_and(|range| range.segment && range.base == base)
         });
         let Some(index) = found else { return };
         let Some(range) = self.ranges[index].take() else {
             return;
         };
         debug_assert_eq!(self.blocks[range.first].state, State::Free);
-        self.arenas[range.kind as usize]
-            .free
-            .remove(&mut self.blocks, range.first);
+        self.arenas[range.kind as usize].free.remove(&mut self.blocks, range.first);
         self.blocks.remove(range.first);
         for slot in range.slots {
             self.vacate_slot(slot);
@@ -176,11 +161,7 @@ impl Heap {
 
     /// Every granule of memory with its page slot.
     pub(crate) fn page_slots(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
-        let slots = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.base != Address::MAX);
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.base != Address::MAX);
         slots.map(|(number, slot)| (slot.base, number as u32))
     }
 
@@ -206,14 +187,7 @@ impl Heap {
         let kind = self.arena_of(address)?;
         let id = self.cut_hole(kind, address, bytes)?;
         let range = self.blocks[id].range;
-        let view = View {
-            address,
-            bytes,
-            handle,
-            active: true,
-            kind,
-            range,
-        };
+        let view = View { address, bytes, handle, active: true, kind, range };
         let view = self.insert_view(view);
         self.arenas[kind as usize].gaps.remove(&address);
         self.blocks[id].state = State::Free;
@@ -223,11 +197,7 @@ impl Heap {
     }
 
     fn arena_of(&self, address: Address) -> Option<ArenaKind> {
-        self.ranges
-            .iter()
-            .flatten()
-            .find(|range| range.contains(address))
-            .map(|range| range.kind)
+        self.ranges.iter().flatten().find(|range| range.contains(address)).map(|range| range.kind)
     }
 
     /// Cuts the hole over the span so that one block is exactly the span.
@@ -246,9 +216,7 @@ impl Heap {
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
-            self.arenas[kind as usize]
-                .gaps
-                .insert(address + bytes, rest);
+            self.arenas[kind as usize].gaps.insert(address + bytes, rest);
         }
         Some(id)
     }
@@ -256,14 +224,7 @@ impl Heap {
     /// Makes a view dormant on which nothing lives: its handle moves elsewhere. Gives the granules whose
     /// slots are gone.
     pub(crate) fn detach(&mut self, view: ViewId) -> bool {
-        let Some(View {
-            address,
-            bytes,
-            kind,
-            range,
-            ..
-        }) = self.view(view).cloned()
-        else {
+        let Some(View { address, bytes, kind, range, .. }) = self.view(view).cloned() else {
             return false;
         };
         let Some(id) = self.free_block_over(address, bytes, kind) else {
@@ -278,9 +239,7 @@ impl Heap {
         }
         if self.blocks[middle].bytes > bytes {
             let back = self.split(middle, bytes);
-            self.arenas[kind as usize]
-                .free
-                .insert(&mut self.blocks, back);
+            self.arenas[kind as usize].free.insert(&mut self.blocks, back);
         }
         let block = &mut self.blocks[middle];
         block.state = State::Dormant;
@@ -295,13 +254,7 @@ impl Heap {
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
-        let View {
-            address,
-            bytes,
-            kind,
-            range,
-            ..
-        } = self.view(view)?.clone();
+        let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
         let id = self.arenas[kind as usize].gaps.remove(&address)?;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
@@ -446,12 +399,7 @@ impl Heap {
             return slot;
         }
         let starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
-        self.slots.push(PageSlot {
-            base,
-            unit_shift,
-            view,
-            starts,
-        });
+        self.slots.push(PageSlot { base, unit_shift, view, starts });
         (self.slots.len() - 1) as u32
     }
 

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use block::{BlockId, NONE, State};
 pub(crate) use layout::{IdleView, ViewId};
-pub(crate) use plan::{Gap, Plan, PlanRules};
+pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
 pub(crate) use size::{ArenaKind, Divisions, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
@@ -92,10 +92,7 @@ pub(crate) struct Heap {
 
 impl Heap {
     pub(crate) fn new() -> Self {
-        let arena = || Arena {
-            free: FreeIndex::new(),
-            gaps: BTreeMap::new(),
-        };
+        let arena = || Arena { free: FreeIndex::new(), gaps: BTreeMap::new() };
         Heap {
             blocks: BlockTable::default(),
             arenas: [arena(), arena()],
@@ -136,9 +133,7 @@ impl Heap {
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
             self.blocks[rest].state = State::Free;
-            self.arenas[kind as usize]
-                .free
-                .insert(&mut self.blocks, rest);
+            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
         }
         let block = &mut self.blocks[id];
         block.state = State::Live;
@@ -165,9 +160,7 @@ impl Heap {
             let rest = self.split(id, front);
             self.blocks[rest].state = State::Free;
             self.arenas[kind as usize].free.insert(&mut self.blocks, id);
-            self.arenas[kind as usize]
-                .free
-                .insert(&mut self.blocks, rest);
+            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
             id = rest;
         }
         Some(self.carve(id, requested, bytes))
@@ -223,8 +216,7 @@ impl Heap {
     pub(crate) fn complete(&mut self, id: BlockId) {
         let block = &self.blocks[id];
         debug_assert_eq!(block.state, State::Pending);
-        self.tally
-            .complete(block.arena, block.bytes, block.requested);
+        self.tally.complete(block.arena, block.bytes, block.requested);
         self.give_back(id);
     }
 
@@ -307,11 +299,7 @@ impl Heap {
     }
 
     fn block_over(&self, address: Address) -> Option<&Block> {
-        let range = self
-            .ranges
-            .iter()
-            .flatten()
-            .find(|range| range.contains(address))?;
+        let range = self.ranges.iter().flatten().find(|range| range.contains(address))?;
         let mut id = range.first;
         while id != NONE {
             let block = &self.blocks[id];
@@ -356,28 +344,14 @@ impl Heap {
 
     /// The size of the largest block that could be handed out without new memory.
     pub(crate) fn largest_free(&self) -> Bytes {
-        let kept = self
-            .quick
-            .iter()
-            .map(|id| self.blocks[id].bytes)
-            .max()
-            .unwrap_or(0);
-        let free = self
-            .arenas
-            .iter()
-            .map(|arena| arena.free.largest(&self.blocks))
-            .max();
+        let kept = self.quick.iter().map(|id| self.blocks[id].bytes).max().unwrap_or(0);
+        let free = self.arenas.iter().map(|arena| arena.free.largest(&self.blocks)).max();
         kept.max(free.unwrap_or(0))
     }
 
     /// Bytes that have memory behind them and nobody in them.
     pub(crate) fn cached(&self) -> Bytes {
-        self.quick.bytes
-            + self
-                .arenas
-                .iter()
-                .map(|arena| arena.free.bytes)
-                .sum::<Bytes>()
+        self.quick.bytes + self.arenas.iter().map(|arena| arena.free.bytes).sum::<Bytes>()
     }
 
     /// Counts an allocation of the heap's stream that is not in the heap's blocks.

@@ -6,18 +6,56 @@ use super::block::{BlockId, NONE, State};
 use super::layout::{IdleView, ViewId};
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
+use std::collections::HashSet;
 
 /// What a plan may count on.
 pub(crate) struct PlanRules<'a> {
-    /// Bytes of physical memory that can be had: idle handles anywhere, and growth.
+    /// Bytes of physical memory that can be had readily: idle handles anywhere, and some growth.
     pub(crate) supply: Bytes,
+    /// How much more than that a plan may need.
+    pub(crate) excess_max: Bytes,
     /// The idle views of this heap; a window that covers one uses it up.
-    pub(crate) idle: &'a [IdleView],
+    pub(crate) idle: &'a IdleSpans,
     /// Whether the handle of a dormant view is idle where it is now.
     pub(crate) usable: &'a dyn Fn(u32) -> bool,
-    /// What one byte of new memory and one piece to be mapped cost against each other: a window that
-    /// needs fewer pieces may need this many bytes more for each.
+    /// How many bytes more a window may take for each piece fewer that has to be mapped.
     pub(crate) piece_bytes: Bytes,
+}
+
+/// The idle views of one heap by address, with sums, so that what a window covers is found quickly.
+#[derive(Debug, Default)]
+pub(crate) struct IdleSpans {
+    /// Start, end, handle.
+    spans: Vec<(Address, Address, u32)>,
+    /// Bytes of all spans before each, and of all at last.
+    before: Vec<Bytes>,
+}
+
+impl IdleSpans {
+    pub(crate) fn new<'a>(views: impl Iterator<Item = &'a IdleView>) -> Self {
+        let mut spans: Vec<_> =
+            views.map(|view| (view.address, view.address + view.bytes, view.handle)).collect();
+        spans.sort_unstable();
+        let mut before = Vec::with_capacity(spans.len() + 1);
+        let mut sum = 0;
+        for (start, end, _) in &spans {
+            before.push(sum);
+            sum += end - start;
+        }
+        before.push(sum);
+        IdleSpans { spans, before }
+    }
+
+    /// Bytes of all views.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.before.last().copied().unwrap_or(0)
+    }
+
+    fn over(&self, start: Address, end: Address) -> std::ops::Range<usize> {
+        let first = self.spans.partition_point(|span| span.1 <= start);
+        let last = self.spans.partition_point(|span| span.0 < end);
+        first..last.max(first)
+    }
 }
 
 /// A span without memory that the window needs filled.
@@ -38,6 +76,8 @@ pub(crate) struct Plan {
     pub(crate) wake: Vec<ViewId>,
     /// Bytes of the gaps.
     pub(crate) fill: Bytes,
+    /// What is needed beyond the ready supply.
+    pub(crate) excess: Bytes,
     cost: Bytes,
 }
 
@@ -107,11 +147,7 @@ impl Heap {
                 break;
             };
             let block = &self.blocks[at];
-            run.push(Piece {
-                start: block.start,
-                bytes: block.bytes,
-                part,
-            });
+            run.push(Piece { start: block.start, bytes: block.bytes, part });
             end = block.end();
             at = block.next;
         }
@@ -130,39 +166,41 @@ impl Heap {
             return;
         }
         for first in 0..run.len() {
-            let Some(plan) = window(&run[first..], bytes, rules.piece_bytes) else {
+            let Some(mut plan) = window(&run[first..], bytes, rules.piece_bytes) else {
                 break;
             };
-            let better = best.as_ref().is_none_or(|best| plan.cost < best.cost);
-            if better && self.feasible(&plan, bytes, rules) {
+            let Some(needed) = self.needed(&plan, bytes, rules) else {
+                continue;
+            };
+            plan.excess = needed.saturating_sub(rules.supply);
+            let key = (plan.excess, plan.cost);
+            if plan.excess <= rules.excess_max
+                && best.as_ref().is_none_or(|best| key < (best.excess, best.cost))
+            {
                 *best = Some(plan);
             }
         }
     }
 
-    /// Whether the memory that the window needs can be had without the memory that it covers.
-    fn feasible(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> bool {
-        let end = plan.start + bytes;
-        let woken = |handle: u32| {
-            plan.wake
-                .iter()
-                .any(|&view| self.view(view).is_some_and(|v| v.handle == handle))
-        };
-        let mut used: Bytes = plan
-            .wake
-            .iter()
-            .filter_map(|&v| self.view(v))
-            .map(|v| v.bytes)
-            .sum();
-        for idle in rules.idle {
-            if idle.address < end && plan.start < idle.address + idle.bytes {
-                if woken(idle.handle) {
-                    return false;
+    /// How much of the supply the window takes: what it needs filled, and what idle memory it covers.
+    /// `None` where it would need one handle at two places.
+    fn needed(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Bytes> {
+        let over = rules.idle.over(plan.start, plan.start + bytes);
+        let covered = rules.idle.before[over.end] - rules.idle.before[over.start];
+        let mut woken = 0;
+        if !plan.wake.is_empty() {
+            let mut handles = HashSet::with_capacity(plan.wake.len());
+            for view in plan.wake.iter().filter_map(|&view| self.view(view)) {
+                woken += view.bytes;
+                if !handles.insert(view.handle) {
+                    return None;
                 }
-                used += idle.bytes;
+            }
+            if rules.idle.spans[over].iter().any(|span| handles.contains(&span.2)) {
+                return None;
             }
         }
-        plan.fill + used <= rules.supply
+        Some(plan.fill + covered + woken)
     }
 }
 
@@ -181,13 +219,7 @@ fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Plan> {
         start += align_down(covered - bytes, GRANULE).min(first.bytes - GRANULE);
     }
     let end = start + bytes;
-    let mut plan = Plan {
-        start,
-        gaps: Vec::new(),
-        wake: Vec::new(),
-        fill: 0,
-        cost: 0,
-    };
+    let mut plan = Plan { start, gaps: Vec::new(), wake: Vec::new(), fill: 0, excess: 0, cost: 0 };
     for piece in &pieces[..count] {
         match piece.part {
             Part::Free => {}
@@ -196,11 +228,7 @@ fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Plan> {
                 let address = piece.start.max(align_down(start, GRANULE));
                 let piece_end = piece.start + piece.bytes;
                 let needed = align_up(end.min(piece_end) - address, GRANULE);
-                plan.gaps.push(Gap {
-                    address,
-                    bytes: needed,
-                    room: piece_end - address,
-                });
+                plan.gaps.push(Gap { address, bytes: needed, room: piece_end - address });
                 plan.fill += needed;
             }
         }

@@ -33,16 +33,8 @@ fn slot_of(bytes: Bytes) -> usize {
 
 impl QuickList {
     pub(crate) fn new() -> Self {
-        let empty = Slot {
-            bytes: 0,
-            ids: [0; DEPTH],
-            len: 0,
-        };
-        QuickList {
-            slots: Box::new([empty; SLOTS]),
-            count: 0,
-            bytes: 0,
-        }
+        let empty = Slot { bytes: 0, ids: [0; DEPTH], len: 0 };
+        QuickList { slots: Box::new([empty; SLOTS]), count: 0, bytes: 0 }
     }
 
     /// A block of exactly `bytes`.
@@ -88,8 +80,6 @@ impl QuickList {
 
     /// Every block kept.
     pub(crate) fn iter(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.slots
-            .iter()
-            .flat_map(|slot| slot.ids[..slot.len as usize].iter().copied())
+        self.slots.iter().flat_map(|slot| slot.ids[..slot.len as usize].iter().copied())
     }
 }

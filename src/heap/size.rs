@@ -23,11 +23,7 @@ impl ArenaKind {
     /// The arena that serves a request of `bytes`.
     #[inline]
     pub(crate) fn of(bytes: Bytes) -> ArenaKind {
-        if bytes <= SMALL_MAX {
-            ArenaKind::Small
-        } else {
-            ArenaKind::Large
-        }
+        if bytes <= SMALL_MAX { ArenaKind::Small } else { ArenaKind::Large }
     }
 
     /// log2 of the unit to which sizes and addresses in this arena are rounded.
@@ -61,10 +57,7 @@ pub(crate) struct Divisions([u32; 16]);
 impl Divisions {
     /// `None` where no class is divided, so that the hot path has one thing to ask.
     pub(crate) fn new(by_class: [u32; 16]) -> Option<Divisions> {
-        by_class
-            .iter()
-            .any(|&n| n > 1)
-            .then_some(Divisions(by_class))
+        by_class.iter().any(|&n| n > 1).then_some(Divisions(by_class))
     }
 
     /// The request rounded up to the next step of its class.
@@ -109,10 +102,7 @@ mod tests {
         let mut bytes = SMALL_UNIT;
         while bytes < 1 << 46 {
             let bin = bin_of(bytes);
-            assert!(
-                bin >= last && bin < BIN_COUNT,
-                "{bytes} bytes in bin {bin} after {last}"
-            );
+            assert!(bin >= last && bin < BIN_COUNT, "{bytes} bytes in bin {bin} after {last}");
             last = bin;
             bytes += (bytes / 100).max(SMALL_UNIT) / SMALL_UNIT * SMALL_UNIT;
         }

@@ -37,9 +37,7 @@ impl std::fmt::Debug for PageMap {
 
 impl PageMap {
     pub(crate) fn new() -> Self {
-        PageMap {
-            root: (0..ROOT).map(|_| OnceLock::new()).collect(),
-        }
+        PageMap { root: (0..ROOT).map(|_| OnceLock::new()).collect() }
     }
 
     /// To whom the granule around `address` belongs.
@@ -52,11 +50,7 @@ impl PageMap {
             return None;
         }
         let shard = ((packed >> 32) & 0x7f_ffff) as u32;
-        Some(PageEntry {
-            device: ((packed >> 55) & 0xff) as u32,
-            shard,
-            slot: packed as u32,
-        })
+        Some(PageEntry { device: ((packed >> 55) & 0xff) as u32, shard, slot: packed as u32 })
     }
 
     /// Gives the granule at `address` to a heap; false where the address is beyond 47 bits.
@@ -92,11 +86,7 @@ mod tests {
     #[test]
     fn finds_what_was_set_and_nothing_else() {
         let map = PageMap::new();
-        let entry = PageEntry {
-            device: 255,
-            shard: (1 << 23) - 1,
-            slot: u32::MAX,
-        };
+        let entry = PageEntry { device: 255, shard: (1 << 23) - 1, slot: u32::MAX };
         assert!(map.set(0x7fff_ffe0_0000, entry));
         assert_eq!(map.get(0x7fff_ffe0_1234), Some(entry));
         assert_eq!(map.get(0x7fff_ffc0_0000), None);

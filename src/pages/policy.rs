@@ -25,7 +25,7 @@ impl Policy {
     pub(crate) fn new(config: &Config) -> Self {
         Policy {
             max_handle: config.max_handle,
-            request_share: 4,
+            request_share: 8,
             slack_share: 100,
             piece_bytes: MIB,
             steal: config.steal,
@@ -34,9 +34,7 @@ impl Policy {
 
     /// The size of a new handle for a gap of `remaining` bytes left by a request of `request` bytes.
     pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes) -> Bytes {
-        let most = (request / self.request_share)
-            .clamp(GRANULE, self.max_handle)
-            .min(remaining);
+        let most = (request / self.request_share).clamp(GRANULE, self.max_handle).min(remaining);
         (1 << most.max(GRANULE).ilog2()).max(GRANULE)
     }
 

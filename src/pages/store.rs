@@ -80,9 +80,7 @@ impl Store {
 
     /// What may still be taken under the limit.
     pub(crate) fn headroom(&self) -> Bytes {
-        self.limit
-            .min(self.ceiling)
-            .saturating_sub(self.reserved.current as Bytes)
+        self.limit.min(self.ceiling).saturating_sub(self.reserved.current as Bytes)
     }
 
     /// Lets the device be asked again for more than it refused.
@@ -115,11 +113,7 @@ impl Store {
     /// What is taken from the device, as a statistic.
     pub(crate) fn reserved_bytes(&self) -> StatArray {
         let [small_pool, large_pool] = self.by_kind;
-        StatArray {
-            all: self.reserved,
-            small_pool,
-            large_pool,
-        }
+        StatArray { all: self.reserved, small_pool, large_pool }
     }
 
     pub(crate) fn reset_peaks(&mut self) {
@@ -147,12 +141,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         self.count_taken(bytes);
-        let handle = Some(Handle {
-            id,
-            bytes,
-            active: None,
-            dormant: Vec::new(),
-        });
+        let handle = Some(Handle { id, bytes, active: None, dormant: Vec::new() });
         let number = match self.vacant.pop() {
             Some(number) => {
                 self.handles[number as usize] = handle;

@@ -35,9 +35,7 @@ pub(crate) struct Deferred {
 
 impl std::fmt::Debug for Deferred {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deferred")
-            .field("waits", &self.waits.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Deferred").field("waits", &self.waits.len()).finish_non_exhaustive()
     }
 }
 
@@ -97,8 +95,7 @@ impl Deferred {
                 }
             }
         }
-        self.trackers
-            .retain(|_, tracker| !tracker.open.is_empty() || !tracker.epochs.is_empty());
+        self.trackers.retain(|_, tracker| !tracker.open.is_empty() || !tracker.epochs.is_empty());
         Ok(())
     }
 
@@ -132,9 +129,7 @@ impl Deferred {
                 self.idle_events.push(event);
                 return Err(error);
             }
-            tracker
-                .epochs
-                .push_back((event, std::mem::take(&mut tracker.open)));
+            tracker.epochs.push_back((event, std::mem::take(&mut tracker.open)));
         }
         Ok(())
     }
