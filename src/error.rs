@@ -275,6 +275,8 @@ pub enum DriverCall {
     CaptureBegin,
     CaptureEnd,
     CaptureStatus,
+    GraphLaunch,
+    GraphDestroy,
     Copy,
     Fill,
     HostFunction,
@@ -284,7 +286,7 @@ pub enum DriverCall {
 
 impl DriverCall {
     /// Every call, in declaration order.
-    pub const ALL: [DriverCall; 28] = [
+    pub const ALL: [DriverCall; 30] = [
         DriverCall::Reserve,
         DriverCall::FreeAddress,
         DriverCall::Create,
@@ -308,6 +310,8 @@ impl DriverCall {
         DriverCall::CaptureBegin,
         DriverCall::CaptureEnd,
         DriverCall::CaptureStatus,
+        DriverCall::GraphLaunch,
+        DriverCall::GraphDestroy,
         DriverCall::Copy,
         DriverCall::Fill,
         DriverCall::HostFunction,
