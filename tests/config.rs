@@ -19,11 +19,7 @@ fn refuse(text: &str) -> ConfigError {
 /// A text, the key at fault, the position, and a part of the message.
 fn assert_refused(text: &str, key: &str, position: usize, part: &str) {
     let error = refuse(text);
-    assert_eq!(
-        (error.key.as_str(), error.position),
-        (key, position),
-        "{text}: {error}"
-    );
+    assert_eq!((error.key.as_str(), error.position), (key, position), "{text}: {error}");
     assert!(error.to_string().contains(part), "{text}: {error}");
 }
 
@@ -76,10 +72,7 @@ fn keys_without_effect_are_read_and_change_nothing() {
 
 #[test]
 fn whitespace_between_tokens_is_ignored() {
-    assert_eq!(
-        parse(" steal : False ,\n max_handle_mb: 4 "),
-        parse("steal:False,max_handle_mb:4")
-    );
+    assert_eq!(parse(" steal : False ,\n max_handle_mb: 4 "), parse("steal:False,max_handle_mb:4"));
 }
 
 #[test]
@@ -99,23 +92,13 @@ fn separators_are_checked() {
 #[test]
 fn booleans_are_exact() {
     for word in ["true", "TRUE", "1", "yes", "Tru"] {
-        assert_refused(
-            &format!("caching:{word}"),
-            "caching",
-            8,
-            "expected True or False",
-        );
+        assert_refused(&format!("caching:{word}"), "caching", 8, "expected True or False");
     }
 }
 
 #[test]
 fn unknown_keys_are_named_with_the_nearest() {
-    assert_refused(
-        "steal:True,max_split_size:20",
-        "max_split_size",
-        11,
-        "'max_split_size_mb'",
-    );
+    assert_refused("steal:True,max_split_size:20", "max_split_size", 11, "'max_split_size_mb'");
     assert_refused("Caching:True", "Caching", 0, "did you mean 'caching'?");
     assert_refused("zzzzqqqqxxxx:1", "zzzzqqqqxxxx", 0, "one of backend, ");
 }
@@ -130,12 +113,7 @@ fn repeated_keys_are_refused_with_both_positions() {
 #[test]
 fn numbers_have_no_sign_no_garbage_and_no_overflow() {
     for word in ["+64", "-64", "64MB", "6_4", "0x40", "6.4", "sixty"] {
-        assert_refused(
-            &format!("max_handle_mb:{word}"),
-            "max_handle_mb",
-            14,
-            "whole number",
-        );
+        assert_refused(&format!("max_handle_mb:{word}"), "max_handle_mb", 14, "whole number");
     }
     let digits = "max_split_size_mb:99999999999999999999";
     assert_refused(digits, "max_split_size_mb", 18, "64 bits");
@@ -149,28 +127,15 @@ fn numbers_have_no_sign_no_garbage_and_no_overflow() {
         let text = format!("per_process_memory_fraction:{word}");
         assert_eq!(refuse(&text).key, "per_process_memory_fraction", "{text}");
     }
-    assert_eq!(
-        parse("per_process_memory_fraction:5e-1").memory_fraction,
-        0.5
-    );
+    assert_eq!(parse("per_process_memory_fraction:5e-1").memory_fraction, 0.5);
 }
 
 #[test]
 fn ranges_are_checked() {
-    assert_refused(
-        "large_segment_size_mb:10",
-        "large_segment_size_mb",
-        22,
-        "at least 11",
-    );
+    assert_refused("large_segment_size_mb:10", "large_segment_size_mb", 22, "at least 11");
     for fraction in ["0", "1", "1.5", "0.0"] {
         let text = format!("garbage_collection_threshold:{fraction}");
-        assert_refused(
-            &text,
-            "garbage_collection_threshold",
-            29,
-            "above 0 and below 1",
-        );
+        assert_refused(&text, "garbage_collection_threshold", 29, "above 0 and below 1");
     }
     assert_eq!(parse("per_process_memory_fraction:0").memory_fraction, 0.0);
     assert_eq!(parse("per_process_memory_fraction:1").memory_fraction, 1.0);
@@ -186,34 +151,14 @@ fn ranges_are_checked() {
     }
     let reserve = "pinned_reserve_segment_size_mb:0";
     assert_refused(reserve, "pinned_reserve_segment_size_mb", 31, "at least 1");
-    assert_refused(
-        "expandable_segments_reserve:0",
-        "expandable_segments_reserve",
-        28,
-        "above 0",
-    );
-    assert_refused(
-        "expandable_segments_reserve:4X",
-        "expandable_segments_reserve",
-        28,
-        "40G",
-    );
+    assert_refused("expandable_segments_reserve:0", "expandable_segments_reserve", 28, "above 0");
+    assert_refused("expandable_segments_reserve:4X", "expandable_segments_reserve", 28, "40G");
 }
 
 #[test]
 fn limits_of_large_blocks_are_checked_against_the_segment() {
-    assert_refused(
-        "max_split_size_mb:19",
-        "max_split_size_mb",
-        0,
-        "at least 20",
-    );
-    assert_refused(
-        "max_non_split_rounding_mb:19",
-        "max_non_split_rounding_mb",
-        0,
-        "at least 20",
-    );
+    assert_refused("max_split_size_mb:19", "max_split_size_mb", 0, "at least 20");
+    assert_refused("max_non_split_rounding_mb:19", "max_non_split_rounding_mb", 0, "at least 20");
     let later = "max_split_size_mb:20,large_segment_size_mb:32";
     assert_refused(later, "max_split_size_mb", 0, "at least 32");
     assert_eq!(
@@ -224,28 +169,17 @@ fn limits_of_large_blocks_are_checked_against_the_segment() {
 
 #[test]
 fn rounding_follows_the_large_segment_until_it_is_set() {
-    assert_eq!(
-        parse("large_segment_size_mb:32").max_non_split_rounding,
-        32 * MIB
-    );
+    assert_eq!(parse("large_segment_size_mb:32").max_non_split_rounding, 32 * MIB);
     let mut config = parse("max_non_split_rounding_mb:40");
     config.apply("large_segment_size_mb:32").unwrap();
     assert_eq!(config.max_non_split_rounding, 40 * MIB);
     let error = config.apply("large_segment_size_mb:64").unwrap_err();
-    assert_eq!(
-        (error.key.as_str(), error.position),
-        ("max_non_split_rounding_mb", 0)
-    );
+    assert_eq!((error.key.as_str(), error.position), ("max_non_split_rounding_mb", 0));
 }
 
 #[test]
 fn other_backends_are_refused() {
-    assert_refused(
-        "backend:cudaMallocAsync",
-        "backend",
-        8,
-        "plugalloc itself is the backend",
-    );
+    assert_refused("backend:cudaMallocAsync", "backend", 8, "plugalloc itself is the backend");
     assert_refused("backend:other", "backend", 8, "unknown backend 'other'");
 }
 
@@ -256,18 +190,9 @@ fn divisions_are_read_by_size() {
     assert_eq!(config.roundup_power2_divisions, expected);
     let gap = parse("roundup_power2_divisions:[1:2,4:8]").roundup_power2_divisions;
     assert_eq!(gap[..4], [2, 0, 8, 0]);
-    assert_eq!(
-        parse("roundup_power2_divisions:[>:4]").roundup_power2_divisions,
-        [4; 16]
-    );
-    assert_eq!(
-        parse("roundup_power2_divisions:[65536:4]").roundup_power2_divisions,
-        [4; 16]
-    );
-    assert_eq!(
-        parse("roundup_power2_divisions:0").roundup_power2_divisions,
-        [0; 16]
-    );
+    assert_eq!(parse("roundup_power2_divisions:[>:4]").roundup_power2_divisions, [4; 16]);
+    assert_eq!(parse("roundup_power2_divisions:[65536:4]").roundup_power2_divisions, [4; 16]);
+    assert_eq!(parse("roundup_power2_divisions:0").roundup_power2_divisions, [0; 16]);
 }
 
 #[test]
@@ -303,12 +228,8 @@ fn apply_keeps_what_is_not_named() {
 fn apply_with_an_error_changes_nothing() {
     let before = parse("steal:False,max_handle_mb:4");
     let mut config = before.clone();
-    config
-        .apply("max_handle_mb:8,max_split_size_mb:1")
-        .unwrap_err();
-    config
-        .apply("max_handle_mb:8,large_segment_size_mb:4")
-        .unwrap_err();
+    config.apply("max_handle_mb:8,max_split_size_mb:1").unwrap_err();
+    config.apply("max_handle_mb:8,large_segment_size_mb:4").unwrap_err();
     assert_eq!(config, before);
 }
 
@@ -336,9 +257,7 @@ impl Random {
         let mut config = Config::default();
         let segment_mib = 11 + self.below(100);
         config.large_segment_size = segment_mib * MIB;
-        config.max_split_size = self
-            .flag()
-            .then(|| (segment_mib + self.below(1 << 40)) * MIB);
+        config.max_split_size = self.flag().then(|| (segment_mib + self.below(1 << 40)) * MIB);
         config.max_non_split_rounding = (segment_mib + self.below(100)) * MIB;
         let classes_set = 1 + self.below(16) as usize;
         for class in 0..classes_set {
@@ -377,25 +296,13 @@ fn random_configurations_survive_the_way_through_text() {
 
 #[test]
 fn broken_texts_never_panic() {
-    let pieces = [
-        "steal",
-        ":",
-        ",",
-        "[",
-        "]",
-        "True",
-        " ",
-        "64",
-        "roundup_power2_divisions",
-        ">",
-        "é",
-    ];
+    let pieces =
+        ["steal", ":", ",", "[", "]", "True", " ", "64", "roundup_power2_divisions", ">", "é"];
     for seed in 1..=2000u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let length = random.below(12);
-        let text: String = (0..length)
-            .map(|_| pieces[random.below(pieces.len() as u64) as usize])
-            .collect();
+        let text: String =
+            (0..length).map(|_| pieces[random.below(pieces.len() as u64) as usize]).collect();
         if let Err(error) = Config::parse(&text) {
             assert!(error.position <= text.len(), "seed {seed}: {text}");
             assert!(text.is_char_boundary(error.position), "seed {seed}: {text}");
@@ -408,13 +315,7 @@ fn every_key_is_documented() {
     let document = include_str!("../docs/CONFIG.md");
     let module = include_str!("../src/config/parse.rs");
     for name in key_names() {
-        assert!(
-            document.contains(&format!("`{name}`")),
-            "docs/CONFIG.md lacks {name}"
-        );
-        assert!(
-            module.contains(&format!("`{name}`")),
-            "src/config/parse.rs lacks {name}"
-        );
+        assert!(document.contains(&format!("`{name}`")), "docs/CONFIG.md lacks {name}");
+        assert!(module.contains(&format!("`{name}`")), "src/config/parse.rs lacks {name}");
     }
 }

@@ -30,10 +30,7 @@ pub(super) enum Value {
     Count(Rule),
     /// A fraction between 0 and 1, where `ends` tells whether 0 and 1 themselves are allowed. A field
     /// that is 0 where 0 is not allowed is off, which has no text.
-    Fraction {
-        ends: bool,
-        field: fn(&mut Config) -> &mut f64,
-    },
+    Fraction { ends: bool, field: fn(&mut Config) -> &mut f64 },
     /// A number of divisions for all sizes, or a list by size.
     Divisions(fn(&mut Config) -> &mut [u32; 16]),
     /// A fraction of the device's memory, or a size with a unit.
@@ -79,19 +76,11 @@ impl std::fmt::Display for Rule {
 }
 
 const fn key(name: &'static str, value: Value) -> Key {
-    Key {
-        name,
-        alias: None,
-        value,
-    }
+    Key { name, alias: None, value }
 }
 
 const fn key_or(name: &'static str, alias: &'static str, value: Value) -> Key {
-    Key {
-        name,
-        alias: Some(alias),
-        value,
-    }
+    Key { name, alias: Some(alias), value }
 }
 
 /// The keys whose values depend on each other; see `check_relations` in `parse.rs`.
@@ -100,99 +89,51 @@ pub(super) const MAX_SPLIT: &str = "max_split_size_mb";
 pub(super) const MAX_ROUNDING: &str = "max_non_split_rounding_mb";
 
 /// A handle above 1 TiB could not be made by any device.
-const HANDLE_RULE: Rule = Rule::PowerOfTwo {
-    least: 2,
-    most: 1 << 20,
-};
-const THREADS_RULE: Rule = Rule::PowerOfTwo {
-    least: 1,
-    most: 128,
-};
+const HANDLE_RULE: Rule = Rule::PowerOfTwo { least: 2, most: 1 << 20 };
+const THREADS_RULE: Rule = Rule::PowerOfTwo { least: 1, most: 128 };
 
 /// Every key, in the order in which a configuration is shown.
 pub(super) const KEYS: &[Key] = &[
     key("backend", Value::Backend),
-    key(
-        LARGE_SEGMENT,
-        Value::Mebibytes(Rule::AtLeast(11), Some(|c| &mut c.large_segment_size)),
-    ),
+    key(LARGE_SEGMENT, Value::Mebibytes(Rule::AtLeast(11), Some(|c| &mut c.large_segment_size))),
     key(MAX_SPLIT, Value::MebibyteLimit(|c| &mut c.max_split_size)),
-    key(
-        MAX_ROUNDING,
-        Value::Mebibytes(Rule::Any, Some(|c| &mut c.max_non_split_rounding)),
-    ),
-    key(
-        "roundup_power2_divisions",
-        Value::Divisions(|c| &mut c.roundup_power2_divisions),
-    ),
+    key(MAX_ROUNDING, Value::Mebibytes(Rule::Any, Some(|c| &mut c.max_non_split_rounding))),
+    key("roundup_power2_divisions", Value::Divisions(|c| &mut c.roundup_power2_divisions)),
     key(
         "garbage_collection_threshold",
-        Value::Fraction {
-            ends: false,
-            field: |c| &mut c.garbage_collection_threshold,
-        },
+        Value::Fraction { ends: false, field: |c| &mut c.garbage_collection_threshold },
     ),
-    key(
-        "expandable_segments",
-        Value::Flag(Some(|c| &mut c.expandable_segments)),
-    ),
+    key("expandable_segments", Value::Flag(Some(|c| &mut c.expandable_segments))),
     key(
         "per_process_memory_fraction",
-        Value::Fraction {
-            ends: true,
-            field: |c| &mut c.memory_fraction,
-        },
+        Value::Fraction { ends: true, field: |c| &mut c.memory_fraction },
     ),
-    key(
-        "throw_on_cudamalloc_oom",
-        Value::Flag(Some(|c| &mut c.fail_at_limit)),
-    ),
+    key("throw_on_cudamalloc_oom", Value::Flag(Some(|c| &mut c.fail_at_limit))),
     key(
         "graph_capture_record_stream_reuse",
         Value::Flag(Some(|c| &mut c.graph_capture_record_stream_reuse)),
     ),
     key("caching", Value::Flag(Some(|c| &mut c.caching))),
     key("steal", Value::Flag(Some(|c| &mut c.steal))),
-    key(
-        "max_handle_mb",
-        Value::Mebibytes(HANDLE_RULE, Some(|c| &mut c.max_handle)),
-    ),
+    key("max_handle_mb", Value::Mebibytes(HANDLE_RULE, Some(|c| &mut c.max_handle))),
     // The lock is never held over a driver call here.
-    key_or(
-        "release_lock_on_cudamalloc",
-        "release_lock_on_hipmalloc",
-        Value::Flag(None),
-    ),
+    key_or("release_lock_on_cudamalloc", "release_lock_on_hipmalloc", Value::Flag(None)),
     // Address space is reserved as it is needed, whatever these say.
     key("expandable_segments_reserve", Value::Share),
     key("expandable_segments_reserve_by_class", Value::ShareByName),
     // There is no pinned host memory here.
-    key_or(
-        "pinned_use_cuda_host_register",
-        "pinned_use_hip_host_register",
-        Value::Flag(None),
-    ),
+    key_or("pinned_use_cuda_host_register", "pinned_use_hip_host_register", Value::Flag(None)),
     key("pinned_num_register_threads", Value::Count(THREADS_RULE)),
     key("pinned_use_background_threads", Value::Flag(None)),
-    key(
-        "pinned_reserve_segment_size_mb",
-        Value::Mebibytes(Rule::AtLeast(1), None),
-    ),
+    key("pinned_reserve_segment_size_mb", Value::Mebibytes(Rule::AtLeast(1), None)),
     key("pinned_free_catch_all", Value::Flag(None)),
-    key(
-        "pinned_max_round_threshold_mb",
-        Value::Mebibytes(Rule::Any, None),
-    ),
-    key(
-        "pinned_max_cached_size_mb",
-        Value::Mebibytes(Rule::Any, None),
-    ),
+    key("pinned_max_round_threshold_mb", Value::Mebibytes(Rule::Any, None)),
+    key("pinned_max_cached_size_mb", Value::Mebibytes(Rule::Any, None)),
 ];
 
 /// The place in [`KEYS`] of the key or alias `name`.
 pub(super) fn find(name: &str) -> Option<usize> {
-    KEYS.iter()
-        .position(|key| key.name == name || key.alias == Some(name))
+    KEYS.iter().position(|key| key.name == name || key.alias == Some(name))
 }
 
 /// The name of every key, aliases included, in the order of the table.
@@ -201,16 +142,14 @@ pub(super) fn find(name: &str) -> Option<usize> {
 /// assert!(plugalloc::config::key_names().any(|name| name == "expandable_segments"));
 /// ```
 pub fn key_names() -> impl Iterator<Item = &'static str> {
-    KEYS.iter()
-        .flat_map(|key| std::iter::once(key.name).chain(key.alias))
+    KEYS.iter().flat_map(|key| std::iter::once(key.name).chain(key.alias))
 }
 
 /// The known key that takes the fewest edits to reach from `name`, unless most of it had to change.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
     let wanted = name.to_ascii_lowercase();
-    let (distance, known) = key_names()
-        .map(|known| (edit_distance(&wanted, known), known))
-        .min()?;
+    let (distance, known) =
+        key_names().map(|known| (edit_distance(&wanted, known), known)).min()?;
     (distance * 2 <= known.len().min(wanted.len().max(1) * 2)).then_some(known)
 }
 

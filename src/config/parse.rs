@@ -48,11 +48,8 @@ use crate::error::ConfigError;
 use crate::units::MIB;
 
 /// The variables that may hold a configuration, the first that is set first.
-pub const VARIABLES: [&str; 3] = [
-    "PLUGALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_ALLOC_CONF",
-];
+pub const VARIABLES: [&str; 3] =
+    ["PLUGALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"];
 
 /// The variable that turns caching off where it is set to anything but nothing or `0`.
 pub const NO_CACHING_VARIABLE: &str = "PYTORCH_NO_CUDA_MEMORY_CACHING";
@@ -134,11 +131,7 @@ impl Config {
     pub fn to_text(&self) -> String {
         let mut config = self.clone();
         let pairs = KEYS.iter().filter_map(|key| {
-            Some(format!(
-                "{}:{}",
-                key.name,
-                value::show(key.value, &mut config)?
-            ))
+            Some(format!("{}:{}", key.name, value::show(key.value, &mut config)?))
         });
         pairs.collect::<Vec<_>>().join(",")
     }
@@ -183,10 +176,8 @@ fn unknown_key(scanner: &Scanner<'_>, word: Word<'_>) -> ConfigError {
 /// Checks what no value can be checked for alone: the two limits of large blocks against the segment.
 fn check_relations(config: &Config, positions: &Positions) -> Result<(), ConfigError> {
     let segment_mib = config.large_segment_size / MIB;
-    let limits = [
-        (MAX_SPLIT, config.max_split_size),
-        (MAX_ROUNDING, Some(config.max_non_split_rounding)),
-    ];
+    let limits =
+        [(MAX_SPLIT, config.max_split_size), (MAX_ROUNDING, Some(config.max_non_split_rounding))];
     for (name, limit) in limits {
         let position = [name, LARGE_SEGMENT]
             .iter()
@@ -210,9 +201,7 @@ fn check_relations(config: &Config, positions: &Positions) -> Result<(), ConfigE
 /// [`Config::from_environment`] over any set of variables.
 fn from_variables(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Config, ConfigError> {
     let mut config = Config::default();
-    let set = VARIABLES
-        .iter()
-        .find_map(|name| lookup(name).map(|text| (name, text)));
+    let set = VARIABLES.iter().find_map(|name| lookup(name).map(|text| (name, text)));
     if let Some((name, text)) = set {
         let text = text.into_string().map_err(|_| ConfigError {
             key: String::new(),
@@ -250,10 +239,7 @@ mod tests {
         assert_eq!(with(&[newer, cuda, own]).unwrap().max_handle, 2 * MIB);
         assert_eq!(with(&[newer, cuda]).unwrap().max_handle, 4 * MIB);
         assert_eq!(with(&[newer]).unwrap().max_handle, 8 * MIB);
-        assert_eq!(
-            with(&[("PLUGALLOC_CONF", ""), cuda]).unwrap(),
-            Config::default()
-        );
+        assert_eq!(with(&[("PLUGALLOC_CONF", ""), cuda]).unwrap(), Config::default());
         assert_eq!(with(&[]).unwrap(), Config::default());
     }
 

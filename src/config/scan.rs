@@ -41,11 +41,7 @@ pub(super) struct Scanner<'a> {
 impl<'a> Scanner<'a> {
     /// At the beginning of `text`.
     pub(super) fn new(text: &'a str) -> Self {
-        Scanner {
-            text,
-            position: 0,
-            key: "",
-        }
+        Scanner { text, position: 0, key: "" }
     }
 
     /// Names the key at fault in errors from here on.

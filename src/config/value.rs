@@ -68,11 +68,7 @@ fn read_backend(scanner: &mut Scanner<'_>) -> Read<()> {
             "plugalloc itself is the backend, and cudaMallocAsync is another one",
             "native, or no such key",
         )),
-        other => Err(scanner.error(
-            word.position,
-            format!("unknown backend '{other}'"),
-            "native",
-        )),
+        other => Err(scanner.error(word.position, format!("unknown backend '{other}'"), "native")),
     }
 }
 
@@ -101,11 +97,7 @@ fn read_count(scanner: &mut Scanner<'_>, rule: Rule) -> Read<(u64, usize)> {
     if rule.allows(number) {
         return Ok((number, word.position));
     }
-    Err(scanner.error(
-        word.position,
-        format!("{number} is out of range"),
-        &expected,
-    ))
+    Err(scanner.error(word.position, format!("{number} is out of range"), &expected))
 }
 
 /// Digits and nothing else. `str::parse` alone would let a plus sign through.
@@ -116,11 +108,7 @@ fn whole_number(scanner: &Scanner<'_>, word: Word<'_>, expected: &str) -> Read<u
         return Err(scanner.error(word.position, problem, expected));
     }
     text.parse().map_err(|_| {
-        scanner.error(
-            word.position,
-            format!("{text} does not fit in 64 bits"),
-            expected,
-        )
+        scanner.error(word.position, format!("{text} does not fit in 64 bits"), expected)
     })
 }
 
@@ -145,11 +133,7 @@ fn read_fraction(scanner: &mut Scanner<'_>, ends: bool) -> Read<f64> {
         let problem = format!("'{}' is not a number", word.text);
         return Err(scanner.error(word.position, problem, expected));
     };
-    let inside = if ends {
-        (0.0..=1.0).contains(&number)
-    } else {
-        number > 0.0 && number < 1.0
-    };
+    let inside = if ends { (0.0..=1.0).contains(&number) } else { number > 0.0 && number < 1.0 };
     if !inside {
         let problem = format!("{} is out of range", word.text);
         return Err(scanner.error(word.position, problem, expected));
@@ -208,27 +192,19 @@ fn division(scanner: &Scanner<'_>, word: Word<'_>, expected: &str) -> Read<u32> 
     let number = whole_number(scanner, word, expected)?;
     match u32::try_from(number) {
         Ok(divisions) if divisions == 0 || divisions.is_power_of_two() => Ok(divisions),
-        _ => Err(scanner.error(
-            word.position,
-            format!("{number} divisions do not work"),
-            expected,
-        )),
+        _ => Err(scanner.error(word.position, format!("{number} divisions do not work"), expected)),
     }
 }
 
 fn show_divisions(classes: &[u32; 16]) -> String {
     let last = classes[15];
     // Every class from here on has the divisions of the last one.
-    let tail = classes
-        .iter()
-        .rposition(|&divisions| divisions != last)
-        .map_or(0, |i| i + 1);
+    let tail = classes.iter().rposition(|&divisions| divisions != last).map_or(0, |i| i + 1);
     if tail == 0 {
         return last.to_string();
     }
-    let pairs: Vec<String> = (0..tail)
-        .map(|class| format!("{}:{}", 1u64 << class, classes[class]))
-        .collect();
+    let pairs: Vec<String> =
+        (0..tail).map(|class| format!("{}:{}", 1u64 << class, classes[class])).collect();
     format!("[{},>:{last}]", pairs.join(","))
 }
 
@@ -236,10 +212,7 @@ const SHARE: &str = "a fraction above 0 such as 0.5, or a size such as 512M or 4
 
 fn read_share(scanner: &mut Scanner<'_>) -> Read<()> {
     let word = scanner.word(SHARE)?;
-    let number = word
-        .text
-        .strip_suffix(['K', 'M', 'G', 'T'])
-        .unwrap_or(word.text);
+    let number = word.text.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(word.text);
     match decimal_number(number) {
         Some(share) if share > 0.0 => Ok(()),
         _ => Err(scanner.error(word.position, format!("'{}' is neither", word.text), SHARE)),
