@@ -9,7 +9,7 @@ use plugalloc::{Allocator, Bytes, Config, DeviceId, Error, StreamId};
 use crate::arguments::{DeviceChoice, Via};
 use crate::client::{Client, RustClient};
 use crate::least::least_capacity;
-use crate::machine::{Machine, Usage, default_capacity};
+use crate::machine::{Machine, Usage};
 use crate::replay::{OnOutOfMemory, Outcome, free_rest, replay};
 use crate::report::{Least, Report};
 use crate::trace::Trace;
@@ -32,6 +32,8 @@ struct Sample {
     outcome: Outcome,
     /// What the device counted until the last event.
     usage: Usage,
+    /// The memory that the device has.
+    total: Bytes,
     /// What went wrong, out of memory excepted.
     problems: Vec<String>,
 }
@@ -55,6 +57,7 @@ impl Job<'_> {
             device: self.device.to_string(),
             via: self.via.to_string(),
             config: self.config.to_text(),
+            capacity: sample.total,
             events: sample.outcome.events,
             allocations: self.trace.allocations,
             streams: self.trace.streams.len(),
@@ -70,7 +73,7 @@ impl Job<'_> {
             problems: sample.problems,
         };
         if report.ooms > 0 {
-            let bytes = format_bytes(self.capacity.unwrap_or(default_capacity(self.device)));
+            let bytes = format_bytes(report.capacity);
             let problem = format!("{} allocation(s) did not fit in {bytes}", report.ooms);
             report.problems.push(problem);
         }
@@ -81,7 +84,7 @@ impl Job<'_> {
     }
 
     fn find_least(&self, report: &mut Report, progress: &ProgressBar) -> Result<(), Error> {
-        let most = self.capacity.unwrap_or(default_capacity(self.device));
+        let most = report.capacity;
         let mut problems = Vec::new();
         let found = least_capacity(report.live_peak, report.reserved_peak, most, |capacity| {
             progress.set_message(format!("{} in {}", self.name, format_bytes(capacity)));
@@ -131,6 +134,7 @@ impl Job<'_> {
         policy: OnOutOfMemory,
     ) -> Result<Sample, Error> {
         let Bench { allocator, machine, streams } = bench;
+        let total = machine.total()?;
         machine.reset_usage();
         let mut outcome = replay(client, self.trace, streams, policy);
         let usage = machine.usage();
@@ -144,7 +148,7 @@ impl Job<'_> {
                 Ok(()) => problems.extend(leaks(allocator, machine)?),
             }
         }
-        Ok(Sample { outcome, usage, problems })
+        Ok(Sample { outcome, usage, total, problems })
     }
 }
 

@@ -10,6 +10,9 @@ use plugalloc::{Bytes, Error, StreamId};
 use crate::arguments::DeviceChoice;
 use crate::metered::Metered;
 
+/// The memory of the simulated device where nothing else is asked for.
+const SIM_CAPACITY: Bytes = 200 * GIB;
+
 /// What a device has counted since it was asked to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Usage {
@@ -34,14 +37,15 @@ impl Machine {
     /// # Errors
     /// Where there is no such device.
     pub(crate) fn open(choice: DeviceChoice, capacity: Option<Bytes>) -> Result<Self, Error> {
-        let capacity = capacity.unwrap_or(default_capacity(choice));
         match choice {
             DeviceChoice::Sim => {
+                let capacity = capacity.unwrap_or(SIM_CAPACITY);
                 let options = SimOptions { devices: 1, capacity, ..SimOptions::default() };
                 Ok(Machine::Sim(SimMachine::new(options)?.device(0)))
             }
             DeviceChoice::Cuda(index) => {
                 let device = open_cuda(index)?;
+                let capacity = capacity.unwrap_or(Bytes::MAX);
                 Ok(Machine::Cuda(Arc::new(Metered::new(device, capacity))))
             }
         }
@@ -53,6 +57,14 @@ impl Machine {
             Machine::Sim(device) => Arc::clone(device) as Arc<dyn Device>,
             Machine::Cuda(device) => Arc::clone(device) as Arc<dyn Device>,
         }]
+    }
+
+    /// The memory that the device has, or that it was limited to.
+    ///
+    /// # Errors
+    /// Where the device is lost.
+    pub(crate) fn total(&self) -> Result<Bytes, Error> {
+        Ok(self.devices().swap_remove(0).memory_info()?.total)
     }
 
     /// Streams for those that a trace numbers so; number 0 is the default stream.
@@ -103,14 +115,6 @@ impl Machine {
             Machine::Sim(device) => device.reset_ledger(),
             Machine::Cuda(device) => device.reset(),
         }
-    }
-}
-
-/// The capacity where none is asked for.
-pub(crate) fn default_capacity(choice: DeviceChoice) -> Bytes {
-    match choice {
-        DeviceChoice::Sim => 200 * GIB,
-        DeviceChoice::Cuda(_) => Bytes::MAX,
     }
 }
 

@@ -7,6 +7,7 @@ use plugalloc::device::{
     Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
 };
 use plugalloc::error::{DeviceError, DeviceErrorKind, DriverCall};
+use plugalloc::units::{GRANULE, align_up};
 use plugalloc::{Address, Bytes, DeviceId, StreamId};
 
 use crate::accounts::Accounts;
@@ -135,8 +136,10 @@ impl Device for Metered {
         self.call(|d| d.unmap(address, bytes), |accounts, ()| accounts.unmap(address, bytes))
     }
     fn malloc(&self, bytes: Bytes) -> DeviceResult<Address> {
-        self.admit(DriverCall::Malloc, bytes)?;
-        self.call(|d| d.malloc(bytes), |accounts, address| accounts.malloc(address, bytes))
+        // A driver takes whole granules, whatever it hands out of them.
+        let taken = align_up(bytes, GRANULE);
+        self.admit(DriverCall::Malloc, taken)?;
+        self.call(|d| d.malloc(bytes), |accounts, address| accounts.malloc(address, taken))
     }
     fn free(&self, address: Address) -> DeviceResult<()> {
         self.call(|d| d.free(address), |accounts, ()| accounts.free(address))
@@ -217,5 +220,46 @@ impl Device for Metered {
     }
     fn enable_peer_access(&self, peer: DeviceId) -> DeviceResult<()> {
         self.count(|d| d.enable_peer_access(peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plugalloc::device::sim::{SimMachine, SimOptions};
+    use plugalloc::{Allocator, Config};
+
+    use super::*;
+
+    #[test]
+    fn the_accounts_agree_with_those_of_a_device_that_keeps_its_own() {
+        for config in ["", "expandable_segments:False", "caching:False"] {
+            let sim = SimMachine::new(SimOptions::default()).unwrap().device(0);
+            let metered = Arc::new(Metered::new(Arc::clone(&sim) as Arc<dyn Device>, Bytes::MAX));
+            let device = Arc::clone(&metered) as Arc<dyn Device>;
+            let allocator = Allocator::new(vec![device], Config::parse(config).unwrap()).unwrap();
+            let allocate = |bytes, stream| allocator.allocate(DeviceId(0), bytes, StreamId(stream));
+            let blocks: Vec<Address> = (1..40).map(|n| allocate(n << 20, n % 3).unwrap()).collect();
+            blocks.iter().for_each(|block| allocator.free(*block).unwrap());
+            let again = allocate(500 << 20, 7).unwrap();
+            let (usage, ledger) = (metered.usage(), sim.ledger());
+            assert_eq!((usage.used, usage.used_peak), (ledger.used, ledger.used_peak), "{config}");
+            assert_eq!(usage.calls, ledger.total_calls, "{config}");
+            allocator.free(again).unwrap();
+            allocator.empty_cache().unwrap();
+            assert_eq!((metered.usage().used, sim.ledger().used), (0, 0), "{config}");
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_the_capacity_is_given_out() {
+        let sim = SimMachine::new(SimOptions::default()).unwrap().device(0);
+        let device = Metered::new(sim as Arc<dyn Device>, 5 << 20);
+        let handle = device.create(4 << 20).unwrap();
+        let error = device.create(2 << 20).unwrap_err();
+        assert_eq!(error.kind, DeviceErrorKind::OutOfMemory);
+        let info = device.memory_info().unwrap();
+        assert_eq!((info.free, info.total), (1 << 20, 5 << 20));
+        device.release(handle).unwrap();
+        assert!(device.create(2 << 20).is_ok());
     }
 }

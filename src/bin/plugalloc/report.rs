@@ -14,6 +14,8 @@ pub(crate) struct Report {
     pub(crate) device: String,
     pub(crate) via: String,
     pub(crate) config: String,
+    /// The memory that the device has, in bytes.
+    pub(crate) capacity: Bytes,
     /// How many events were replayed.
     pub(crate) events: usize,
     pub(crate) allocations: usize,
@@ -58,6 +60,7 @@ impl Report {
             "device": self.device,
             "via": self.via,
             "config": self.config,
+            "capacity": self.capacity,
             "events": self.events,
             "allocations": self.allocations,
             "streams": self.streams,
