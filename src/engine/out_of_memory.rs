@@ -26,7 +26,7 @@ impl Engine {
         let mut cached = 0;
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
-            let value = |metric: usize| heap.tally.current[metric] as Bytes;
+            let value = |metric: usize| heap.tally.current(metric) as Bytes;
             let usage = StreamUsage {
                 stream: shard.stream,
                 allocated: value(metric::BYTES),

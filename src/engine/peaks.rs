@@ -111,7 +111,7 @@ impl Peaks {
         state.bound_only |= strayed;
         let mut bound = [0; METRICS];
         for heap in &heaps {
-            for (sum, value) in bound.iter_mut().zip(heap.tally.window) {
+            for (sum, value) in bound.iter_mut().zip(heap.tally.highs()) {
                 *sum += value;
             }
         }
@@ -143,8 +143,8 @@ impl Peaks {
     pub(crate) fn estimate(&self, metric: usize, heap: &Heap) -> (i64, i64) {
         let state = self.state.lock();
         let others = state.total[metric] - heap.turn.folded[metric];
-        let now = others + heap.tally.current[metric];
-        (now, state.peak[metric].max(others + heap.tally.window[metric]))
+        let now = others + heap.tally.current(metric);
+        (now, state.peak[metric].max(others + heap.tally.highs()[metric]))
     }
 }
 
@@ -169,14 +169,14 @@ impl State {
 
     /// Brings what is known of a heap up to date.
     fn fold(&mut self, heap: &mut Heap) {
-        let tally = &mut heap.tally;
+        let (now, high) = (heap.tally.currents(), heap.tally.highs());
         for k in 0..METRICS {
             let others = self.total[k] - heap.turn.folded[k];
-            self.peak[k] = self.peak[k].max(others + tally.window[k]);
-            self.total[k] = others + tally.current[k];
+            self.peak[k] = self.peak[k].max(others + high[k]);
+            self.total[k] = others + now[k];
         }
-        tally.window = tally.current;
-        heap.turn.folded = tally.current;
+        heap.tally.begin_window();
+        heap.turn.folded = now;
         heap.turn.strayed = false;
     }
 }

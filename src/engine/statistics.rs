@@ -1,7 +1,7 @@
 //! Statistics of one device, added up over its heaps.
 
 use super::Engine;
-use crate::heap::{METRICS, Tally, metric};
+use crate::heap::{METRICS, metric};
 use crate::observe::{DeviceStatistics, Stat, StatArray};
 use crate::units::Bytes;
 use std::sync::atomic::Ordering;
@@ -115,8 +115,7 @@ impl Engine {
         let mut sum = [0; METRICS];
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
-            let Tally { added, .. } = &heap.tally;
-            for (sum, value) in sum.iter_mut().zip(added) {
+            for (sum, value) in sum.iter_mut().zip(heap.tally.added()) {
                 *sum += value;
             }
         }
@@ -126,6 +125,6 @@ impl Engine {
     /// Bytes that live allocations hold, now.
     pub(crate) fn allocated(&self) -> Bytes {
         let heaps = self.shards.iter();
-        heaps.map(|(_, shard)| shard.heap.lock().tally.current[metric::BYTES] as Bytes).sum()
+        heaps.map(|(_, shard)| shard.heap.lock().tally.current(metric::BYTES) as Bytes).sum()
     }
 }

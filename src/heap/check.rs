@@ -36,8 +36,8 @@ impl Heap {
         }
         self.check_quick()?;
         self.check_views()?;
-        if counted.current != self.tally.current {
-            let detail = format!("counted {:?}, kept {:?}", counted.current, self.tally.current);
+        if counted.currents() != self.tally.currents() {
+            let detail = format!("counted {counted:?}, kept {:?}", self.tally);
             return broken("tally equals the blocks", detail);
         }
         Ok(())

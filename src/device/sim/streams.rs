@@ -22,16 +22,8 @@ const STEP: u64 = 0x100;
 /// Work on memory. A capture records it; everything else in a queue cannot be captured.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Node {
-    Copy {
-        to: Address,
-        from: Address,
-        bytes: Bytes,
-    },
-    Fill {
-        at: Address,
-        value: u8,
-        bytes: Bytes,
-    },
+    Copy { to: Address, from: Address, bytes: Bytes },
+    Fill { at: Address, value: u8, bytes: Bytes },
 }
 
 impl Node {
@@ -216,10 +208,7 @@ impl Work {
 
     /// The end of what is queued on a stream now.
     pub(super) fn end_of(&self, slot: usize) -> Point {
-        Point {
-            slot,
-            position: self.streams[slot].submitted,
-        }
+        Point { slot, position: self.streams[slot].submitted }
     }
 
     pub(super) fn is_reached(&self, point: Point) -> bool {
@@ -282,9 +271,8 @@ impl Work {
             let overlaps = |(start, length): (Address, Bytes)| {
                 start < at.saturating_add(bytes) && at < start.saturating_add(length)
             };
-            if let Some(node) = nodes
-                .into_iter()
-                .find(|node| node.spans().into_iter().any(overlaps))
+            if let Some(node) =
+                nodes.into_iter().find(|node| node.spans().into_iter().any(overlaps))
             {
                 let (id, device) = (StreamId(stream.id), stream.device);
                 return Err(misuse(format!(
@@ -311,10 +299,7 @@ impl Work {
 
     /// A stream of the device with queued work.
     pub(super) fn busy_stream_of(&self, device: usize) -> Option<usize> {
-        self.busy
-            .iter()
-            .copied()
-            .find(|&slot| self.streams[slot].device == device)
+        self.busy.iter().copied().find(|&slot| self.streams[slot].device == device)
     }
 
     /// The stream that the point waits for, until it is reached.
