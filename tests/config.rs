@@ -319,3 +319,20 @@ fn every_key_is_documented() {
         assert!(module.contains(&format!("`{name}`")), "src/config/parse.rs lacks {name}");
     }
 }
+
+#[test]
+fn documented_defaults_are_those_in_force() {
+    let document = include_str!("../docs/CONFIG.md");
+    let module = include_str!("../src/config/parse.rs");
+    for pair in Config::default().to_text().split(',') {
+        let (key, value) = pair.split_once(':').unwrap();
+        if key == "max_non_split_rounding_mb" {
+            continue; // documented as that of another key
+        }
+        for text in [document, module] {
+            let row = text.lines().find(|line| line.contains(&format!("| `{key}` |"))).unwrap();
+            let shown = [format!("| {value} |"), format!("| `{value}` |")];
+            assert!(shown.iter().any(|cell| row.contains(cell)), "default {value}: {row}");
+        }
+    }
+}
