@@ -56,6 +56,10 @@ impl Allocator {
     pub fn free(&self, address: Address) -> Result<()> {
         todo!()
     }
+    /// Whether the address is the start of a live allocation. Takes no lock.
+    pub fn owns(&self, address: Address) -> bool {
+        todo!()
+    }
     /// Tells that `stream` uses the allocation too: once freed, it is not reused before what is queued
     /// there by then has run.
     pub fn record_stream(&self, address: Address, stream: StreamId) -> Result<()> {

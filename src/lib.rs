@@ -2,13 +2,18 @@
 
 pub mod allocator;
 pub mod config;
+pub mod cpp;
 pub mod device;
 pub mod error;
+mod ffi;
 pub mod observe;
+pub mod open;
+pub mod pluggable;
 pub mod units;
 
 pub use allocator::{Allocator, BlockInfo};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use observe::DeviceStatistics;
+pub use pluggable::PluggableAllocator;
 pub use units::{Address, Bytes, DeviceId, PoolId, StreamId};
