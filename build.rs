@@ -15,10 +15,7 @@ fn main() -> std::io::Result<()> {
         .flag("-fdata-sections")
         .flag("-Wall")
         .flag("-Wextra")
-        .define(
-            "PLUGALLOC_VERSION",
-            concat!("\"", env!("CARGO_PKG_VERSION"), "\""),
-        )
+        .define("PLUGALLOC_VERSION", concat!("\"", env!("CARGO_PKG_VERSION"), "\""))
         .compile("plugalloc_cpp");
 
     // For crates that compile C++ against the same headers.

@@ -24,20 +24,14 @@ pub struct CudaAllocator {
 
 impl std::fmt::Debug for CudaAllocator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CudaAllocator")
-            .field("name", &self.name())
-            .finish_non_exhaustive()
+        f.debug_struct("CudaAllocator").field("name", &self.name()).finish_non_exhaustive()
     }
 }
 
 /// The exception of a call with this status.
 #[inline]
 fn check(status: u32) -> Result<()> {
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(driven_error())
-    }
+    if status == 0 { Ok(()) } else { Err(driven_error()) }
 }
 
 #[cold]
@@ -154,24 +148,14 @@ impl CudaAllocator {
     /// `getBaseAllocation`: start and bytes.
     pub fn base_allocation(&self, address: u64) -> Result<(u64, usize)> {
         let (mut start, mut bytes) = (0, 0);
-        check(ffi::base_allocation(
-            self.object(),
-            address,
-            &mut start,
-            &mut bytes,
-        ))?;
+        check(ffi::base_allocation(self.object(), address, &mut start, &mut bytes))?;
         Ok((start, bytes))
     }
 
     /// `getMemoryInfo`: free and total bytes.
     pub fn memory_info(&self, device: i32) -> Result<(usize, usize)> {
         let (mut free, mut total) = (0, 0);
-        check(ffi::memory_info(
-            self.object(),
-            device,
-            &mut free,
-            &mut total,
-        ))?;
+        check(ffi::memory_info(self.object(), device, &mut free, &mut total))?;
         Ok((free, total))
     }
 
@@ -221,9 +205,7 @@ impl CachingAllocator {
     /// keeps it for the life of the process otherwise.
     pub fn new(allocator: Arc<Allocator>) -> CachingAllocator {
         let shared = ffi::make_caching(Box::new(CachingCore(allocator)));
-        CachingAllocator {
-            object: CudaAllocator { shared },
-        }
+        CachingAllocator { object: CudaAllocator { shared } }
     }
 }
 
@@ -248,14 +230,9 @@ impl PluggableAllocator {
         alloc_fn: impl Fn(Bytes, DeviceId, StreamId) -> Result<Address> + Send + Sync + 'static,
         free_fn: impl Fn(Address, Bytes, DeviceId, StreamId) + Send + Sync + 'static,
     ) -> PluggableAllocator {
-        let source = Source {
-            alloc_fn: Box::new(alloc_fn),
-            free_fn: Box::new(free_fn),
-        };
+        let source = Source { alloc_fn: Box::new(alloc_fn), free_fn: Box::new(free_fn) };
         let shared = ffi::make_pluggable(Box::new(SourceFns(source)));
-        PluggableAllocator {
-            object: CudaAllocator { shared },
-        }
+        PluggableAllocator { object: CudaAllocator { shared } }
     }
 }
 

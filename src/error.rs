@@ -146,11 +146,7 @@ impl std::fmt::Display for OutOfMemory {
             format_bytes(self.free),
         )?;
         if self.limit < self.total {
-            write!(
-                f,
-                "{} allowed by the memory fraction. ",
-                format_bytes(self.limit)
-            )?;
+            write!(f, "{} allowed by the memory fraction. ", format_bytes(self.limit))?;
         }
         write!(
             f,
@@ -204,10 +200,7 @@ impl std::fmt::Display for InvalidPointer {
         let address = self.address;
         match self.fault {
             PointerFault::Foreign => {
-                write!(
-                    f,
-                    "Trying to free a pointer not allocated here: {address:#x}"
-                )
+                write!(f, "Trying to free a pointer not allocated here: {address:#x}")
             }
             PointerFault::Interior { start, bytes } => write!(
                 f,
@@ -244,11 +237,7 @@ pub struct ConfigError {
 
 impl std::fmt::Display for ConfigError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "invalid allocator configuration at position {}",
-            self.position
-        )?;
+        write!(f, "invalid allocator configuration at position {}", self.position)?;
         if !self.key.is_empty() {
             write!(f, ", key '{}'", self.key)?;
         }
@@ -286,6 +275,8 @@ pub enum DriverCall {
     CaptureBegin,
     CaptureEnd,
     CaptureStatus,
+    GraphLaunch,
+    GraphDestroy,
     Copy,
     Fill,
     HostFunction,
@@ -295,7 +286,7 @@ pub enum DriverCall {
 
 impl DriverCall {
     /// Every call, in declaration order.
-    pub const ALL: [DriverCall; 28] = [
+    pub const ALL: [DriverCall; 30] = [
         DriverCall::Reserve,
         DriverCall::FreeAddress,
         DriverCall::Create,
@@ -319,6 +310,8 @@ impl DriverCall {
         DriverCall::CaptureBegin,
         DriverCall::CaptureEnd,
         DriverCall::CaptureStatus,
+        DriverCall::GraphLaunch,
+        DriverCall::GraphDestroy,
         DriverCall::Copy,
         DriverCall::Fill,
         DriverCall::HostFunction,

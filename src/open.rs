@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::allocator::Allocator;
 use crate::config::Config;
 use crate::device::Device;
+use crate::device::sim::{SimMachine, SimOptions};
 use crate::error::{DeviceError, DeviceErrorKind, DriverCall, Error, Result};
 use crate::units::{Bytes, GIB};
 
@@ -20,11 +21,7 @@ pub struct SimSize {
 impl SimSize {
     /// The same with the defaults filled in: capacity and number of devices.
     fn settled(self) -> Result<(Bytes, usize)> {
-        let capacity = if self.capacity == 0 {
-            80 * GIB
-        } else {
-            self.capacity
-        };
+        let capacity = if self.capacity == 0 { 80 * GIB } else { self.capacity };
         match usize::try_from(self.devices) {
             Ok(0) => Ok((capacity, 1)),
             Ok(devices) => Ok((capacity, devices)),
@@ -81,8 +78,9 @@ fn open_cuda() -> Result<Vec<Arc<dyn Device>>> {
 }
 
 fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
-    let (_capacity, _devices) = size.settled()?;
-    todo!("the simulator is merged later")
+    let (capacity, devices) = size.settled()?;
+    let options = SimOptions { devices, capacity, ..SimOptions::default() };
+    Ok(SimMachine::new(options)?.as_devices())
 }
 
 fn read_config(_conf: &str) -> Result<Config> {

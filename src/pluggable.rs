@@ -113,14 +113,7 @@ impl PluggableAllocator {
             (0, 0) => Ok(0),
             (0, _) => Err(self.metadata.out_of_memory(bytes, device)),
             _ => {
-                self.metadata.record(
-                    address,
-                    Entry {
-                        bytes,
-                        device,
-                        stream,
-                    },
-                )?;
+                self.metadata.record(address, Entry { bytes, device, stream })?;
                 Ok(address)
             }
         }

@@ -57,7 +57,7 @@ impl Default for Config {
             graph_capture_record_stream_reuse: false,
             caching: true,
             steal: true,
-            max_handle: 64 * MIB,
+            max_handle: 16 * MIB,
         }
     }
 }

@@ -21,10 +21,7 @@ pub(crate) fn open_caching(
     sim_devices: i32,
 ) -> Result<Box<CachingCore>> {
     let mut core = None;
-    let size = SimSize {
-        capacity: sim_capacity,
-        devices: sim_devices,
-    };
+    let size = SimSize { capacity: sim_capacity, devices: sim_devices };
     let status = guarded(|| {
         core = Some(CachingCore(Arc::new(open_allocator(device, conf, size)?)));
         Ok(())
@@ -52,15 +49,9 @@ impl CachingCore {
 
     /// True where nothing is allocated, so that the engine can go.
     pub(crate) fn is_idle(&self) -> bool {
-        let live = |device| {
-            self.0
-                .statistics(device)
-                .map_or(1, |s| s.allocation.all.current)
-        };
+        let live = |device| self.0.statistics(device).map_or(1, |s| s.allocation.all.current);
         let count = self.0.device_count() as i32;
-        guarded_bool(false, || {
-            (0..count).map(DeviceId).all(|device| live(device) == 0)
-        })
+        guarded_bool(false, || (0..count).map(DeviceId).all(|device| live(device) == 0))
     }
 
     pub(crate) fn record_stream(&self, address: u64, stream: u64) -> u32 {
@@ -99,9 +90,7 @@ impl CachingCore {
     }
 
     pub(crate) fn largest_free_block(&self, device: i32, bytes: &mut u64) -> u32 {
-        self.read(bytes, |allocator| {
-            allocator.largest_free_block(DeviceId(device))
-        })
+        self.read(bytes, |allocator| allocator.largest_free_block(DeviceId(device)))
     }
 
     pub(crate) fn base_allocation(&self, address: u64, start: &mut u64, bytes: &mut u64) -> u32 {
@@ -112,9 +101,7 @@ impl CachingCore {
     }
 
     pub(crate) fn statistics(&self, device: i32, out: &mut StatsRecord) -> u32 {
-        self.read(out, |allocator| {
-            Ok(allocator.statistics(DeviceId(device))?.into())
-        })
+        self.read(out, |allocator| Ok(allocator.statistics(DeviceId(device))?.into()))
     }
 
     pub(crate) fn reset_peaks(&self, device: i32) -> u32 {
@@ -126,9 +113,7 @@ impl CachingCore {
     }
 
     pub(crate) fn copy(&self, device: i32, to: u64, from: u64, bytes: u64, stream: u64) -> u32 {
-        self.on(device, |device| {
-            device.copy_async(to, from, bytes, StreamId(stream))
-        })
+        self.on(device, |device| device.copy_async(to, from, bytes, StreamId(stream)))
     }
 
     pub(crate) fn synchronize(&self, device: i32, stream: u64) -> u32 {

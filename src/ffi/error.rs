@@ -33,10 +33,7 @@ pub(crate) fn guarded(body: impl FnOnce() -> Result<()>) -> u32 {
 #[inline]
 pub(crate) fn guarded_alloc(body: impl FnOnce() -> Result<Address>) -> AllocResult {
     match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(address)) => AllocResult {
-            address,
-            status: OK,
-        },
+        Ok(Ok(address)) => AllocResult { address, status: OK },
         Ok(Err(error)) => failed(error),
         Err(panic) => failed(panic_error(&*panic)),
     }
@@ -50,10 +47,7 @@ pub(crate) fn guarded_bool(otherwise: bool, body: impl FnOnce() -> bool) -> bool
 
 #[cold]
 fn failed(error: Error) -> AllocResult {
-    AllocResult {
-        address: 0,
-        status: keep(error),
-    }
+    AllocResult { address: 0, status: keep(error) }
 }
 
 /// Leaves an error for `take_last_error` of this thread.
@@ -127,20 +121,14 @@ impl From<Error> for ErrorRecord {
             }
             Error::Device(device) => {
                 (record.subject, record.device) = (device.call.to_string(), device.device);
-                record.fault = DEVICE_KINDS
-                    .iter()
-                    .position(|k| *k == device.kind)
-                    .unwrap_or(6) as u32;
+                record.fault =
+                    DEVICE_KINDS.iter().position(|k| *k == device.kind).unwrap_or(6) as u32;
                 record.detail = device.detail;
             }
             Error::Unsupported { operation, by, why } => {
                 (record.subject, record.other, record.detail) = (operation, by, why);
             }
-            Error::InvalidArgument {
-                argument,
-                value,
-                expected,
-            } => {
+            Error::InvalidArgument { argument, value, expected } => {
                 record.subject = argument.to_owned();
                 (record.detail, record.other) = (value, expected);
             }
@@ -212,25 +200,16 @@ const DEVICE_KINDS: [DeviceErrorKind; 7] = [
 ];
 
 /// The arguments that errors name; the type wants a static text.
-const ARGUMENTS: [&str; 8] = [
-    "fraction",
-    "device",
-    "stream",
-    "alloc_fn",
-    "free_fn",
-    "pointer",
-    "allocator",
-    "options",
-];
+const ARGUMENTS: [&str; 8] =
+    ["fraction", "device", "stream", "alloc_fn", "free_fn", "pointer", "allocator", "options"];
 
 impl From<ErrorRecord> for Error {
     fn from(record: ErrorRecord) -> Error {
         match record.kind {
             ErrorKind::OutOfMemory => Error::OutOfMemory(Box::new(out_of_memory(record))),
-            ErrorKind::SizeTooLarge => Error::SizeTooLarge {
-                bytes: record.requested,
-                max: record.limit,
-            },
+            ErrorKind::SizeTooLarge => {
+                Error::SizeTooLarge { bytes: record.requested, max: record.limit }
+            }
             ErrorKind::InvalidDevice => Error::InvalidDevice {
                 device: DeviceId(record.device),
                 count: record.position as usize,
@@ -249,9 +228,7 @@ impl From<ErrorRecord> for Error {
                 why: record.detail,
             },
             ErrorKind::InvalidArgument => {
-                let known = ARGUMENTS
-                    .iter()
-                    .find(|argument| **argument == record.subject);
+                let known = ARGUMENTS.iter().find(|argument| **argument == record.subject);
                 Error::InvalidArgument {
                     argument: known.copied().unwrap_or("argument"),
                     value: record.detail,
@@ -259,14 +236,8 @@ impl From<ErrorRecord> for Error {
                 }
             }
             ErrorKind::AlreadyInitialized => Error::AlreadyInitialized(record.subject),
-            ErrorKind::Internal => Error::Internal {
-                check: record.subject,
-                detail: record.detail,
-            },
-            _ => Error::Internal {
-                check: "C++ exception".to_owned(),
-                detail: record.message,
-            },
+            ErrorKind::Internal => Error::Internal { check: record.subject, detail: record.detail },
+            _ => Error::Internal { check: "C++ exception".to_owned(), detail: record.message },
         }
     }
 }
@@ -295,26 +266,18 @@ fn out_of_memory(record: ErrorRecord) -> OutOfMemory {
 
 fn pointer(record: &ErrorRecord) -> InvalidPointer {
     let fault = match record.fault {
-        1 => PointerFault::Interior {
-            start: record.block_start,
-            bytes: record.block_bytes,
-        },
+        1 => PointerFault::Interior { start: record.block_start, bytes: record.block_bytes },
         2 => PointerFault::DoubleFree,
         _ => PointerFault::Foreign,
     };
-    InvalidPointer {
-        address: record.address,
-        fault,
-    }
+    InvalidPointer { address: record.address, fault }
 }
 
 fn device_error(record: ErrorRecord) -> DeviceError {
     let mut calls = DriverCall::ALL.into_iter();
     let kind = DEVICE_KINDS.get(record.fault as usize).copied();
     DeviceError {
-        call: calls
-            .find(|call| call.to_string() == record.subject)
-            .unwrap_or(DriverCall::Open),
+        call: calls.find(|call| call.to_string() == record.subject).unwrap_or(DriverCall::Open),
         device: record.device,
         kind: kind.unwrap_or(DeviceErrorKind::Other),
         detail: record.detail,

@@ -16,11 +16,7 @@ pub(crate) fn new_pluggable_core() -> Box<PluggableCore> {
 impl PluggableCore {
     #[inline]
     pub(crate) fn record(&self, address: u64, bytes: u64, device: i32, stream: u64) -> u32 {
-        let entry = Entry {
-            bytes,
-            device: DeviceId(device),
-            stream: StreamId(stream),
-        };
+        let entry = Entry { bytes, device: DeviceId(device), stream: StreamId(stream) };
         guarded(|| self.0.record(address, entry))
     }
 
@@ -58,9 +54,7 @@ impl PluggableCore {
     }
 
     pub(crate) fn statistics(&self, device: i32, out: &mut StatsRecord) -> u32 {
-        self.read(out, |metadata| {
-            Ok(metadata.statistics(DeviceId(device))?.into())
-        })
+        self.read(out, |metadata| Ok(metadata.statistics(DeviceId(device))?.into()))
     }
 
     pub(crate) fn reset_peaks(&self, device: i32) -> u32 {
@@ -86,11 +80,7 @@ impl PluggableCore {
 
 impl From<Entry> for EntryRecord {
     fn from(entry: Entry) -> EntryRecord {
-        EntryRecord {
-            bytes: entry.bytes,
-            stream: entry.stream.0,
-            device: entry.device.0,
-        }
+        EntryRecord { bytes: entry.bytes, stream: entry.stream.0, device: entry.device.0 }
     }
 }
 

@@ -5,35 +5,15 @@ use crate::observe::{DeviceStatistics, Stat, StatArray};
 
 impl From<Stat> for StatRecord {
     fn from(stat: Stat) -> StatRecord {
-        let Stat {
-            current,
-            peak,
-            allocated,
-            freed,
-        } = stat;
-        StatRecord {
-            current,
-            peak,
-            allocated,
-            freed,
-        }
+        let Stat { current, peak, allocated, freed } = stat;
+        StatRecord { current, peak, allocated, freed }
     }
 }
 
 impl From<StatRecord> for Stat {
     fn from(stat: StatRecord) -> Stat {
-        let StatRecord {
-            current,
-            peak,
-            allocated,
-            freed,
-        } = stat;
-        Stat {
-            current,
-            peak,
-            allocated,
-            freed,
-        }
+        let StatRecord { current, peak, allocated, freed } = stat;
+        Stat { current, peak, allocated, freed }
     }
 }
 

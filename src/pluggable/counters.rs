@@ -15,18 +15,13 @@ pub(super) struct Counters {
 
 impl Counters {
     pub(super) fn new() -> Counters {
-        Counters {
-            devices: (0..MAX_DEVICES).map(|_| OnceLock::new()).collect(),
-        }
+        Counters { devices: (0..MAX_DEVICES).map(|_| OnceLock::new()).collect() }
     }
 
     /// The place of a device.
     pub(super) fn check(&self, device: DeviceId) -> Result<usize> {
         let index = device.index().filter(|index| *index < MAX_DEVICES);
-        index.ok_or(Error::InvalidDevice {
-            device,
-            count: MAX_DEVICES,
-        })
+        index.ok_or(Error::InvalidDevice { device, count: MAX_DEVICES })
     }
 
     #[inline]
@@ -82,11 +77,7 @@ impl Totals {
 
     #[inline]
     fn of(&mut self, bytes: Bytes) -> &mut Sums {
-        if is_small(bytes) {
-            &mut self.small
-        } else {
-            &mut self.large
-        }
+        if is_small(bytes) { &mut self.small } else { &mut self.large }
     }
 }
 
@@ -135,11 +126,8 @@ impl DeviceCounters {
 
     #[inline]
     pub(super) fn allocated(&self, bytes: Bytes) {
-        let (own, other) = if is_small(bytes) {
-            (&self.small, &self.large)
-        } else {
-            (&self.large, &self.small)
-        };
+        let (own, other) =
+            if is_small(bytes) { (&self.small, &self.large) } else { (&self.large, &self.small) };
         let bytes = bytes as i64;
         let count = own.count.fetch_add(1, SeqCst) + 1;
         let bytes = own.bytes.fetch_add(bytes, SeqCst) + bytes;
@@ -151,11 +139,7 @@ impl DeviceCounters {
 
     #[inline]
     pub(super) fn freed(&self, bytes: Bytes) {
-        let own = if is_small(bytes) {
-            &self.small
-        } else {
-            &self.large
-        };
+        let own = if is_small(bytes) { &self.small } else { &self.large };
         own.count.fetch_sub(1, SeqCst);
         own.bytes.fetch_sub(bytes as i64, SeqCst);
     }
@@ -180,10 +164,8 @@ impl DeviceCounters {
             live.peak_count.store(live.count.load(SeqCst), SeqCst);
             live.peak_bytes.store(live.bytes.load(SeqCst), SeqCst);
         }
-        self.peak_count
-            .store(small.count.load(SeqCst) + large.count.load(SeqCst), SeqCst);
-        self.peak_bytes
-            .store(small.bytes.load(SeqCst) + large.bytes.load(SeqCst), SeqCst);
+        self.peak_count.store(small.count.load(SeqCst) + large.count.load(SeqCst), SeqCst);
+        self.peak_bytes.store(small.bytes.load(SeqCst) + large.bytes.load(SeqCst), SeqCst);
     }
 
     pub(super) fn reset_accumulated(&self) {
@@ -202,14 +184,8 @@ impl DeviceCounters {
             large_pool: self.large.bytes(totals.large),
             all: Stat::default(),
         };
-        let counts = StatArray {
-            all: both(&counts, &self.peak_count),
-            ..counts
-        };
-        let bytes = StatArray {
-            all: both(&bytes, &self.peak_bytes),
-            ..bytes
-        };
+        let counts = StatArray { all: both(&counts, &self.peak_count), ..counts };
+        let bytes = StatArray { all: both(&bytes, &self.peak_bytes), ..bytes };
         DeviceStatistics {
             allocation: counts,
             segment: counts,

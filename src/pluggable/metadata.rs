@@ -53,10 +53,7 @@ struct ShardState {
 impl Metadata {
     pub(crate) fn new() -> Metadata {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Metadata {
-            shards,
-            counters: Counters::new(),
-        }
+        Metadata { shards, counters: Counters::new() }
     }
 
     /// Notes a new allocation. A pointer that is live already is refused, and the old entry stays.
@@ -90,11 +87,7 @@ impl Metadata {
     /// What is known of a live allocation.
     pub(crate) fn find(&self, address: Address) -> Result<Entry> {
         let shard = self.shard(address).0.lock();
-        shard
-            .live
-            .get(&address)
-            .copied()
-            .ok_or_else(|| shard.refuse(address))
+        shard.live.get(&address).copied().ok_or_else(|| shard.refuse(address))
     }
 
     /// Whether the pointer is the start of a live allocation.
@@ -104,9 +97,7 @@ impl Metadata {
 
     /// Whether nothing is live.
     pub(crate) fn is_idle(&self) -> bool {
-        self.shards
-            .iter()
-            .all(|shard| shard.0.lock().live.is_empty())
+        self.shards.iter().all(|shard| shard.0.lock().live.is_empty())
     }
 
     /// Counts a request for which there was no memory, and gives the error for it.
@@ -132,10 +123,7 @@ impl Metadata {
     }
 
     pub(crate) fn statistics(&self, device: DeviceId) -> Result<DeviceStatistics> {
-        Ok(self
-            .counters
-            .device(device)?
-            .statistics(self.totals(device)))
+        Ok(self.counters.device(device)?.statistics(self.totals(device)))
     }
 
     pub(crate) fn reset_peaks(&self, device: DeviceId) -> Result<()> {
@@ -205,11 +193,7 @@ impl ShardState {
     #[cold]
     fn refuse(&self, address: Address) -> Error {
         let freed = address != 0 && self.freed.contains(&address);
-        let fault = if freed {
-            PointerFault::DoubleFree
-        } else {
-            PointerFault::Foreign
-        };
+        let fault = if freed { PointerFault::DoubleFree } else { PointerFault::Foreign };
         InvalidPointer { address, fault }.into()
     }
 }
@@ -256,11 +240,7 @@ mod tests {
     use super::*;
     use crate::units::MIB;
 
-    const ENTRY: Entry = Entry {
-        bytes: 512,
-        device: DeviceId(0),
-        stream: StreamId(7),
-    };
+    const ENTRY: Entry = Entry { bytes: 512, device: DeviceId(0), stream: StreamId(7) };
 
     #[test]
     fn gives_back_exactly_what_was_recorded() {
@@ -288,21 +268,9 @@ mod tests {
     fn refuses_a_pointer_that_is_live_already() {
         let metadata = Metadata::new();
         metadata.record(0x1000, ENTRY).expect("new");
-        assert!(
-            metadata
-                .record(0x1000, Entry { bytes: 1, ..ENTRY })
-                .is_err()
-        );
+        assert!(metadata.record(0x1000, Entry { bytes: 1, ..ENTRY }).is_err());
         assert_eq!(metadata.find(0x1000).expect("live"), ENTRY);
-        assert_eq!(
-            metadata
-                .statistics(DeviceId(0))
-                .expect("known")
-                .allocation
-                .all
-                .current,
-            1
-        );
+        assert_eq!(metadata.statistics(DeviceId(0)).expect("known").allocation.all.current, 1);
     }
 
     #[test]
@@ -311,9 +279,6 @@ mod tests {
         for index in 0..6400 {
             shards[(spread(index * 2 * MIB) >> 58) as usize] += 1;
         }
-        assert!(
-            shards.iter().all(|count| (50..200).contains(count)),
-            "{shards:?}"
-        );
+        assert!(shards.iter().all(|count| (50..200).contains(count)), "{shards:?}");
     }
 }

@@ -1,1 +1,148 @@
-//! A GPU in host memory.
+//! A GPU in host memory: what a machine without a GPU runs, what tests run on, and where faults are
+//! injected.
+//!
+//! - Memory is real. Physical handles can be mapped at any reserved address, at several at once, and
+//!   keep their bytes when they move; only what is touched occupies memory of the host.
+//! - Streams are queues. A test can [hold](SimDevice::hold) a stream's work back and
+//!   [resume](SimDevice::resume) it, so that "used before the event" is something that can be seen.
+//! - Misuse is an error that names it: whatever a real device would answer with a fault, with lost
+//!   data or not at all, such as unmapping memory that queued work still uses.
+//! - Calls fail [on request](SimDevice::fail_nth), and a failed call has changed nothing; the one
+//!   exception is a call that is forbidden during a capture, which also invalidates the capture.
+//! - A [ledger](SimDevice::ledger) counts the calls, and prices them by what an H100 takes for them.
+//!
+//! What is simpler than on a real device: no stream synchronises with the default stream by itself,
+//! functions of the host cannot be captured, and work runs in the thread of a caller, not beside it.
+
+mod device;
+mod events;
+mod faults;
+mod graphs;
+mod ledger;
+mod machine;
+mod memory;
+mod os;
+mod refusal;
+mod streams;
+mod vmm;
+
+use std::sync::Arc;
+
+pub use ledger::Ledger;
+pub use machine::{SimMachine, SimOptions};
+
+use crate::device::DeviceResult;
+use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
+use crate::units::{Bytes, StreamId};
+use machine::{Shared, State};
+use parking_lot::MutexGuard;
+use refusal::Outcome;
+
+/// One simulated device of a [`SimMachine`].
+pub struct SimDevice {
+    index: usize,
+    shared: Arc<Shared>,
+}
+
+impl SimDevice {
+    fn new(index: usize, shared: Arc<Shared>) -> SimDevice {
+        SimDevice { index, shared }
+    }
+
+    /// Makes one call of the device.
+    fn call<T>(
+        &self,
+        call: DriverCall,
+        body: impl FnOnce(&mut MutexGuard<'_, State>) -> Outcome<T>,
+    ) -> DeviceResult<T> {
+        self.report(call, self.shared.call(self.index, call, body))
+    }
+
+    /// Adds to a refusal which call it was.
+    fn report<T>(&self, call: DriverCall, outcome: Outcome<T>) -> DeviceResult<T> {
+        outcome.map_err(|refusal| DeviceError {
+            call,
+            device: self.index as i32,
+            kind: refusal.kind,
+            detail: refusal.detail,
+        })
+    }
+
+    /// Holds a stream: until it is [resumed](SimDevice::resume), nothing that is or will be queued on
+    /// it runs, and no event recorded on it from now completes.
+    ///
+    /// # Errors
+    ///
+    /// The stream does not exist; the error says so as of a call to make it wait.
+    pub fn hold(&self, stream: StreamId) -> DeviceResult<()> {
+        let mut state = self.shared.state.lock();
+        let outcome = state.work.set_held(self.index, stream, true);
+        self.report(DriverCall::StreamWaitEvent, outcome)
+    }
+
+    /// Lets a held stream go on, and runs what has become runnable by that, on all streams. Works for a
+    /// stream, too, that was destroyed while it was held.
+    ///
+    /// # Errors
+    ///
+    /// The stream does not exist.
+    pub fn resume(&self, stream: StreamId) -> DeviceResult<()> {
+        let mut state = self.shared.state.lock();
+        let outcome = state.work.set_held(self.index, stream, false);
+        self.report(DriverCall::StreamWaitEvent, outcome)?;
+        self.shared.drain(&mut state);
+        self.shared.announce();
+        Ok(())
+    }
+
+    /// Lets the `nth` call of this kind fail, counted from now and from 1, and only that one: as out of
+    /// memory where the call makes memory, otherwise as an unnamed failure of the driver.
+    pub fn fail_nth(&self, call: DriverCall, nth: u64) {
+        self.fail_nth_with(call, nth, faults::usual_kind(call));
+    }
+
+    /// As [`fail_nth`](SimDevice::fail_nth), with a failure of one's choice.
+    pub fn fail_nth_with(&self, call: DriverCall, nth: u64, kind: DeviceErrorKind) {
+        self.shared.state.lock().books[self.index].faults.fail_nth(call, nth, kind);
+    }
+
+    /// Lets every call of this kind fail, until [`clear_faults`](SimDevice::clear_faults).
+    pub fn fail_every(&self, call: DriverCall) {
+        self.fail_every_with(call, faults::usual_kind(call));
+    }
+
+    /// As [`fail_every`](SimDevice::fail_every), with a failure of one's choice.
+    pub fn fail_every_with(&self, call: DriverCall, kind: DeviceErrorKind) {
+        self.shared.state.lock().books[self.index].faults.fail_every(call, kind);
+    }
+
+    /// Lets every call succeed again that can.
+    pub fn clear_faults(&self) {
+        self.shared.state.lock().books[self.index].faults.clear();
+    }
+
+    /// Gives the device more or less memory. What exists already stays, even where it is more.
+    pub fn set_capacity(&self, capacity: Bytes) {
+        self.shared.state.lock().memory.banks[self.index].set_capacity(capacity);
+    }
+
+    /// What was asked of the device, and what it would have cost.
+    pub fn ledger(&self) -> Ledger {
+        let state = self.shared.state.lock();
+        let bank = &state.memory.banks[self.index];
+        state.books[self.index].counters.read(bank.used(), bank.used_peak())
+    }
+
+    /// Starts the ledger anew. Its peak starts from what is in use.
+    pub fn reset_ledger(&self) {
+        let mut state = self.shared.state.lock();
+        state.books[self.index].counters = ledger::Counters::new();
+        state.memory.banks[self.index].forget_peak();
+    }
+}
+
+impl std::fmt::Debug for SimDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimDevice").field("index", &self.index).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,244 @@
+//! What memory there is: the banks of the devices, the regions of address space, and who may access
+//! what. `malloc` and `free` stand here; handles and mappings in `vmm`.
+
+use std::collections::BTreeMap;
+
+use super::os::{self, HostRange, MemoryFile};
+use super::refusal::{Outcome, host_failure, misuse, out_of_memory};
+use super::vmm::{Handle, Mapping};
+use crate::device::{HandleId, MemoryInfo};
+use crate::units::{Address, Bytes, GRANULE, align_up};
+
+/// The memory of all devices of one machine. Addresses are the host's own, so none occurs twice.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) virtual_memory: bool,
+    pub(super) banks: Vec<Bank>,
+    /// By start. No two overlap.
+    pub(super) regions: BTreeMap<Address, Region>,
+    /// By start, over all reservations. No two overlap, and none crosses the end of its reservation.
+    pub(super) mappings: BTreeMap<Address, Mapping>,
+    pub(super) handles: BTreeMap<HandleId, Handle>,
+    pub(super) next_handle: u64,
+}
+
+/// The physical memory of one device.
+#[derive(Debug)]
+pub(super) struct Bank {
+    pub(super) file: MemoryFile,
+    /// Where the next handle's bytes start in the file. Offsets are never used twice: handles made one
+    /// after the other lie side by side, so that the kernel joins their mappings where they are mapped
+    /// side by side too, and no byte of an old handle shows in a new one.
+    pub(super) next_offset: Bytes,
+    capacity: Bytes,
+    used: Bytes,
+    used_peak: Bytes,
+    /// The devices whose memory this device may reach.
+    pub(super) reaches: Vec<bool>,
+}
+
+impl Bank {
+    fn new(index: usize, devices: usize, capacity: Bytes) -> Outcome<Bank> {
+        let file = MemoryFile::new().map_err(|error| host_failure("make a memory file", &error))?;
+        let reaches = (0..devices).map(|peer| peer == index).collect();
+        Ok(Bank { file, next_offset: 0, capacity, used: 0, used_peak: 0, reaches })
+    }
+
+    pub(super) fn used(&self) -> Bytes {
+        self.used
+    }
+
+    pub(super) fn used_peak(&self) -> Bytes {
+        self.used_peak
+    }
+
+    pub(super) fn forget_peak(&mut self) {
+        self.used_peak = self.used;
+    }
+
+    pub(super) fn set_capacity(&mut self, capacity: Bytes) {
+        self.capacity = capacity;
+    }
+
+    pub(super) fn info(&self) -> MemoryInfo {
+        // The capacity may have been shrunk below what is in use.
+        let free = self.capacity.saturating_sub(self.used);
+        MemoryInfo { free, total: self.capacity }
+    }
+
+    /// Fails where `bytes` more do not fit.
+    pub(super) fn check_room(&self, bytes: Bytes) -> Outcome<()> {
+        let MemoryInfo { free, total } = self.info();
+        if bytes <= free {
+            return Ok(());
+        }
+        Err(out_of_memory(format!("{bytes} bytes asked for, {free} of {total} free")))
+    }
+
+    pub(super) fn take(&mut self, bytes: Bytes) {
+        self.used += bytes;
+        self.used_peak = self.used_peak.max(self.used);
+    }
+
+    pub(super) fn give_back(&mut self, bytes: Bytes) {
+        debug_assert!(bytes <= self.used, "{bytes} bytes given back of {}", self.used);
+        self.used -= bytes;
+    }
+}
+
+/// A piece of address space that belongs to a device.
+#[derive(Debug)]
+pub(super) struct Region {
+    pub(super) device: usize,
+    pub(super) range: HostRange,
+    pub(super) kind: RegionKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RegionKind {
+    /// Of `reserve`: accessible where something is mapped.
+    Reservation,
+    /// Of `malloc`: accessible from end to end.
+    Allocation,
+}
+
+impl Memory {
+    pub(super) fn new(devices: usize, capacity: Bytes, virtual_memory: bool) -> Outcome<Memory> {
+        let banks: Outcome<Vec<Bank>> =
+            (0..devices).map(|index| Bank::new(index, devices, capacity)).collect();
+        Ok(Memory {
+            virtual_memory,
+            banks: banks?,
+            regions: BTreeMap::new(),
+            mappings: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            next_handle: 1,
+        })
+    }
+
+    /// The region that contains the address.
+    pub(super) fn region_at(&self, address: Address) -> Option<&Region> {
+        let (_, region) = self.regions.range(..=address).next_back()?;
+        (address < region.range.end()).then_some(region)
+    }
+
+    /// Makes memory. A real device takes it from the system in granules, and so does this one.
+    pub(super) fn malloc(&mut self, device: usize, bytes: Bytes) -> Outcome<Address> {
+        if bytes == 0 {
+            return Err(misuse("malloc of 0 bytes"));
+        }
+        let bank = &mut self.banks[device];
+        bank.check_room(bytes)?;
+        let taken = align_up(bytes, GRANULE);
+        bank.check_room(taken)?;
+        let range = HostRange::reserve(taken)
+            .map_err(|error| host_failure("reserve address space", &error))?;
+        range
+            .open(range.start(), taken)
+            .map_err(|error| host_failure("make memory accessible", &error))?;
+        bank.take(taken);
+        let start = range.start();
+        let kind = RegionKind::Allocation;
+        self.regions.insert(start, Region { device, range, kind });
+        Ok(start)
+    }
+
+    /// The length of the allocation that starts at the address, which `free` could free.
+    pub(super) fn allocation(&self, device: usize, address: Address) -> Outcome<Bytes> {
+        let Some(region) = self.region_at(address) else {
+            return Err(misuse(format!(
+                "{address:#x} is no memory of malloc, or was freed before"
+            )));
+        };
+        let start = region.range.start();
+        if region.kind != RegionKind::Allocation {
+            return Err(misuse(format!(
+                "{address:#x} lies in a reservation, not in memory of malloc"
+            )));
+        }
+        if region.device != device {
+            let owner = region.device;
+            return Err(misuse(format!("the memory at {address:#x} belongs to device {owner}")));
+        }
+        if start != address {
+            return Err(misuse(format!(
+                "{address:#x} lies inside the memory that starts at {start:#x}"
+            )));
+        }
+        Ok(region.range.bytes())
+    }
+
+    /// Frees memory of `malloc` and returns its length. The host gets the pages back at once.
+    pub(super) fn free(&mut self, device: usize, address: Address) -> Outcome<Bytes> {
+        let bytes = self.allocation(device, address)?;
+        self.regions.remove(&address);
+        self.banks[device].give_back(bytes);
+        Ok(bytes)
+    }
+
+    /// Fails unless work of `device` may read and write the span. What lies in no region of the machine
+    /// counts as memory of the host, if it is there at all.
+    pub(super) fn check_access(&self, device: usize, at: Address, bytes: Bytes) -> Outcome<()> {
+        let span = || format!("{bytes} bytes at {at:#x}");
+        let Some(end) = at.checked_add(bytes) else {
+            return Err(misuse(format!("{} exceed the address space", span())));
+        };
+        let Some(region) = self.region_at(at) else {
+            return self.check_host(at, end);
+        };
+        if end > region.range.end() {
+            let region_end = region.range.end();
+            return Err(misuse(format!(
+                "{} run past the end of their region, {region_end:#x}",
+                span()
+            )));
+        }
+        if !self.banks[device].reaches[region.device] {
+            let owner = region.device;
+            return Err(misuse(format!(
+                "{} belong to device {owner}, and device {device} has no access to this peer",
+                span()
+            )));
+        }
+        match region.kind {
+            RegionKind::Allocation => Ok(()),
+            RegionKind::Reservation => self.check_mapped(at, end),
+        }
+    }
+
+    fn check_host(&self, at: Address, end: Address) -> Outcome<()> {
+        if let Some((start, _)) = self.regions.range(at..end).next() {
+            return Err(misuse(format!(
+                "the span from {at:#x} to {end:#x} runs from host memory into a device's at {start:#x}"
+            )));
+        }
+        if !os::is_present(at, end - at) {
+            return Err(misuse(format!(
+                "the span from {at:#x} to {end:#x} is neither memory of a device nor of the host"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Fails unless accessible mappings cover the span without a gap.
+    fn check_mapped(&self, at: Address, end: Address) -> Outcome<()> {
+        let first = self.mappings.range(..=at).next_back().map_or(at, |(&start, _)| start);
+        let mut covered = at;
+        for (&start, mapping) in self.mappings.range(first..end) {
+            if start > covered {
+                break;
+            }
+            let mapping_end = start + mapping.bytes;
+            if mapping_end > covered && !mapping.accessible {
+                return Err(misuse(format!(
+                    "access to {covered:#x}, which is mapped but was not made accessible"
+                )));
+            }
+            covered = covered.max(mapping_end);
+        }
+        if covered < end {
+            return Err(misuse(format!("access to {covered:#x}, where nothing is mapped")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+//! Virtual memory management: address space, physical handles, and what is mapped where.
+
+use super::memory::{Memory, Region, RegionKind};
+use super::os::HostRange;
+use super::refusal::{Outcome, host_failure, misuse, unsupported};
+use crate::device::HandleId;
+use crate::units::{Address, Bytes, GRANULE};
+
+/// Physical memory.
+#[derive(Debug)]
+pub(super) struct Handle {
+    device: usize,
+    bytes: Bytes,
+    /// Where its bytes start in the file of its bank.
+    offset: Bytes,
+    /// At how many addresses it is mapped.
+    mappings: usize,
+    /// The caller has given it back; it lives on while it is mapped.
+    released: bool,
+    /// It could be written to, so it may occupy memory of the host.
+    was_accessible: bool,
+}
+
+/// A handle at an address.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    pub(super) bytes: Bytes,
+    pub(super) handle: HandleId,
+    /// `set_access` was called for it.
+    pub(super) accessible: bool,
+}
+
+impl Memory {
+    fn require_virtual_memory(&self) -> Outcome<()> {
+        if self.virtual_memory {
+            return Ok(());
+        }
+        Err(unsupported("this device has no virtual memory management"))
+    }
+
+    pub(super) fn reserve(&mut self, device: usize, bytes: Bytes) -> Outcome<Address> {
+        self.require_virtual_memory()?;
+        check_granules("a reservation", bytes)?;
+        let range = HostRange::reserve(bytes)
+            .map_err(|error| host_failure("reserve address space", &error))?;
+        let start = range.start();
+        let kind = RegionKind::Reservation;
+        self.regions.insert(start, Region { device, range, kind });
+        Ok(start)
+    }
+
+    pub(super) fn free_address(
+        &mut self,
+        device: usize,
+        address: Address,
+        bytes: Bytes,
+    ) -> Outcome<()> {
+        self.require_virtual_memory()?;
+        let region = self.reservation(device, address, bytes)?;
+        let (start, length) = (region.range.start(), region.range.bytes());
+        if (start, length) != (address, bytes) {
+            return Err(misuse(format!(
+                "{bytes} bytes at {address:#x} are only a part of the reservation of {length} bytes \
+                 at {start:#x}"
+            )));
+        }
+        if let Some((mapped, _)) = self.mappings.range(address..address + bytes).next() {
+            return Err(misuse(format!(
+                "the reservation at {address:#x} is still in use: something is mapped at {mapped:#x}"
+            )));
+        }
+        self.regions.remove(&address);
+        Ok(())
+    }
+
+    pub(super) fn create(&mut self, device: usize, bytes: Bytes) -> Outcome<HandleId> {
+        self.require_virtual_memory()?;
+        check_granules("a handle", bytes)?;
+        let bank = &mut self.banks[device];
+        bank.check_room(bytes)?;
+        bank.take(bytes);
+        let offset = bank.next_offset;
+        bank.next_offset += bytes;
+        let id = HandleId(self.next_handle);
+        self.next_handle += 1;
+        let handle =
+            Handle { device, bytes, offset, mappings: 0, released: false, was_accessible: false };
+        self.handles.insert(id, handle);
+        Ok(id)
+    }
+
+    /// Gives a handle back and returns its length.
+    pub(super) fn release(&mut self, device: usize, id: HandleId) -> Outcome<Bytes> {
+        self.require_virtual_memory()?;
+        let handle = self.live_handle(device, id)?;
+        handle.released = true;
+        let (bytes, mappings) = (handle.bytes, handle.mappings);
+        if mappings == 0 {
+            self.end_handle(id);
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn map(
+        &mut self,
+        device: usize,
+        address: Address,
+        bytes: Bytes,
+        id: HandleId,
+    ) -> Outcome<()> {
+        self.require_virtual_memory()?;
+        let handle = self.live_handle(device, id)?;
+        let (whole, offset) = (handle.bytes, handle.offset);
+        if bytes != whole {
+            return Err(misuse(format!(
+                "a handle of {whole} bytes is mapped whole or not at all, not {bytes} bytes of it"
+            )));
+        }
+        if !address.is_multiple_of(GRANULE) {
+            return Err(misuse(format!("{address:#x} is not a multiple of the granularity")));
+        }
+        let region = self.reservation(device, address, bytes)?;
+        if let Some(mapped) = self.first_mapping_in(address, bytes) {
+            return Err(misuse(format!(
+                "{bytes} bytes at {address:#x} overlap with what is mapped at {mapped:#x}"
+            )));
+        }
+        region
+            .range
+            .map(address, bytes, &self.banks[device].file, offset)
+            .map_err(|error| host_failure("map memory", &error))?;
+        let mapping = Mapping { bytes, handle: id, accessible: false };
+        self.mappings.insert(address, mapping);
+        if let Some(handle) = self.handles.get_mut(&id) {
+            handle.mappings += 1;
+        }
+        Ok(())
+    }
+
+    /// Opens whole mappings. `each` is told the length of every one.
+    pub(super) fn set_access(
+        &mut self,
+        device: usize,
+        address: Address,
+        bytes: Bytes,
+        mut each: impl FnMut(Bytes),
+    ) -> Outcome<()> {
+        self.require_virtual_memory()?;
+        let region = self.reservation(device, address, bytes)?;
+        self.check_whole_mappings(address, bytes)?;
+        region
+            .range
+            .open(address, bytes)
+            .map_err(|error| host_failure("make memory accessible", &error))?;
+        for mapping in self.mappings.range_mut(address..address + bytes).map(|(_, mapping)| mapping)
+        {
+            mapping.accessible = true;
+            each(mapping.bytes);
+            if let Some(handle) = self.handles.get_mut(&mapping.handle) {
+                handle.was_accessible = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unmaps whole mappings. `each` is told the length of every one.
+    pub(super) fn unmap(
+        &mut self,
+        device: usize,
+        address: Address,
+        bytes: Bytes,
+        mut each: impl FnMut(Bytes),
+    ) -> Outcome<()> {
+        self.require_virtual_memory()?;
+        let region = self.reservation(device, address, bytes)?;
+        self.check_whole_mappings(address, bytes)?;
+        region.range.unmap(address, bytes).map_err(|error| host_failure("unmap memory", &error))?;
+        let end = address + bytes;
+        while let Some((&start, _)) = self.mappings.range(address..end).next() {
+            let Some(mapping) = self.mappings.remove(&start) else {
+                break;
+            };
+            each(mapping.bytes);
+            self.forget_mapping(mapping.handle);
+        }
+        Ok(())
+    }
+
+    /// One mapping of the handle has ended.
+    fn forget_mapping(&mut self, id: HandleId) {
+        let Some(handle) = self.handles.get_mut(&id) else {
+            debug_assert!(false, "{id:?} was mapped and does not exist");
+            return;
+        };
+        handle.mappings -= 1;
+        if handle.mappings == 0 && handle.released {
+            self.end_handle(id);
+        }
+    }
+
+    /// The handle is released and mapped nowhere: its memory ends.
+    fn end_handle(&mut self, id: HandleId) {
+        let Some(handle) = self.handles.remove(&id) else {
+            return;
+        };
+        let bank = &mut self.banks[handle.device];
+        bank.give_back(handle.bytes);
+        if handle.was_accessible {
+            // Its offset is never used again, so where the host does not take the pages back nothing
+            // but its own memory is lost.
+            let _lost = bank.file.discard(handle.offset, handle.bytes);
+        }
+    }
+
+    /// The handle, if it is this device's and was not released.
+    fn live_handle(&mut self, device: usize, id: HandleId) -> Outcome<&mut Handle> {
+        let number = id.0;
+        match self.handles.get_mut(&id) {
+            None => Err(misuse(format!("handle {number} does not exist, or was released before"))),
+            Some(handle) if handle.released => {
+                Err(misuse(format!("handle {number} was released before")))
+            }
+            Some(handle) if handle.device != device => {
+                let owner = handle.device;
+                Err(misuse(format!("handle {number} belongs to device {owner}")))
+            }
+            Some(handle) => Ok(handle),
+        }
+    }
+
+    /// The reservation of this device in which the whole span lies.
+    fn reservation(&self, device: usize, address: Address, bytes: Bytes) -> Outcome<&Region> {
+        let span = format!("{bytes} bytes at {address:#x}");
+        if bytes == 0 {
+            return Err(misuse(format!("{span} are no span")));
+        }
+        match self.region_at(address) {
+            Some(region) if region.kind == RegionKind::Reservation => {
+                if region.device != device {
+                    let owner = region.device;
+                    return Err(misuse(format!("{span} lie in a reservation of device {owner}")));
+                }
+                if bytes > region.range.end() - address {
+                    return Err(misuse(format!("{span} run past the end of their reservation")));
+                }
+                Ok(region)
+            }
+            _ => Err(misuse(format!("{span} lie in no reservation"))),
+        }
+    }
+
+    /// Where something is mapped in the span.
+    fn first_mapping_in(&self, address: Address, bytes: Bytes) -> Option<Address> {
+        let before = self.mappings.range(..address).next_back();
+        let before = before.filter(|(start, mapping)| *start + mapping.bytes > address);
+        let inside = || self.mappings.range(address..address + bytes).next();
+        before.or_else(inside).map(|(&start, _)| start)
+    }
+
+    /// Fails unless the span consists of mappings, each of them whole.
+    fn check_whole_mappings(&self, address: Address, bytes: Bytes) -> Outcome<()> {
+        let end = address + bytes;
+        let mut covered = address;
+        if let Some(start) = self.first_mapping_in(address, 1).filter(|&start| start < address) {
+            return Err(misuse(format!(
+                "{address:#x} lies inside the mapping at {start:#x}, which is whole or not at all"
+            )));
+        }
+        for (&start, mapping) in self.mappings.range(address..end) {
+            if start != covered {
+                break;
+            }
+            covered += mapping.bytes;
+            if covered > end {
+                return Err(misuse(format!(
+                    "{end:#x} lies inside the mapping at {start:#x}, which is whole or not at all"
+                )));
+            }
+        }
+        if covered < end {
+            return Err(misuse(format!("nothing is mapped at {covered:#x}")));
+        }
+        Ok(())
+    }
+}
+
+fn check_granules(what: &str, bytes: Bytes) -> Outcome<()> {
+    if bytes == 0 || !bytes.is_multiple_of(GRANULE) {
+        return Err(misuse(format!(
+            "{what} of {bytes} bytes: a multiple of {GRANULE} bytes is needed"
+        )));
+    }
+    Ok(())
+}
