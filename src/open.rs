@@ -83,6 +83,6 @@ fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
     Ok(SimMachine::new(options)?.as_devices())
 }
 
-fn read_config(_conf: &str) -> Result<Config> {
-    Ok(Config::default())
+fn read_config(conf: &str) -> Result<Config> {
+    if conf.is_empty() { Ok(Config::from_environment()?) } else { Ok(Config::parse(conf)?) }
 }
