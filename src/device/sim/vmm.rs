@@ -198,7 +198,7 @@ impl Memory {
         self.check_whole_mappings(address, bytes)?;
         region
             .range
-            .unmap(address, bytes)
+            .unmap(address, bytes, &self.spare)
             .map_err(|error| host_failure("unmap memory", &error))?;
         let end = address + bytes;
         while let Some((&start, _)) = self.mappings.range(address..end).next() {
