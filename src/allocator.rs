@@ -1,12 +1,18 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
 use crate::device::{Device, MemoryInfo};
+use crate::engine::{Engine, foreign};
 use crate::error::{Error, Result};
 use crate::observe::DeviceStatistics;
+use crate::pages::{PageEntry, PageMap};
 use crate::units::{Address, Bytes, DeviceId, StreamId};
+
+/// The most devices that one allocator serves.
+const MAX_DEVICES: usize = 255;
 
 /// What an allocator knows of one live allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,93 +31,298 @@ pub struct BlockInfo {
 }
 
 /// A caching allocator over a set of devices.
+///
+/// Memory is handed out for use on one stream, and is used again for that stream as soon as it is freed:
+/// what is queued there later runs later. Further users are announced by
+/// [`record_stream`](Allocator::record_stream). All methods may be called from any thread.
+///
+/// ```
+/// use plugalloc::device::sim::{SimMachine, SimOptions};
+/// use plugalloc::{Allocator, Config, DeviceId, StreamId};
+///
+/// let machine = SimMachine::new(SimOptions::default())?;
+/// let allocator = Allocator::new(machine.as_devices(), Config::default())?;
+/// let address = allocator.allocate(DeviceId(0), 1 << 20, StreamId::DEFAULT)?;
+/// assert_eq!(allocator.block(address)?.requested, 1 << 20);
+/// allocator.free(address)?;
+/// assert!(allocator.free(address).is_err(), "a second free is refused");
+/// # Ok::<(), plugalloc::Error>(())
+/// ```
+#[derive(Debug)]
 pub struct Allocator {
-    devices: Vec<Arc<dyn Device>>,
+    engines: Vec<Engine>,
+    map: Arc<PageMap>,
     config: Config,
+    /// Whether allocations outside the address map may exist: caching was off at some time.
+    direct: AtomicBool,
 }
 
-#[allow(unused_variables)]
 impl Allocator {
     /// An allocator over these devices, which are numbered by their place in the vector.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for more than 255 devices; [`Error::Device`] where a device does not
+    /// tell its memory.
     pub fn new(devices: Vec<Arc<dyn Device>>, config: Config) -> Result<Allocator> {
-        Ok(Allocator { devices, config })
+        if devices.len() > MAX_DEVICES {
+            return Err(Error::InvalidArgument {
+                argument: "number of devices",
+                value: devices.len().to_string(),
+                expected: format!("at most {MAX_DEVICES}"),
+            });
+        }
+        let map = Arc::new(PageMap::new());
+        let engine =
+            |(index, device)| Engine::new(index as u32, device, config.clone(), Arc::clone(&map));
+        let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
+        let direct = AtomicBool::new(!config.caching);
+        Ok(Allocator { engines, map, config, direct })
     }
+
     /// How many devices there are.
     pub fn device_count(&self) -> usize {
-        self.devices.len()
+        self.engines.len()
     }
+
     /// A device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`] where there is no such device; so for every method that takes one.
     pub fn device(&self, device: DeviceId) -> Result<&Arc<dyn Device>> {
-        todo!()
+        Ok(self.engine(device)?.device())
     }
-    /// The options in force.
+
+    /// The options with which the allocator was made.
     pub fn config(&self) -> &Config {
         &self.config
     }
-    /// Allocates `bytes` on `device`, for use on `stream`. Zero bytes give address 0 and allocate nothing.
+
+    #[inline]
+    fn engine(&self, device: DeviceId) -> Result<&Engine> {
+        match device.index().and_then(|index| self.engines.get(index)) {
+            Some(engine) => Ok(engine),
+            None => Err(Error::InvalidDevice { device, count: self.engines.len() }),
+        }
+    }
+
+    /// The engine of an address, and its entry in the map.
+    #[inline]
+    fn owner(&self, address: Address) -> Option<(&Engine, PageEntry)> {
+        let entry = self.map.get(address)?;
+        Some((self.engines.get(entry.device as usize)?, entry))
+    }
+
+    /// Allocates `bytes` on `device`, for use on `stream`. The address is a multiple of 512. Zero bytes
+    /// give address 0 and allocate nothing.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with its numbers; [`Error::SizeTooLarge`]; [`Error::Device`] where the
+    /// driver fails otherwise.
+    #[inline]
     pub fn allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
-        todo!()
+        self.engine(device)?.allocate(bytes, stream)
     }
-    /// Frees an allocation. Address 0 is ignored.
+
+    /// Frees an allocation, whatever its device. Address 0 is ignored.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPointer`] where the address is not the start of a live allocation; nothing changes.
+    #[inline]
     pub fn free(&self, address: Address) -> Result<()> {
-        todo!()
+        match self.owner(address) {
+            Some((engine, entry)) => engine.free(entry, address),
+            None => self.free_outside(address),
+        }
     }
-    /// Tells that `stream` uses the allocation too: once freed, it is not reused before what is queued
-    /// there by then has run.
+
+    #[cold]
+    fn free_outside(&self, address: Address) -> Result<()> {
+        if address == 0 {
+            return Ok(());
+        }
+        if self.direct.load(Ordering::Relaxed) {
+            for engine in &self.engines {
+                if engine.free_direct(address)? {
+                    return Ok(());
+                }
+            }
+        }
+        Err(foreign(address))
+    }
+
+    /// Tells that `stream` uses the allocation too: once freed, it is not used again before what is
+    /// queued there by then has run. Address 0 is ignored, and so is the allocation's own stream.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPointer`] where the address is not the start of a live allocation.
     pub fn record_stream(&self, address: Address, stream: StreamId) -> Result<()> {
-        todo!()
+        if address == 0 {
+            return Ok(());
+        }
+        match self.owner(address) {
+            Some((engine, entry)) => engine.record_stream(entry, address, stream),
+            // The device's own free waits for all streams.
+            None if self.direct_block(address).is_some() => Ok(()),
+            None => Err(foreign(address)),
+        }
     }
-    /// Gives all cached memory of all devices back.
+
+    /// Whether the address lies in memory that this allocator holds. Takes no lock.
+    #[inline]
+    pub fn owns(&self, address: Address) -> bool {
+        self.map.get(address).is_some() || self.direct_block(address).is_some()
+    }
+
+    fn direct_block(&self, address: Address) -> Option<BlockInfo> {
+        if !self.direct.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.engines.iter().find_map(|engine| {
+            let block = engine.direct_block(address)?;
+            let device = engine.id();
+            let (bytes, requested, stream) = (block.bytes, block.requested, block.stream);
+            Some(BlockInfo { address, bytes, requested, device, stream })
+        })
+    }
+
+    /// What is known of a live allocation.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPointer`] where the address is not the start of one.
+    pub fn block(&self, address: Address) -> Result<BlockInfo> {
+        let Some((engine, entry)) = self.owner(address) else {
+            return self.direct_block(address).ok_or_else(|| foreign(address));
+        };
+        let (block, stream) = engine.block_at(entry, address)?;
+        let device = engine.id();
+        let (bytes, requested) = (block.bytes, block.requested);
+        Ok(BlockInfo { address, bytes, requested, device, stream })
+    }
+
+    /// The contiguous memory in which an address lies: its start and its bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPointer`] where the address is not in memory of this allocator.
+    pub fn base_allocation(&self, address: Address) -> Result<(Address, Bytes)> {
+        if let Some((engine, entry)) = self.owner(address)
+            && let Some(range) = engine.range_at(entry, address)
+        {
+            return Ok(range);
+        }
+        match self.direct_block(address) {
+            Some(block) => Ok((block.address, block.bytes)),
+            None => Err(foreign(address)),
+        }
+    }
+
+    /// Gives all cached memory of all devices back to them. Waits for the streams that used it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a driver call fails; what was not given back stays cached.
     pub fn empty_cache(&self) -> Result<()> {
-        todo!()
+        let results: Vec<_> = self.engines.iter().map(Engine::empty_cache).collect();
+        results.into_iter().collect()
     }
+
+    /// Looks which frees that wait for other streams have completed, on all devices. An allocation does so
+    /// by itself; a program that only frees may want to call it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where an event cannot be asked.
+    pub fn process_events(&self) -> Result<()> {
+        for engine in &self.engines {
+            engine.poll_deferred()?;
+        }
+        Ok(())
+    }
+
     /// Limits what is taken from the device to a share in `[0, 1]` of its memory; 1 removes the limit.
+    /// What is taken already stays.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for anything outside `[0, 1]`.
     pub fn set_memory_fraction(&self, device: DeviceId, fraction: f64) -> Result<()> {
-        todo!()
+        self.engine(device)?.set_memory_fraction(fraction)
     }
-    /// The limit as a share of the device's memory.
+
+    /// The limit as a share of the device's memory; 1 where there is none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`].
     pub fn memory_fraction(&self, device: DeviceId) -> Result<f64> {
-        todo!()
+        Ok(self.engine(device)?.memory_fraction())
     }
-    /// Turns caching on or off. While off, every allocation is the device's own.
+
+    /// Turns caching on or off. While off, every allocation is the device's own, and every free waits for
+    /// the whole device. Allocations made before stay what they are.
     pub fn set_caching(&self, caching: bool) {
-        todo!()
+        if !caching {
+            self.direct.store(true, Ordering::Relaxed);
+        }
+        self.engines.iter().for_each(|engine| engine.set_caching(caching));
     }
+
     /// Whether caching is on.
     pub fn is_caching(&self) -> bool {
-        todo!()
+        self.engines.iter().all(Engine::is_caching)
     }
+
     /// The device's memory as its driver counts it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the driver does not tell.
     pub fn memory_info(&self, device: DeviceId) -> Result<MemoryInfo> {
-        todo!()
+        Ok(self.engine(device)?.device().memory_info()?)
     }
-    /// The largest cached block of the device.
+
+    /// The largest cached block of the device, in bytes, over all streams.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`].
     pub fn largest_free_block(&self, device: DeviceId) -> Result<Bytes> {
-        todo!()
+        Ok(self.engine(device)?.largest_free_block())
     }
-    /// The segment (start, bytes) in which an allocation lies.
-    pub fn base_allocation(&self, address: Address) -> Result<(Address, Bytes)> {
-        todo!()
-    }
-    /// What is known of a live allocation.
-    pub fn block(&self, address: Address) -> Result<BlockInfo> {
-        todo!()
-    }
+
     /// The statistics of a device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`].
     pub fn statistics(&self, device: DeviceId) -> Result<DeviceStatistics> {
-        todo!()
+        Ok(self.engine(device)?.statistics())
     }
-    /// Sets every peak to the current value.
+
+    /// Sets every peak of a device to the current value.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`].
     pub fn reset_peak_statistics(&self, device: DeviceId) -> Result<()> {
-        todo!()
+        self.engine(device)?.reset_peaks();
+        Ok(())
     }
-    /// Sets every accumulated count to zero.
+
+    /// Sets every accumulated count of a device to zero.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`].
     pub fn reset_accumulated_statistics(&self, device: DeviceId) -> Result<()> {
-        todo!()
+        self.engine(device)?.reset_accumulated();
+        Ok(())
     }
-    /// Checks every invariant of every device; the error names the one that is broken.
+
+    /// Checks every invariant of every device, with everything locked: for tests and for finding faults.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] with the name of the invariant that is broken.
     pub fn is_valid(&self) -> Result<()> {
-        let _: Option<Error> = None;
-        todo!()
+        self.engines.iter().try_for_each(Engine::is_valid)
+    }
+
+    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated and nothing waits for a
+    /// stream: how every test ends.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] with what is left.
+    pub fn is_quiescent(&self) -> Result<()> {
+        self.engines.iter().try_for_each(Engine::is_quiescent)
     }
 }

@@ -146,11 +146,7 @@ impl std::fmt::Display for OutOfMemory {
             format_bytes(self.free),
         )?;
         if self.limit < self.total {
-            write!(
-                f,
-                "{} allowed by the memory fraction. ",
-                format_bytes(self.limit)
-            )?;
+            write!(f, "{} allowed by the memory fraction. ", format_bytes(self.limit))?;
         }
         write!(
             f,
@@ -204,10 +200,7 @@ impl std::fmt::Display for InvalidPointer {
         let address = self.address;
         match self.fault {
             PointerFault::Foreign => {
-                write!(
-                    f,
-                    "Trying to free a pointer not allocated here: {address:#x}"
-                )
+                write!(f, "Trying to free a pointer not allocated here: {address:#x}")
             }
             PointerFault::Interior { start, bytes } => write!(
                 f,
@@ -244,11 +237,7 @@ pub struct ConfigError {
 
 impl std::fmt::Display for ConfigError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "invalid allocator configuration at position {}",
-            self.position
-        )?;
+        write!(f, "invalid allocator configuration at position {}", self.position)?;
         if !self.key.is_empty() {
             write!(f, ", key '{}'", self.key)?;
         }

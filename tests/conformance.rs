@@ -8,11 +8,7 @@ use plugalloc::device::sim::{SimMachine, SimOptions};
 use plugalloc::units::GIB;
 
 fn options() -> SimOptions {
-    SimOptions {
-        devices: 2,
-        capacity: GIB,
-        ..SimOptions::default()
-    }
+    SimOptions { devices: 2, capacity: GIB, ..SimOptions::default() }
 }
 
 macro_rules! on_a_simulated_device {

@@ -1,12 +1,19 @@
 //! The allocator's options: plain data with defaults, and the text form in which users write them.
 
+mod keys;
+pub mod parse;
+mod scan;
+mod value;
+
+pub use keys::key_names;
+
 use crate::units::{Bytes, MIB};
 
 /// The options of an [`Allocator`](crate::Allocator).
 ///
 /// They can be set one by one here, or read from a text such as
 /// `expandable_segments:True,garbage_collection_threshold:0.8`, in the syntax of PyTorch's
-/// `PYTORCH_CUDA_ALLOC_CONF`, whose keys are understood.
+/// `PYTORCH_CUDA_ALLOC_CONF`, whose keys are understood. The table of keys is in [`parse`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
@@ -57,7 +64,7 @@ impl Default for Config {
             graph_capture_record_stream_reuse: false,
             caching: true,
             steal: true,
-            max_handle: 64 * MIB,
+            max_handle: 16 * MIB,
         }
     }
 }

@@ -13,6 +13,30 @@ pub struct Stat {
     pub freed: i64,
 }
 
+impl Stat {
+    /// Counts an increase.
+    pub(crate) fn increase(&mut self, by: i64) {
+        self.current += by;
+        self.allocated += by;
+        self.peak = self.peak.max(self.current);
+    }
+
+    /// Counts a decrease.
+    pub(crate) fn decrease(&mut self, by: i64) {
+        self.current -= by;
+        self.freed += by;
+    }
+
+    pub(crate) fn reset_peak(&mut self) {
+        self.peak = self.current;
+    }
+
+    pub(crate) fn reset_accumulated(&mut self) {
+        self.allocated = 0;
+        self.freed = 0;
+    }
+}
+
 /// One quantity, in all and by the size of the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatArray {

@@ -60,9 +60,7 @@ impl Device for SimDevice {
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
-        self.call(DriverCall::MemoryInfo, |state| {
-            Ok(state.memory.banks[self.index].info())
-        })
+        self.call(DriverCall::MemoryInfo, |state| Ok(state.memory.banks[self.index].info()))
     }
 
     fn reserve(&self, bytes: Bytes) -> DeviceResult<Address> {
@@ -139,8 +137,7 @@ impl Device for SimDevice {
         self.call(DriverCall::Free, |state| {
             self.forbid_in_global_capture(state, "free")?;
             state.memory.allocation(self.index, address)?;
-            self.shared
-                .wait_while(state, |work| work.busy_stream_of(self.index))?;
+            self.shared.wait_while(state, |work| work.busy_stream_of(self.index))?;
             // While it waited, another thread may have freed the same memory; and a peer, whose work
             // is not waited for, may still use it.
             let bytes = state.memory.allocation(self.index, address)?;
@@ -152,26 +149,19 @@ impl Device for SimDevice {
     }
 
     fn stream_create(&self) -> DeviceResult<StreamId> {
-        self.call(DriverCall::StreamCreate, |state| {
-            Ok(state.work.create_stream(self.index))
-        })
+        self.call(DriverCall::StreamCreate, |state| Ok(state.work.create_stream(self.index)))
     }
 
     fn stream_destroy(&self, stream: StreamId) -> DeviceResult<()> {
-        self.call(DriverCall::StreamDestroy, |state| {
-            state.work.destroy_stream(self.index, stream)
-        })
+        self.call(DriverCall::StreamDestroy, |state| state.work.destroy_stream(self.index, stream))
     }
 
     fn stream_synchronize(&self, stream: StreamId) -> DeviceResult<()> {
         self.call(DriverCall::StreamSynchronize, |state| {
             let slot = state.work.stream(self.index, stream)?;
-            state
-                .work
-                .forbid_in_capture(slot, "waiting for the stream")?;
+            state.work.forbid_in_capture(slot, "waiting for the stream")?;
             let end = state.work.end_of(slot);
-            self.shared
-                .wait_while(state, |work| work.stream_before(end))
+            self.shared.wait_while(state, |work| work.stream_before(end))
         })
     }
 
@@ -189,24 +179,17 @@ impl Device for SimDevice {
     fn synchronize(&self) -> DeviceResult<()> {
         self.call(DriverCall::DeviceSynchronize, |state| {
             let what = "waiting for the device";
-            state
-                .work
-                .forbid_in_captures(what, |device| device == self.index)?;
-            self.shared
-                .wait_while(state, |work| work.busy_stream_of(self.index))
+            state.work.forbid_in_captures(what, |device| device == self.index)?;
+            self.shared.wait_while(state, |work| work.busy_stream_of(self.index))
         })
     }
 
     fn event_create(&self) -> DeviceResult<EventId> {
-        self.call(DriverCall::EventCreate, |state| {
-            Ok(state.work.events.create(self.index))
-        })
+        self.call(DriverCall::EventCreate, |state| Ok(state.work.events.create(self.index)))
     }
 
     fn event_destroy(&self, event: EventId) -> DeviceResult<()> {
-        self.call(DriverCall::EventDestroy, |state| {
-            state.work.events.destroy(event)
-        })
+        self.call(DriverCall::EventDestroy, |state| state.work.events.destroy(event))
     }
 
     fn event_record(&self, event: EventId, stream: StreamId) -> DeviceResult<()> {
@@ -234,21 +217,16 @@ impl Device for SimDevice {
             let Some(point) = state.work.events.get(event)?.point else {
                 return Ok(());
             };
-            self.shared
-                .wait_while(state, |work| work.stream_before(point))
+            self.shared.wait_while(state, |work| work.stream_before(point))
         })
     }
 
     fn capture_begin(&self, stream: StreamId) -> DeviceResult<CaptureId> {
-        self.call(DriverCall::CaptureBegin, |state| {
-            state.work.capture_begin(self.index, stream)
-        })
+        self.call(DriverCall::CaptureBegin, |state| state.work.capture_begin(self.index, stream))
     }
 
     fn capture_end(&self, stream: StreamId) -> DeviceResult<CaptureId> {
-        self.call(DriverCall::CaptureEnd, |state| {
-            state.work.capture_end(self.index, stream)
-        })
+        self.call(DriverCall::CaptureEnd, |state| state.work.capture_end(self.index, stream))
     }
 
     fn capture_status(&self, stream: StreamId) -> DeviceResult<Option<CaptureId>> {
@@ -263,11 +241,7 @@ impl Device for SimDevice {
             let slot = state.work.stream(self.index, stream)?;
             let nodes = state.work.graphs.nodes(self.index, graph)?.to_vec();
             // All of it is looked at before any of it is queued.
-            for (at, bytes) in nodes
-                .iter()
-                .flat_map(Node::spans)
-                .filter(|&(_, bytes)| bytes > 0)
-            {
+            for (at, bytes) in nodes.iter().flat_map(Node::spans).filter(|&(_, bytes)| bytes > 0) {
                 state.memory.check_access(self.index, at, bytes)?;
             }
             for node in nodes {
@@ -278,9 +252,7 @@ impl Device for SimDevice {
     }
 
     fn graph_destroy(&self, graph: CaptureId) -> DeviceResult<()> {
-        self.call(DriverCall::GraphDestroy, |state| {
-            state.work.graphs.destroy(self.index, graph)
-        })
+        self.call(DriverCall::GraphDestroy, |state| state.work.graphs.destroy(self.index, graph))
     }
 
     fn copy_async(
@@ -323,9 +295,7 @@ impl Device for SimDevice {
     }
 
     fn can_access_peer(&self, peer: DeviceId) -> DeviceResult<bool> {
-        self.call(DriverCall::EnablePeer, |state| {
-            Ok(self.peer_index(state, peer)? != self.index)
-        })
+        self.call(DriverCall::EnablePeer, |state| Ok(self.peer_index(state, peer)? != self.index))
     }
 
     fn enable_peer_access(&self, peer: DeviceId) -> DeviceResult<()> {

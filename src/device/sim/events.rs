@@ -32,10 +32,7 @@ pub(super) struct Event {
 
 impl Events {
     pub(super) fn create(&mut self, device: usize) -> EventId {
-        let event = Event {
-            device,
-            point: None,
-        };
+        let event = Event { device, point: None };
         let index = match self.free.pop() {
             Some(index) => {
                 let slot = &mut self.slots[index as usize];
@@ -45,11 +42,7 @@ impl Events {
                 index
             }
             None => {
-                self.slots.push(Slot {
-                    generation: 1,
-                    live: true,
-                    event,
-                });
+                self.slots.push(Slot { generation: 1, live: true, event });
                 (self.slots.len() - 1) as u32
             }
         };
@@ -73,9 +66,7 @@ impl Events {
             Some(slot) if slot.live && slot.generation == generation => Ok(slot),
             _ => {
                 let number = id.0;
-                Err(misuse(format!(
-                    "event {number:#x} does not exist, or was destroyed before"
-                )))
+                Err(misuse(format!("event {number:#x} does not exist, or was destroyed before")))
             }
         }
     }

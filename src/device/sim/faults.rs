@@ -36,11 +36,7 @@ impl Faults {
 
     /// Lets every call from now fail.
     pub(super) fn fail_every(&mut self, call: DriverCall, kind: DeviceErrorKind) {
-        self.orders.push(Fault {
-            call,
-            kind,
-            when: When::Always,
-        });
+        self.orders.push(Fault { call, kind, when: When::Always });
     }
 
     pub(super) fn clear(&mut self) {
@@ -68,10 +64,7 @@ impl Faults {
         self.orders.retain(|fault| fault.when != When::Done);
         match hit {
             None => Ok(()),
-            Some(kind) => Err(Refusal {
-                kind,
-                detail: "failed on request".to_owned(),
-            }),
+            Some(kind) => Err(Refusal { kind, detail: "failed on request".to_owned() }),
         }
     }
 }

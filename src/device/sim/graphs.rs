@@ -54,9 +54,7 @@ impl Graphs {
     fn finished(&self, device: usize, id: CaptureId) -> Outcome<&Graph> {
         let number = id.0;
         match self.graphs.get(&id) {
-            None => Err(misuse(format!(
-                "graph {number} does not exist, or was destroyed before"
-            ))),
+            None => Err(misuse(format!("graph {number} does not exist, or was destroyed before"))),
             Some(graph) if graph.device != device => {
                 let owner = graph.device;
                 Err(misuse(format!("graph {number} belongs to device {owner}")))
@@ -91,11 +89,7 @@ impl Work {
         }
         self.graphs.begun += 1;
         let capture = CaptureId(self.graphs.begun);
-        let graph = Graph {
-            device,
-            nodes: Vec::new(),
-            state: GraphState::Capturing,
-        };
+        let graph = Graph { device, nodes: Vec::new(), state: GraphState::Capturing };
         self.graphs.graphs.insert(capture, graph);
         self.graphs.open += 1;
         self.streams[slot].capture = Some(capture);
@@ -128,20 +122,13 @@ impl Work {
         };
         let id = StreamId(self.streams[slot].id);
         match self.graphs.graphs.get_mut(&capture) {
-            Some(Graph {
-                state: GraphState::Capturing,
-                nodes,
-                ..
-            }) => {
+            Some(Graph { state: GraphState::Capturing, nodes, .. }) => {
                 nodes.push(node);
                 Ok(())
             }
-            Some(Graph {
-                state: GraphState::Invalidated(why),
-                ..
-            }) => Err(not_permitted(format!(
-                "the capture of {id} was invalidated: {why}"
-            ))),
+            Some(Graph { state: GraphState::Invalidated(why), .. }) => {
+                Err(not_permitted(format!("the capture of {id} was invalidated: {why}")))
+            }
             _ => Err(misuse(format!("capture {} does not exist", capture.0))),
         }
     }

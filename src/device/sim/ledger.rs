@@ -39,10 +39,7 @@ pub(super) struct Counters {
 
 impl Counters {
     pub(super) fn new() -> Counters {
-        Counters {
-            counts: [0; CALLS],
-            nanoseconds: 0,
-        }
+        Counters { counts: [0; CALLS], nanoseconds: 0 }
     }
 
     /// Counts one call.
@@ -122,10 +119,7 @@ fn interpolate(prices: &Prices, bytes: Bytes) -> u64 {
     if bytes <= SIZES[0] {
         return prices[0];
     }
-    let above = SIZES
-        .iter()
-        .position(|&size| bytes <= size)
-        .unwrap_or(SIZES.len() - 1);
+    let above = SIZES.iter().position(|&size| bytes <= size).unwrap_or(SIZES.len() - 1);
     let (low, high) = (above - 1, above);
     let slope = (prices[high] as f64 - prices[low] as f64) / (SIZES[high] - SIZES[low]) as f64;
     (prices[low] as f64 + slope * (bytes - SIZES[low]) as f64).round() as u64
@@ -151,14 +145,8 @@ mod tests {
 
     #[test]
     fn prices_lie_on_the_line_between_two_points() {
-        assert_eq!(
-            sized_price(DriverCall::Release, 42 * MIB),
-            (30_200 + 48_500) / 2
-        );
-        assert_eq!(
-            sized_price(DriverCall::SetAccess, 1792 * MIB),
-            96_300 + 44_000
-        );
+        assert_eq!(sized_price(DriverCall::Release, 42 * MIB), (30_200 + 48_500) / 2);
+        assert_eq!(sized_price(DriverCall::SetAccess, 1792 * MIB), 96_300 + 44_000);
         assert_eq!(sized_price(DriverCall::Reserve, 1 << 40), 8_900);
     }
 }

@@ -87,9 +87,7 @@ impl SimMachine {
         })?;
         let shared = Arc::new(shared);
         let device = |index| Arc::new(SimDevice::new(index, Arc::clone(&shared)));
-        Ok(SimMachine {
-            devices: (0..count).map(device).collect(),
-        })
+        Ok(SimMachine { devices: (0..count).map(device).collect() })
     }
 
     /// A device.
@@ -108,10 +106,7 @@ impl SimMachine {
 
     /// All devices, by index, as an allocator takes them.
     pub fn as_devices(&self) -> Vec<Arc<dyn Device>> {
-        self.devices
-            .iter()
-            .map(|device| Arc::clone(device) as Arc<dyn Device>)
-            .collect()
+        self.devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect()
     }
 }
 
@@ -154,30 +149,13 @@ thread_local! {
 
 impl Shared {
     fn new(options: SimOptions) -> Outcome<Shared> {
-        let SimOptions {
-            devices,
-            capacity,
-            virtual_memory,
-            adopt_streams,
-            ..
-        } = options;
+        let SimOptions { devices, capacity, virtual_memory, adopt_streams, .. } = options;
         let memory = Memory::new(devices, capacity, virtual_memory)?;
         let work = Work::new(devices, adopt_streams);
-        let book = |_| Books {
-            counters: Counters::new(),
-            faults: Faults::default(),
-        };
+        let book = |_| Books { counters: Counters::new(), faults: Faults::default() };
         let books = (0..devices).map(book).collect();
-        let state = Mutex::new(State {
-            memory,
-            work,
-            books,
-        });
-        Ok(Shared {
-            options,
-            state,
-            progress: Condvar::new(),
-        })
+        let state = Mutex::new(State { memory, work, books });
+        Ok(Shared { options, state, progress: Condvar::new() })
     }
 
     /// Makes one call of a device: counts it, does it, charges it, and runs what it made runnable.

@@ -42,14 +42,7 @@ impl Bank {
     fn new(index: usize, devices: usize, capacity: Bytes) -> Outcome<Bank> {
         let file = MemoryFile::new().map_err(|error| host_failure("make a memory file", &error))?;
         let reaches = (0..devices).map(|peer| peer == index).collect();
-        Ok(Bank {
-            file,
-            next_offset: 0,
-            capacity,
-            used: 0,
-            used_peak: 0,
-            reaches,
-        })
+        Ok(Bank { file, next_offset: 0, capacity, used: 0, used_peak: 0, reaches })
     }
 
     pub(super) fn used(&self) -> Bytes {
@@ -71,10 +64,7 @@ impl Bank {
     pub(super) fn info(&self) -> MemoryInfo {
         // The capacity may have been shrunk below what is in use.
         let free = self.capacity.saturating_sub(self.used);
-        MemoryInfo {
-            free,
-            total: self.capacity,
-        }
+        MemoryInfo { free, total: self.capacity }
     }
 
     /// Fails where `bytes` more do not fit.
@@ -83,9 +73,7 @@ impl Bank {
         if bytes <= free {
             return Ok(());
         }
-        Err(out_of_memory(format!(
-            "{bytes} bytes asked for, {free} of {total} free"
-        )))
+        Err(out_of_memory(format!("{bytes} bytes asked for, {free} of {total} free")))
     }
 
     pub(super) fn take(&mut self, bytes: Bytes) {
@@ -94,11 +82,7 @@ impl Bank {
     }
 
     pub(super) fn give_back(&mut self, bytes: Bytes) {
-        debug_assert!(
-            bytes <= self.used,
-            "{bytes} bytes given back of {}",
-            self.used
-        );
+        debug_assert!(bytes <= self.used, "{bytes} bytes given back of {}", self.used);
         self.used -= bytes;
     }
 }
@@ -121,9 +105,8 @@ pub(super) enum RegionKind {
 
 impl Memory {
     pub(super) fn new(devices: usize, capacity: Bytes, virtual_memory: bool) -> Outcome<Memory> {
-        let banks: Outcome<Vec<Bank>> = (0..devices)
-            .map(|index| Bank::new(index, devices, capacity))
-            .collect();
+        let banks: Outcome<Vec<Bank>> =
+            (0..devices).map(|index| Bank::new(index, devices, capacity)).collect();
         Ok(Memory {
             virtual_memory,
             banks: banks?,
@@ -159,14 +142,7 @@ impl Memory {
         bank.take(taken);
         let start = range.start();
         let kind = RegionKind::Allocation;
-        self.regions.insert(
-            start,
-            Region {
-                device,
-                range,
-                kind,
-            },
-        );
+        self.regions.insert(start, Region { device, range, kind });
         Ok(start)
     }
 
@@ -185,9 +161,7 @@ impl Memory {
         }
         if region.device != device {
             let owner = region.device;
-            return Err(misuse(format!(
-                "the memory at {address:#x} belongs to device {owner}"
-            )));
+            return Err(misuse(format!("the memory at {address:#x} belongs to device {owner}")));
         }
         if start != address {
             return Err(misuse(format!(
@@ -251,11 +225,7 @@ impl Memory {
 
     /// Fails unless accessible mappings cover the span without a gap.
     fn check_mapped(&self, at: Address, end: Address) -> Outcome<()> {
-        let first = self
-            .mappings
-            .range(..=at)
-            .next_back()
-            .map_or(at, |(&start, _)| start);
+        let first = self.mappings.range(..=at).next_back().map_or(at, |(&start, _)| start);
         let mut covered = at;
         for (&start, mapping) in self.mappings.range(first..end) {
             if start > covered {
@@ -270,9 +240,7 @@ impl Memory {
             covered = covered.max(mapping_end);
         }
         if covered < end {
-            return Err(misuse(format!(
-                "access to {covered:#x}, where nothing is mapped"
-            )));
+            return Err(misuse(format!("access to {covered:#x}, where nothing is mapped")));
         }
         Ok(())
     }

@@ -104,9 +104,7 @@ impl SimDevice {
 
     /// As [`fail_nth`](SimDevice::fail_nth), with a failure of one's choice.
     pub fn fail_nth_with(&self, call: DriverCall, nth: u64, kind: DeviceErrorKind) {
-        self.shared.state.lock().books[self.index]
-            .faults
-            .fail_nth(call, nth, kind);
+        self.shared.state.lock().books[self.index].faults.fail_nth(call, nth, kind);
     }
 
     /// Lets every call of this kind fail, until [`clear_faults`](SimDevice::clear_faults).
@@ -116,9 +114,7 @@ impl SimDevice {
 
     /// As [`fail_every`](SimDevice::fail_every), with a failure of one's choice.
     pub fn fail_every_with(&self, call: DriverCall, kind: DeviceErrorKind) {
-        self.shared.state.lock().books[self.index]
-            .faults
-            .fail_every(call, kind);
+        self.shared.state.lock().books[self.index].faults.fail_every(call, kind);
     }
 
     /// Lets every call succeed again that can.
@@ -135,9 +131,7 @@ impl SimDevice {
     pub fn ledger(&self) -> Ledger {
         let state = self.shared.state.lock();
         let bank = &state.memory.banks[self.index];
-        state.books[self.index]
-            .counters
-            .read(bank.used(), bank.used_peak())
+        state.books[self.index].counters.read(bank.used(), bank.used_peak())
     }
 
     /// Starts the ledger anew. Its peak starts from what is in use.
@@ -150,8 +144,6 @@ impl SimDevice {
 
 impl std::fmt::Debug for SimDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SimDevice")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
+        f.debug_struct("SimDevice").field("index", &self.index).finish_non_exhaustive()
     }
 }

@@ -48,11 +48,7 @@ const FILE_BYTES: i64 = 1 << 62;
 
 /// The result of a call of the C library that returns 0 or -1.
 fn check(status: c_int) -> Result<()> {
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(Error::last_os_error())
-    }
+    if status == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
 /// A sparse file that lives in host memory: what a device's physical memory is made of.
@@ -112,14 +108,8 @@ impl HostRange {
         let start = align_up(taken_at, GRANULE);
         let (head, tail) = (start - taken_at, GRANULE - (start - taken_at));
         // Dropping an unwanted end gives it back.
-        drop(HostRange {
-            start: taken_at,
-            bytes: head,
-        });
-        drop(HostRange {
-            start: start + bytes,
-            bytes: tail,
-        });
+        drop(HostRange { start: taken_at, bytes: head });
+        drop(HostRange { start: start + bytes, bytes: tail });
         Ok(HostRange { start, bytes })
     }
 
@@ -193,14 +183,8 @@ impl HostRange {
 
     fn assert_inside(&self, at: Address, bytes: Bytes) {
         assert!(at >= self.start, "{at:#x} lies before the range");
-        assert!(
-            bytes <= self.bytes,
-            "{bytes} bytes are longer than the range"
-        );
-        assert!(
-            at - self.start <= self.bytes - bytes,
-            "{at:#x} ends after the range"
-        );
+        assert!(bytes <= self.bytes, "{bytes} bytes are longer than the range");
+        assert!(at - self.start <= self.bytes - bytes, "{at:#x} ends after the range");
     }
 }
 

@@ -9,16 +9,8 @@ use crate::units::{Address, Bytes};
 /// Work on memory. A capture records it; everything else in a queue cannot be captured.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Node {
-    Copy {
-        to: Address,
-        from: Address,
-        bytes: Bytes,
-    },
-    Fill {
-        at: Address,
-        value: u8,
-        bytes: Bytes,
-    },
+    Copy { to: Address, from: Address, bytes: Bytes },
+    Fill { at: Address, value: u8, bytes: Bytes },
 }
 
 impl Node {

@@ -14,34 +14,22 @@ pub(super) type Outcome<T> = Result<T, Refusal>;
 
 /// The caller broke the contract.
 pub(super) fn misuse(detail: impl Into<String>) -> Refusal {
-    Refusal {
-        kind: DeviceErrorKind::Misuse,
-        detail: detail.into(),
-    }
+    Refusal { kind: DeviceErrorKind::Misuse, detail: detail.into() }
 }
 
 /// The call is not allowed now.
 pub(super) fn not_permitted(detail: impl Into<String>) -> Refusal {
-    Refusal {
-        kind: DeviceErrorKind::NotPermitted,
-        detail: detail.into(),
-    }
+    Refusal { kind: DeviceErrorKind::NotPermitted, detail: detail.into() }
 }
 
 /// This device cannot do it.
 pub(super) fn unsupported(detail: impl Into<String>) -> Refusal {
-    Refusal {
-        kind: DeviceErrorKind::Unsupported,
-        detail: detail.into(),
-    }
+    Refusal { kind: DeviceErrorKind::Unsupported, detail: detail.into() }
 }
 
 /// No memory of the device is left for this.
 pub(super) fn out_of_memory(detail: impl Into<String>) -> Refusal {
-    Refusal {
-        kind: DeviceErrorKind::OutOfMemory,
-        detail: detail.into(),
-    }
+    Refusal { kind: DeviceErrorKind::OutOfMemory, detail: detail.into() }
 }
 
 /// The host refused a system call. This is never the device's own lack of memory, so that nobody tries
@@ -55,8 +43,5 @@ pub(super) fn host_failure(doing: &str, error: &std::io::Error) -> Refusal {
         _ => "",
     };
     let detail = format!("the host of the simulated device could not {doing}: {error}{hint}");
-    Refusal {
-        kind: DeviceErrorKind::Other,
-        detail,
-    }
+    Refusal { kind: DeviceErrorKind::Other, detail }
 }

@@ -129,10 +129,7 @@ impl Work {
 
     /// The end of what is queued on a stream now.
     pub(super) fn end_of(&self, slot: usize) -> Point {
-        Point {
-            slot,
-            position: self.streams[slot].submitted,
-        }
+        Point { slot, position: self.streams[slot].submitted }
     }
 
     pub(super) fn is_reached(&self, point: Point) -> bool {
@@ -195,9 +192,8 @@ impl Work {
             let overlaps = |(start, length): (Address, Bytes)| {
                 start < at.saturating_add(bytes) && at < start.saturating_add(length)
             };
-            if let Some(node) = nodes
-                .into_iter()
-                .find(|node| node.spans().into_iter().any(overlaps))
+            if let Some(node) =
+                nodes.into_iter().find(|node| node.spans().into_iter().any(overlaps))
             {
                 let (id, device) = (StreamId(stream.id), stream.device);
                 return Err(misuse(format!(
@@ -224,10 +220,7 @@ impl Work {
 
     /// A stream of the device with queued work.
     pub(super) fn busy_stream_of(&self, device: usize) -> Option<usize> {
-        self.busy
-            .iter()
-            .copied()
-            .find(|&slot| self.streams[slot].device == device)
+        self.busy.iter().copied().find(|&slot| self.streams[slot].device == device)
     }
 
     /// The stream that the point waits for, until it is reached.

@@ -45,14 +45,7 @@ impl Memory {
             .map_err(|error| host_failure("reserve address space", &error))?;
         let start = range.start();
         let kind = RegionKind::Reservation;
-        self.regions.insert(
-            start,
-            Region {
-                device,
-                range,
-                kind,
-            },
-        );
+        self.regions.insert(start, Region { device, range, kind });
         Ok(start)
     }
 
@@ -90,14 +83,8 @@ impl Memory {
         bank.next_offset += bytes;
         let id = HandleId(self.next_handle);
         self.next_handle += 1;
-        let handle = Handle {
-            device,
-            bytes,
-            offset,
-            mappings: 0,
-            released: false,
-            was_accessible: false,
-        };
+        let handle =
+            Handle { device, bytes, offset, mappings: 0, released: false, was_accessible: false };
         self.handles.insert(id, handle);
         Ok(id)
     }
@@ -130,9 +117,7 @@ impl Memory {
             )));
         }
         if !address.is_multiple_of(GRANULE) {
-            return Err(misuse(format!(
-                "{address:#x} is not a multiple of the granularity"
-            )));
+            return Err(misuse(format!("{address:#x} is not a multiple of the granularity")));
         }
         let region = self.reservation(device, address, bytes)?;
         if let Some(mapped) = self.first_mapping_in(address, bytes) {
@@ -144,11 +129,7 @@ impl Memory {
             .range
             .map(address, bytes, &self.banks[device].file, offset)
             .map_err(|error| host_failure("map memory", &error))?;
-        let mapping = Mapping {
-            bytes,
-            handle: id,
-            accessible: false,
-        };
+        let mapping = Mapping { bytes, handle: id, accessible: false };
         self.mappings.insert(address, mapping);
         if let Some(handle) = self.handles.get_mut(&id) {
             handle.mappings += 1;
@@ -171,10 +152,7 @@ impl Memory {
             .range
             .open(address, bytes)
             .map_err(|error| host_failure("make memory accessible", &error))?;
-        for mapping in self
-            .mappings
-            .range_mut(address..address + bytes)
-            .map(|(_, mapping)| mapping)
+        for mapping in self.mappings.range_mut(address..address + bytes).map(|(_, mapping)| mapping)
         {
             mapping.accessible = true;
             each(mapping.bytes);
@@ -241,9 +219,7 @@ impl Memory {
     fn live_handle(&mut self, device: usize, id: HandleId) -> Outcome<&mut Handle> {
         let number = id.0;
         match self.handles.get_mut(&id) {
-            None => Err(misuse(format!(
-                "handle {number} does not exist, or was released before"
-            ))),
+            None => Err(misuse(format!("handle {number} does not exist, or was released before"))),
             Some(handle) if handle.released => {
                 Err(misuse(format!("handle {number} was released before")))
             }
@@ -265,14 +241,10 @@ impl Memory {
             Some(region) if region.kind == RegionKind::Reservation => {
                 if region.device != device {
                     let owner = region.device;
-                    return Err(misuse(format!(
-                        "{span} lie in a reservation of device {owner}"
-                    )));
+                    return Err(misuse(format!("{span} lie in a reservation of device {owner}")));
                 }
                 if bytes > region.range.end() - address {
-                    return Err(misuse(format!(
-                        "{span} run past the end of their reservation"
-                    )));
+                    return Err(misuse(format!("{span} run past the end of their reservation")));
                 }
                 Ok(region)
             }
@@ -292,10 +264,7 @@ impl Memory {
     fn check_whole_mappings(&self, address: Address, bytes: Bytes) -> Outcome<()> {
         let end = address + bytes;
         let mut covered = address;
-        if let Some(start) = self
-            .first_mapping_in(address, 1)
-            .filter(|&start| start < address)
-        {
+        if let Some(start) = self.first_mapping_in(address, 1).filter(|&start| start < address) {
             return Err(misuse(format!(
                 "{address:#x} lies inside the mapping at {start:#x}, which is whole or not at all"
             )));

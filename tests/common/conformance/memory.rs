@@ -16,10 +16,7 @@ pub(crate) fn memory_in_use_is_missing_from_the_free_memory(device: &dyn Device)
     let handle = device.create(bytes).unwrap();
     let during = device.memory_info().unwrap();
     assert_eq!(during.total, before.total);
-    assert!(
-        during.free + bytes <= before.free,
-        "{during:?} after {before:?}"
-    );
+    assert!(during.free + bytes <= before.free, "{during:?} after {before:?}");
     device.release(handle).unwrap();
     assert!(device.memory_info().unwrap().free >= during.free + bytes);
 }
@@ -98,10 +95,7 @@ pub(crate) fn neighbouring_mappings_are_one_span(device: &dyn Device) {
     let sizes = [granularity, 3 * granularity, granularity];
     let whole: Bytes = sizes.iter().sum();
     let at = device.reserve(whole).unwrap();
-    let handles: Vec<HandleId> = sizes
-        .iter()
-        .map(|&size| device.create(size).unwrap())
-        .collect();
+    let handles: Vec<HandleId> = sizes.iter().map(|&size| device.create(size).unwrap()).collect();
     let mut next = at;
     for (&handle, &size) in handles.iter().zip(&sizes) {
         device.map(next, size, handle).unwrap();
@@ -128,10 +122,7 @@ pub(crate) fn released_memory_lives_on_while_it_is_mapped(device: &dyn Device) {
     assert_eq!(read(device, mapped.at, 5), b"alive");
     device.unmap(mapped.at, mapped.bytes).unwrap();
     let after = device.memory_info().unwrap();
-    assert!(
-        after.free >= during.free + mapped.bytes,
-        "{after:?} after {during:?}"
-    );
+    assert!(after.free >= during.free + mapped.bytes, "{after:?} after {during:?}");
     device.free_address(mapped.at, mapped.bytes).unwrap();
 }
 

@@ -55,10 +55,7 @@ pub(crate) use work::*;
 fn granularity(device: &dyn Device) -> Option<Bytes> {
     let granularity = device.capabilities().virtual_memory;
     if granularity.is_none() {
-        println!(
-            "skipped: {} has no virtual memory management",
-            device.name()
-        );
+        println!("skipped: {} has no virtual memory management", device.name());
     }
     granularity
 }
@@ -66,9 +63,7 @@ fn granularity(device: &dyn Device) -> Option<Bytes> {
 /// Writes bytes through the default stream.
 pub(crate) fn write(device: &dyn Device, at: Address, bytes: &[u8]) {
     let from = bytes.as_ptr() as Address;
-    device
-        .copy_async(at, from, bytes.len() as Bytes, StreamId::DEFAULT)
-        .unwrap();
+    device.copy_async(at, from, bytes.len() as Bytes, StreamId::DEFAULT).unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
 }
 
@@ -76,9 +71,7 @@ pub(crate) fn write(device: &dyn Device, at: Address, bytes: &[u8]) {
 pub(crate) fn read(device: &dyn Device, at: Address, count: usize) -> Vec<u8> {
     let mut bytes = vec![0u8; count];
     let to = bytes.as_mut_ptr() as Address;
-    device
-        .copy_async(to, at, count as Bytes, StreamId::DEFAULT)
-        .unwrap();
+    device.copy_async(to, at, count as Bytes, StreamId::DEFAULT).unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
     bytes
 }

@@ -12,9 +12,7 @@ pub(crate) fn a_stream_runs_its_work_in_order(device: &dyn Device) {
     let memory = device.malloc(2 * MIB).unwrap();
     let stream = device.stream_create().unwrap();
     device.fill_async(memory, 1, MIB, stream).unwrap();
-    device
-        .copy_async(memory + MIB, memory, MIB, stream)
-        .unwrap();
+    device.copy_async(memory + MIB, memory, MIB, stream).unwrap();
     device.fill_async(memory, 2, MIB, stream).unwrap();
     device.stream_synchronize(stream).unwrap();
     assert_eq!(read(device, memory + MIB - 2, 4), [2, 2, 1, 1]);
@@ -23,10 +21,7 @@ pub(crate) fn a_stream_runs_its_work_in_order(device: &dyn Device) {
 }
 
 pub(crate) fn created_streams_differ(device: &dyn Device) {
-    let streams = [
-        device.stream_create().unwrap(),
-        device.stream_create().unwrap(),
-    ];
+    let streams = [device.stream_create().unwrap(), device.stream_create().unwrap()];
     assert_ne!(streams[0], streams[1]);
     assert!(!streams.contains(&StreamId::DEFAULT));
     for stream in streams {
@@ -59,25 +54,15 @@ pub(crate) fn an_event_waits_for_the_work_before_it(device: &dyn Device) {
 
 pub(crate) fn a_stream_waits_for_an_event_of_another(device: &dyn Device) {
     let memory = device.malloc(2 * MIB).unwrap();
-    device
-        .fill_async(memory, 0, 2 * MIB, StreamId::DEFAULT)
-        .unwrap();
+    device.fill_async(memory, 0, 2 * MIB, StreamId::DEFAULT).unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
-    let (writer, reader) = (
-        device.stream_create().unwrap(),
-        device.stream_create().unwrap(),
-    );
-    let (written, copied) = (
-        device.event_create().unwrap(),
-        device.event_create().unwrap(),
-    );
+    let (writer, reader) = (device.stream_create().unwrap(), device.stream_create().unwrap());
+    let (written, copied) = (device.event_create().unwrap(), device.event_create().unwrap());
     while_blocked(device, writer, |open| {
         device.fill_async(memory, 7, MIB, writer).unwrap();
         device.event_record(written, writer).unwrap();
         device.stream_wait_event(reader, written).unwrap();
-        device
-            .copy_async(memory + MIB, memory, MIB, reader)
-            .unwrap();
+        device.copy_async(memory + MIB, memory, MIB, reader).unwrap();
         device.event_record(copied, reader).unwrap();
         // A wait outlives the event that it was queued for.
         device.event_destroy(written).unwrap();
@@ -93,10 +78,7 @@ pub(crate) fn a_stream_waits_for_an_event_of_another(device: &dyn Device) {
 }
 
 pub(crate) fn a_wait_concerns_the_record_that_was_the_last(device: &dyn Device) {
-    let (blocked, free) = (
-        device.stream_create().unwrap(),
-        device.stream_create().unwrap(),
-    );
+    let (blocked, free) = (device.stream_create().unwrap(), device.stream_create().unwrap());
     let event = device.event_create().unwrap();
     device.event_record(event, free).unwrap();
     device.event_synchronize(event).unwrap();
@@ -152,15 +134,11 @@ pub(crate) fn memory_can_be_mapped_elsewhere_under_queued_work(device: &dyn Devi
 
 pub(crate) fn captured_work_runs_when_the_graph_is_launched(device: &dyn Device) {
     let memory = device.malloc(2 * MIB).unwrap();
-    device
-        .fill_async(memory, 1, 2 * MIB, StreamId::DEFAULT)
-        .unwrap();
+    device.fill_async(memory, 1, 2 * MIB, StreamId::DEFAULT).unwrap();
     device.synchronize().unwrap();
     let stream = device.stream_create().unwrap();
     let begun = device.capture_begin(stream).unwrap();
-    device
-        .copy_async(memory + MIB, memory, MIB, stream)
-        .unwrap();
+    device.copy_async(memory + MIB, memory, MIB, stream).unwrap();
     device.fill_async(memory, 5, MIB, stream).unwrap();
     let graph = device.capture_end(stream).unwrap();
     assert_eq!(graph, begun);
@@ -250,9 +228,7 @@ pub(crate) fn peers_copy_between_each_other(device: &dyn Device, peer: &dyn Devi
     device.enable_peer_access(peer.id()).unwrap();
     let (here, there) = (device.malloc(MIB).unwrap(), peer.malloc(MIB).unwrap());
     write(peer, there, b"far away");
-    device
-        .copy_async(here, there, 8, StreamId::DEFAULT)
-        .unwrap();
+    device.copy_async(here, there, 8, StreamId::DEFAULT).unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
     assert_eq!(read(device, here, 8), b"far away");
     device.free(here).unwrap();

@@ -1,0 +1,48 @@
+// Errors between the bridge and exceptions. Internal.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "plugalloc/error.h"
+#include "rust/cxx.h"
+
+namespace plugalloc {
+namespace bridge {
+
+struct ErrorRecord;
+
+/// Throws the error that waits in this thread as the exception of its kind.
+[[noreturn]] void throwLastError();
+
+/// Throws it if `status` says that there is one.
+inline void check(std::uint32_t status) {
+  if (__builtin_expect(status != 0, 0)) {
+    throwLastError();
+  }
+}
+
+/// Throws `InvalidArgumentError`, with a text made of its parts.
+[[noreturn]] void throwInvalidArgument(const char* argument, const std::string& value,
+                                       const std::string& expected);
+
+/// The exception that is being handled, as data. Call it in a catch clause.
+ErrorRecord recordOfCurrentException();
+
+/// Takes the exception that is being handled in a deleter to the handler, or keeps it. Call it in a
+/// catch clause.
+void reportFromDeleter() noexcept;
+
+/// The error for a pointer that no allocator knows.
+InvalidPointerError foreignPointer(const void* pointer);
+
+/// Throws the error that a deleter left, if there is one.
+void throwPendingDeleterError();
+
+inline rust::String toRust(const std::string& text) { return rust::String::lossy(text); }
+inline std::string toStd(const rust::String& text) {
+  return std::string(text.data(), text.size());
+}
+
+}  // namespace bridge
+}  // namespace plugalloc

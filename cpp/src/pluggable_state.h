@@ -1,0 +1,49 @@
+// What an allocator over user functions holds. Internal.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <utility>
+
+#include "errors.h"
+#include "handles.h"
+#include "plugalloc/pluggable_allocator.h"
+#include "plugalloc/src/ffi/bridge.rs.h"
+
+PLUGALLOC_BEGIN_NAMESPACE
+
+struct PluggableAllocator::State {
+  /// The user's functions: all that a copy takes over.
+  struct Functions {
+    AllocFn alloc;
+    FreeFn free;
+    std::function<void(int)> init;
+    std::function<void()> reset;
+    std::function<void(double, int)> memory_fraction;
+    std::function<void*(void*, std::size_t*)> base_alloc;
+    std::function<void(void*, cudaStream_t)> record_stream;
+    std::function<void(int, MempoolId_t, std::function<bool(cudaStream_t)>)> begin_pool;
+    std::function<void(int, MempoolId_t)> end_pool;
+    std::function<void(int, MempoolId_t)> release_pool;
+    std::function<void(void*, const void*, std::size_t)> copy_data;
+  };
+
+  explicit State(Functions functions)
+      : call(std::move(functions)), core(bridge::new_pluggable_core()) {}
+
+  bool owns(void* pointer) const noexcept { return core->owns(bridge::toNumber(pointer)); }
+  bool isIdle() const noexcept { return core->is_idle(); }
+
+  /// Forgets the pointer first: once `free` has it, another thread may be given it again.
+  void release(void* pointer) {
+    bridge::EntryRecord entry{};
+    bridge::check(core->take(bridge::toNumber(pointer), entry));
+    call.free(pointer, entry.bytes, entry.device, bridge::toStream(entry.stream));
+  }
+
+  Functions call;
+  rust::Box<bridge::PluggableCore> core;
+  std::atomic<bool> initialized{false};
+};
+
+PLUGALLOC_END_NAMESPACE

@@ -1,0 +1,205 @@
+//! The hot path, and the frees that leave it.
+
+use std::sync::atomic::Ordering;
+
+use super::{Engine, flag};
+use crate::error::{Error, InvalidPointer, PointerFault, Result};
+use crate::heap::{BlockView, Lookup};
+use crate::pages::PageEntry;
+use crate::streams::Ticket;
+use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
+
+impl Engine {
+    /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
+    #[inline]
+    pub(crate) fn allocate(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
+        if bytes == 0 {
+            return Ok(0);
+        }
+        if bytes >= MAX_REQUEST {
+            return Err(Error::SizeTooLarge { bytes, max: MAX_REQUEST - 1 });
+        }
+        let Some((index, shard)) = self.shards.for_stream(stream) else {
+            return Err(too_many_streams());
+        };
+        if self.flags.load(Ordering::Relaxed) != 0
+            && let Some(address) = self.allocate_flagged(index, bytes, stream)?
+        {
+            return Ok(address);
+        }
+        let (_, rounded) = self.size_of(bytes);
+        let mut heap = shard.heap.lock();
+        self.peaks.enter(&self.shards, index, &mut heap);
+        if let Some(address) = heap.allocate(bytes, rounded) {
+            return Ok(address);
+        }
+        drop(heap);
+        self.allocate_slow(index, bytes)
+    }
+
+    /// What has to be done before an allocation while a flag is up.
+    #[cold]
+    fn allocate_flagged(
+        &self,
+        index: u32,
+        bytes: Bytes,
+        stream: StreamId,
+    ) -> Result<Option<Address>> {
+        let flags = self.flags.load(Ordering::Relaxed);
+        if flags & flag::DEFERRED != 0 {
+            // An event costs half a microsecond to ask: not every call does. Whoever finds no memory
+            // asks before taking more.
+            if self.polls.fetch_add(1, Ordering::Relaxed).is_multiple_of(4) {
+                self.poll_deferred()?;
+            }
+        }
+        if flags & flag::UNCACHED != 0 {
+            return self.allocate_direct(index, bytes, stream).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// Frees the allocation at `address`, which lies in the granule that `entry` describes.
+    #[inline]
+    pub(crate) fn free(&self, entry: PageEntry, address: Address) -> Result<()> {
+        let Some(shard) = self.shards.get(entry.shard) else {
+            return Err(foreign(address));
+        };
+        let mut heap = shard.heap.lock();
+        let Lookup::Live(block) = heap.lookup(entry.slot, address) else {
+            let found = heap.lookup(entry.slot, address);
+            drop(heap);
+            return Err(self.refused(address, found));
+        };
+        self.peaks.enter(&self.shards, entry.shard, &mut heap);
+        if heap.is_shared(block) {
+            heap.defer(block);
+            drop(heap);
+            self.wait_for_users(address, Ticket { shard: entry.shard, block });
+            return Ok(());
+        }
+        heap.free(block);
+        Ok(())
+    }
+
+    #[cold]
+    fn wait_for_users(&self, address: Address, ticket: Ticket) {
+        let mut deferred = self.deferred.lock();
+        if deferred.defer(address, ticket) {
+            self.flags.fetch_or(flag::DEFERRED, Ordering::Relaxed);
+            return;
+        }
+        drop(deferred);
+        self.complete(&[ticket]);
+    }
+
+    #[cold]
+    fn refused(&self, address: Address, found: Lookup) -> Error {
+        let fault = match found {
+            Lookup::Interior(start, bytes) => PointerFault::Interior { start, bytes },
+            Lookup::Freed => PointerFault::DoubleFree,
+            Lookup::Live(_) | Lookup::Nothing => PointerFault::Foreign,
+        };
+        InvalidPointer { address, fault }.into()
+    }
+
+    /// Notes that `stream` uses the live allocation at `address` too. Its own stream needs no note.
+    pub(crate) fn record_stream(
+        &self,
+        entry: PageEntry,
+        address: Address,
+        stream: StreamId,
+    ) -> Result<()> {
+        let Some(shard) = self.shards.get(entry.shard) else {
+            return Err(foreign(address));
+        };
+        let mut heap = shard.heap.lock();
+        let found = heap.lookup(entry.slot, address);
+        let Lookup::Live(block) = found else {
+            drop(heap);
+            return Err(self.refused(address, found));
+        };
+        if stream != shard.stream {
+            heap.set_shared(block);
+            self.deferred.lock().record(address, stream);
+        }
+        Ok(())
+    }
+
+    /// The live allocation at `address`, and its stream.
+    pub(crate) fn block_at(
+        &self,
+        entry: PageEntry,
+        address: Address,
+    ) -> Result<(BlockView, StreamId)> {
+        let Some(shard) = self.shards.get(entry.shard) else {
+            return Err(foreign(address));
+        };
+        let heap = shard.heap.lock();
+        match heap.lookup(entry.slot, address) {
+            Lookup::Live(block) => Ok((heap.block(block), shard.stream)),
+            found => Err(self.refused(address, found)),
+        }
+    }
+
+    /// The range of addresses in which an address of this device lies: its start and its bytes.
+    pub(crate) fn range_at(&self, entry: PageEntry, address: Address) -> Option<(Address, Bytes)> {
+        let heap = self.shards.get(entry.shard)?.heap.lock();
+        heap.memory_around(address)
+    }
+
+    /// Looks which deferred frees have completed, and completes them.
+    pub(crate) fn poll_deferred(&self) -> Result<bool> {
+        let mut done = Vec::new();
+        let mut deferred = self.deferred.lock();
+        let result = deferred.poll(&mut done);
+        self.lower_flag(deferred.waiting());
+        drop(deferred);
+        self.complete(&done);
+        result?;
+        Ok(!done.is_empty())
+    }
+
+    /// Waits until no free waits for a stream any more; true where there was one.
+    pub(super) fn wait_for_deferred(&self) -> Result<bool> {
+        let mut done = Vec::new();
+        let mut deferred = self.deferred.lock();
+        let result = deferred.wait_all(&mut done);
+        self.lower_flag(deferred.waiting());
+        drop(deferred);
+        self.complete(&done);
+        result?;
+        Ok(!done.is_empty())
+    }
+
+    fn lower_flag(&self, waiting: usize) {
+        if waiting == 0 {
+            self.flags.fetch_and(!flag::DEFERRED, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives blocks back that no stream uses any more.
+    fn complete(&self, tickets: &[Ticket]) {
+        for ticket in tickets {
+            if let Some(shard) = self.shards.get(ticket.shard) {
+                let mut heap = shard.heap.lock();
+                self.peaks.enter(&self.shards, ticket.shard, &mut heap);
+                heap.complete(ticket.block);
+            }
+        }
+    }
+}
+
+#[cold]
+pub(crate) fn foreign(address: Address) -> Error {
+    InvalidPointer { address, fault: PointerFault::Foreign }.into()
+}
+
+#[cold]
+fn too_many_streams() -> Error {
+    Error::Unsupported {
+        operation: "allocating on another stream".to_owned(),
+        by: "plugalloc".to_owned(),
+        why: "a device has at most 1048576 streams".to_owned(),
+    }
+}

@@ -1,0 +1,101 @@
+//! Every invariant of a device's allocator, by name.
+
+use super::{Engine, Growth};
+use crate::error::{Error, Result};
+use crate::heap::Heap;
+use crate::pages::PageEntry;
+use crate::units::{Bytes, GRANULE};
+use parking_lot::MutexGuard;
+
+fn broken<T>(check: &str, detail: String) -> Result<T> {
+    Err(Error::Internal { check: check.to_owned(), detail })
+}
+
+impl Engine {
+    /// Checks everything with everything locked; the error names the invariant that is broken.
+    pub(crate) fn is_valid(&self) -> Result<()> {
+        let growth = self.growth.lock();
+        let heaps: Vec<_> = self.shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
+        for heap in &heaps {
+            heap.is_valid()?;
+        }
+        self.check_handles(&growth, &heaps)?;
+        self.check_views(&growth, &heaps)?;
+        self.check_reserved(&growth, &heaps)
+    }
+
+    fn check_handles(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {
+        for (number, handle) in growth.store.handles() {
+            let places = handle.active.iter().map(|place| (place, true));
+            let dormant = handle.dormant.iter().map(|place| (place, false));
+            for (place, active) in places.chain(dormant) {
+                let view = heaps.get(place.shard as usize).and_then(|heap| heap.view(place.view));
+                let matches = view.is_some_and(|view| {
+                    let same = (view.handle, view.address) == (number, place.address);
+                    same && view.bytes == handle.bytes && view.active == active
+                });
+                if !matches {
+                    let detail = format!("handle {number} at {place:?}: {view:?}");
+                    return broken("every mapping of a handle is a view", detail);
+                }
+            }
+            if growth.store.spare.contains(&number) == handle.active.is_some() {
+                return broken("handles not in use are spare", format!("handle {number}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_views(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {
+        for (index, heap) in heaps.iter().enumerate() {
+            for (id, view) in heap.views() {
+                let handle = growth.store.handle(view.handle);
+                let active = handle.and_then(|handle| handle.active);
+                let here = active.is_some_and(|at| (at.shard, at.view) == (index as u32, id));
+                if handle.is_none() || here != view.active {
+                    let detail = format!("shard {index}, view {id}: {view:?}");
+                    return broken("a handle is in use at one place", detail);
+                }
+            }
+            for (address, slot) in heap.page_slots() {
+                let shard = index as u32;
+                let expected = PageEntry { device: self.index, shard, slot };
+                if self.map.get(address) != Some(expected) {
+                    return broken("the address map finds every page", format!("{address:#x}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_reserved(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {
+        let handles: Bytes = growth.store.handles().map(|(_, handle)| handle.bytes).sum();
+        let segments: Bytes = heaps.iter().map(|heap| heap.segment_bytes()).sum();
+        let direct: Bytes = self.direct_blocks().iter().map(|block| block.bytes).sum();
+        let reserved = growth.store.reserved.current as Bytes;
+        if handles + segments + direct != reserved {
+            let detail = format!(
+                "{handles} in handles, {segments} in segments, {direct} direct, {reserved} counted"
+            );
+            return broken("reserved bytes are counted", detail);
+        }
+        if !handles.is_multiple_of(GRANULE) {
+            return broken("handles are granules", format!("{handles} bytes"));
+        }
+        Ok(())
+    }
+
+    /// Fails where anything waits for a stream or is recorded for one.
+    pub(crate) fn is_quiescent(&self) -> Result<()> {
+        let deferred = self.deferred.lock();
+        if deferred.waiting() + deferred.recorded() > 0 {
+            return broken("nothing waits for a stream", format!("{deferred:?}"));
+        }
+        drop(deferred);
+        let allocated = self.allocated();
+        if allocated > 0 {
+            return broken("nothing is allocated", format!("{allocated} bytes"));
+        }
+        self.is_valid()
+    }
+}

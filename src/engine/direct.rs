@@ -1,0 +1,96 @@
+//! Allocations while caching is off: each is the device's own.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::Engine;
+use crate::error::{DeviceErrorKind, Result};
+use crate::heap::{ArenaKind, Heap};
+use crate::units::{Address, Bytes, StreamId};
+
+/// One allocation of the device's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DirectBlock {
+    pub(crate) shard: u32,
+    pub(crate) bytes: Bytes,
+    pub(crate) kind: ArenaKind,
+    pub(crate) requested: Bytes,
+    pub(crate) stream: StreamId,
+}
+
+/// All of them, by address.
+#[derive(Debug, Default)]
+pub(crate) struct Direct {
+    blocks: Mutex<HashMap<Address, DirectBlock>>,
+}
+
+impl Engine {
+    pub(super) fn allocate_direct(
+        &self,
+        shard: u32,
+        requested: Bytes,
+        stream: StreamId,
+    ) -> Result<Address> {
+        let (kind, bytes) = self.size_of(requested);
+        let mut growth = self.growth.lock();
+        let address = if bytes > growth.store.headroom() {
+            None
+        } else {
+            match self.device.malloc(bytes) {
+                Ok(address) => Some(address),
+                Err(error) if error.kind == DeviceErrorKind::OutOfMemory => None,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let Some(address) = address else {
+            self.count_out_of_memory();
+            let request = super::grow::Request { shard, requested, bytes, kind };
+            return Err(self.out_of_memory(&mut growth, request));
+        };
+        growth.store.count_taken(bytes);
+        growth.store.count_serving(kind, bytes);
+        drop(growth);
+        self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
+        let block = DirectBlock { shard, bytes, kind, requested, stream };
+        self.direct.blocks.lock().insert(address, block);
+        Ok(address)
+    }
+
+    /// Frees an allocation of the device's own; false where there is none at that address.
+    pub(crate) fn free_direct(&self, address: Address) -> Result<bool> {
+        let Some(block) = self.direct.blocks.lock().remove(&address) else {
+            return Ok(false);
+        };
+        if let Err(error) = self.device.free(address) {
+            self.direct.blocks.lock().insert(address, block);
+            return Err(error.into());
+        }
+        let mut growth = self.growth.lock();
+        growth.store.count_given(block.bytes);
+        growth.store.count_idle(block.kind, block.bytes);
+        drop(growth);
+        self.count_direct(block.shard, |heap| {
+            heap.free_outside(block.kind, block.bytes, block.requested);
+        });
+        Ok(true)
+    }
+
+    /// An allocation of the device's own.
+    pub(crate) fn direct_block(&self, address: Address) -> Option<DirectBlock> {
+        self.direct.blocks.lock().get(&address).copied()
+    }
+
+    /// What direct allocations take from the device.
+    pub(super) fn direct_blocks(&self) -> Vec<DirectBlock> {
+        self.direct.blocks.lock().values().copied().collect()
+    }
+
+    fn count_direct(&self, shard: u32, count: impl FnOnce(&mut Heap)) {
+        if let Some(found) = self.shards.get(shard) {
+            let mut heap = found.heap.lock();
+            self.peaks.enter(&self.shards, shard, &mut heap);
+            count(&mut heap);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! One device's allocator: the order of steps.
+//!
+//! An allocation goes through at most four stages, each dearer than the one before: the heap of its
+//! stream ([`allocate`](Engine::allocate)); then, under the lock that guards the device's physical memory,
+//! the heap again after frees that have completed meanwhile; new memory under it, stolen or made
+//! (`grow`); and the ladder before out of memory (`reclaim`).
+//!
+//! Locks are taken in one order: `growth`, then heaps, then `deferred`. Whoever holds `growth` may hold
+//! several heaps; nobody else holds more than one.
+
+#![forbid(unsafe_code)]
+
+mod allocate;
+mod check;
+mod direct;
+mod grow;
+mod out_of_memory;
+mod peaks;
+mod reclaim;
+mod segments;
+mod shards;
+mod statistics;
+
+pub(crate) use allocate::foreign;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::config::Config;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::heap::{ArenaKind, Divisions};
+use crate::pages::{PageMap, Policy, Store};
+use crate::streams::Deferred;
+use crate::units::{Bytes, DeviceId};
+use direct::Direct;
+use peaks::Peaks;
+use shards::Shards;
+use statistics::Counters;
+
+/// What makes a call leave the hot path; all zero in the usual case.
+pub(crate) mod flag {
+    /// Freed blocks wait for streams.
+    pub(crate) const DEFERRED: u32 = 1;
+    /// Caching is off.
+    pub(crate) const UNCACHED: u32 = 2;
+}
+
+/// What the lock on physical memory guards.
+#[derive(Debug)]
+pub(crate) struct Growth {
+    store: Store,
+    counters: Counters,
+}
+
+/// The allocator of one device.
+pub(crate) struct Engine {
+    /// The device's place among the allocator's devices.
+    index: u32,
+    device: Arc<dyn Device>,
+    config: Config,
+    divisions: Option<Divisions>,
+    policy: Policy,
+    /// Whether memory comes through virtual memory management.
+    virtual_memory: bool,
+    /// The device's whole memory.
+    total: Bytes,
+    map: Arc<PageMap>,
+    shards: Shards,
+    flags: AtomicU32,
+    polls: AtomicU32,
+    peaks: Peaks,
+    growth: Mutex<Growth>,
+    deferred: Mutex<Deferred>,
+    direct: Direct,
+    ooms: AtomicU64,
+    fraction_limited: AtomicBool,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("device", &self.device.id())
+            .field("streams", &self.shards.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// The allocator of `device`, which is the `index`-th and shares `map` with the others.
+    pub(crate) fn new(
+        index: u32,
+        device: Arc<dyn Device>,
+        config: Config,
+        map: Arc<PageMap>,
+    ) -> Result<Engine> {
+        let total = device.memory_info()?.total;
+        let virtual_memory =
+            config.expandable_segments && device.capabilities().virtual_memory.is_some();
+        let store = Store::new(Arc::clone(&device), Bytes::MAX);
+        let engine = Engine {
+            index,
+            divisions: Divisions::new(config.roundup_power2_divisions),
+            policy: Policy::new(&config),
+            virtual_memory,
+            total,
+            map,
+            shards: Shards::new(),
+            flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
+            polls: AtomicU32::new(0),
+            peaks: Peaks::new(),
+            growth: Mutex::new(Growth { store, counters: Counters::default() }),
+            deferred: Mutex::new(Deferred::new(Arc::clone(&device))),
+            direct: Direct::default(),
+            ooms: AtomicU64::new(0),
+            fraction_limited: AtomicBool::new(false),
+            device,
+            config,
+        };
+        engine.set_memory_fraction(engine.config.memory_fraction)?;
+        Ok(engine)
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The device's number.
+    pub(crate) fn id(&self) -> DeviceId {
+        DeviceId(self.index as i32)
+    }
+
+    /// Limits what is taken from the device to a share of its memory.
+    pub(crate) fn set_memory_fraction(&self, fraction: f64) -> Result<()> {
+        if !(0.0..=1.0).contains(&fraction) {
+            return Err(Error::InvalidArgument {
+                argument: "memory fraction",
+                value: fraction.to_string(),
+                expected: "a share of the device's memory between 0 and 1".to_owned(),
+            });
+        }
+        let limited = fraction < 1.0;
+        let limit = if limited { (self.total as f64 * fraction) as Bytes } else { Bytes::MAX };
+        self.growth.lock().store.limit = limit;
+        self.fraction_limited.store(limited, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The limit as a share of the device's memory.
+    pub(crate) fn memory_fraction(&self) -> f64 {
+        if !self.fraction_limited.load(Ordering::Relaxed) {
+            return 1.0;
+        }
+        self.growth.lock().store.limit as f64 / self.total as f64
+    }
+
+    /// Turns caching on or off for later allocations.
+    pub(crate) fn set_caching(&self, caching: bool) {
+        if caching {
+            self.flags.fetch_and(!flag::UNCACHED, Ordering::Relaxed);
+        } else {
+            self.flags.fetch_or(flag::UNCACHED, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_caching(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag::UNCACHED == 0
+    }
+
+    /// The largest cached block of any stream.
+    pub(crate) fn largest_free_block(&self) -> Bytes {
+        let sizes = self.shards.iter().map(|(_, shard)| shard.heap.lock().largest_free());
+        sizes.max().unwrap_or(0)
+    }
+
+    /// The arena and the size with which a request is served.
+    #[inline]
+    fn size_of(&self, requested: Bytes) -> (ArenaKind, Bytes) {
+        let bytes = match &self.divisions {
+            None => crate::heap::rounded(requested),
+            Some(divisions) => crate::heap::rounded(divisions.apply(requested)),
+        };
+        (ArenaKind::of(bytes), bytes)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Memory that is live stays with whoever uses it: queued work may still read it.
+        let _ = self.empty_cache();
+        self.give_addresses_back();
+        self.deferred.get_mut().destroy_events();
+    }
+}

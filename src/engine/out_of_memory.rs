@@ -1,0 +1,87 @@
+//! The report of an out-of-memory error.
+
+use super::grow::Request;
+use super::{Engine, Growth};
+use crate::error::{Error, OutOfMemory, StreamUsage};
+use crate::heap::metric;
+use crate::units::{Bytes, format_bytes};
+
+/// How many streams a report lists, those that hold most first.
+const STREAMS: usize = 8;
+
+impl Engine {
+    /// The error for a request that failed, with the state as it is.
+    pub(super) fn out_of_memory(&self, growth: &mut Growth, request: Request) -> Error {
+        let total = self.total;
+        let free = self.device.memory_info().map_or(0, |info| info.free);
+        let mut report = OutOfMemory {
+            requested: request.requested,
+            device: self.index as i32,
+            total,
+            free,
+            reserved: growth.store.reserved.current as Bytes,
+            limit: growth.store.limit.min(total),
+            ..OutOfMemory::default()
+        };
+        let mut cached = 0;
+        for (_, shard) in self.shards.iter() {
+            let heap = shard.heap.lock();
+            let value = |metric: usize| heap.tally.current(metric) as Bytes;
+            let usage = StreamUsage {
+                stream: shard.stream,
+                allocated: value(metric::BYTES),
+                cached: heap.cached(),
+            };
+            report.allocated += usage.allocated;
+            report.pending += value(metric::ACTIVE_BYTES) - usage.allocated;
+            report.largest_free_block = report.largest_free_block.max(heap.largest_free());
+            cached += usage.cached;
+            report.streams.push(usage);
+        }
+        if cached > 0 {
+            report.fragmentation = 1.0 - report.largest_free_block as f64 / cached as f64;
+        }
+        report.streams.sort_by_key(|usage| std::cmp::Reverse(usage.allocated + usage.cached));
+        report.streams.truncate(STREAMS);
+        report.hint = self.hint(&report, cached);
+        Error::OutOfMemory(Box::new(report))
+    }
+
+    /// What would help, given what is configured and what was found.
+    fn hint(&self, report: &OutOfMemory, cached: Bytes) -> String {
+        if report.limit < report.total && report.requested <= report.free {
+            return format!(
+                "The device has room: the memory fraction allows {} only \
+                 (per_process_memory_fraction).",
+                format_bytes(report.limit)
+            );
+        }
+        let elsewhere = report.total.saturating_sub(report.free + report.reserved);
+        if elsewhere >= report.requested {
+            return format!(
+                "{} of the device is in use outside this allocator.",
+                format_bytes(elsewhere)
+            );
+        }
+        if cached < report.requested {
+            return "The memory is in use: only freeing allocations helps.".to_owned();
+        }
+        if !self.config.expandable_segments {
+            return "Cached memory is fragmented, and cannot be moved without virtual memory: \
+                    expandable_segments:True would allow it."
+                .to_owned();
+        }
+        if !self.virtual_memory {
+            return "Cached memory is fragmented, and this device has no virtual memory management \
+                    to move it with."
+                .to_owned();
+        }
+        if !self.config.steal {
+            return "Memory cached by other streams could serve the request: steal:True would allow it."
+                .to_owned();
+        }
+        "Cached memory lies in handles that live allocations share; a smaller max_handle_mb leaves \
+         less of it."
+            .to_owned()
+    }
+}

@@ -1,0 +1,98 @@
+//! What is tried before a request fails, and giving memory back to the device.
+
+use super::grow::{Effort, Request};
+use super::{Engine, Growth};
+use crate::device::DeviceResult;
+use crate::error::Result;
+use crate::units::{Address, Bytes};
+
+impl Engine {
+    /// The ladder: each rung frees something, and the request is looked at again from the start.
+    pub(super) fn climb(&self, growth: &mut Growth, request: Request) -> Result<Address> {
+        growth.counters.retries += 1;
+        growth.store.forget_ceiling();
+        growth.counters.synchronised += 1;
+        if self.wait_for_deferred()?
+            && let Some(address) = self.attempt(growth, request, Effort::Usual)?
+        {
+            return Ok(address);
+        }
+        if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
+            return Ok(address);
+        }
+        if !self.virtual_memory {
+            self.release_segments(growth, Bytes::MAX)?;
+            if let Some(address) = self.attempt(growth, request, Effort::Usual)? {
+                return Ok(address);
+            }
+        }
+        self.count_out_of_memory();
+        Err(self.out_of_memory(growth, request))
+    }
+
+    /// Gives all cached memory back to the device.
+    pub(crate) fn empty_cache(&self) -> Result<()> {
+        let mut growth = self.growth.lock();
+        growth.counters.synchronised += 1;
+        let waited = self.wait_for_deferred();
+        let released = self.release_segments(&mut growth, Bytes::MAX).and_then(|_| {
+            let handles = self.release_idle(&mut growth, Bytes::MAX);
+            handles.map_err(Into::into)
+        });
+        waited?;
+        released?;
+        Ok(())
+    }
+
+    /// Gives idle handles back, up to about `wanted` bytes; gives how many bytes it came to.
+    pub(super) fn release_idle(&self, growth: &mut Growth, wanted: Bytes) -> DeviceResult<Bytes> {
+        let mut released = 0;
+        let mut found = Vec::new();
+        for (_, shard) in self.shards.iter() {
+            let mut heap = shard.heap.lock();
+            heap.flush_quick();
+            heap.idle_views(&mut found);
+            for view in found.drain(..) {
+                if released >= wanted || !heap.detach(view.view) {
+                    continue;
+                }
+                self.retract(view.address, view.bytes);
+                growth.store.deactivate(view.handle);
+                released += view.bytes;
+            }
+        }
+        for number in growth.store.spare.clone() {
+            self.dissolve(growth, None, number)?;
+        }
+        Ok(released)
+    }
+
+    /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that share of
+    /// the limit. PyTorch's `garbage_collection_threshold`.
+    pub(super) fn collect_garbage(&self, growth: &mut Growth, bytes: Bytes) {
+        let threshold = self.config.garbage_collection_threshold;
+        let limit = growth.store.limit;
+        if threshold <= 0.0 || limit == Bytes::MAX {
+            return;
+        }
+        let allowed = (limit as f64 * threshold) as Bytes;
+        let excess = (growth.store.reserved.current as Bytes + bytes).saturating_sub(allowed);
+        if excess > 0 && !self.virtual_memory {
+            // A failure to give memory back is no failure to allocate.
+            let _ = self.release_segments(growth, excess);
+        }
+    }
+
+    /// Gives the address ranges back in which nothing is mapped any more.
+    pub(super) fn give_addresses_back(&self) {
+        for (_, shard) in self.shards.iter() {
+            let heap = shard.heap.lock();
+            let unused: Vec<(Address, Bytes)> = heap.virtual_ranges().collect();
+            if heap.views().next().is_none() {
+                for (base, bytes) in unused {
+                    let _ = self.device.free_address(base, bytes);
+                }
+            }
+        }
+    }
+}

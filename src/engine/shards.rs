@@ -1,0 +1,210 @@
+//! The heaps of one device, one a (pool, stream), in a list that only grows: a heap's number is valid for
+//! the life of the device's allocator, and finding a heap takes no lock.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use crate::heap::Heap;
+use crate::units::{PoolId, StreamId};
+
+/// A heap with its lock, and whose it is.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Shard {
+    pub(crate) heap: Mutex<Heap>,
+    pub(crate) stream: StreamId,
+    pub(crate) pool: PoolId,
+}
+
+const CHUNK: usize = 256;
+/// Chunks of shards: 2^20 in all, fewer than the page map can name.
+const CHUNKS: usize = 4096;
+
+type Chunk = Box<[OnceLock<Arc<Shard>>; CHUNK]>;
+
+/// All heaps of one device.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    chunks: Box<[OnceLock<Chunk>]>,
+    count: AtomicUsize,
+    directory: Directory,
+    adding: Mutex<()>,
+}
+
+impl Shards {
+    pub(crate) fn new() -> Self {
+        Shards {
+            chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
+            count: AtomicUsize::new(0),
+            directory: Directory::new(),
+            adding: Mutex::new(()),
+        }
+    }
+
+    /// The shard of that number.
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> Option<&Shard> {
+        let chunk = self.chunks.get(index as usize / CHUNK)?.get()?;
+        chunk[index as usize % CHUNK].get().map(Arc::as_ref)
+    }
+
+    /// How many there are; all lower numbers are valid.
+    pub(crate) fn len(&self) -> u32 {
+        self.count.load(Ordering::Acquire) as u32
+    }
+
+    /// Every shard with its number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Shard)> {
+        (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard)))
+    }
+
+    /// The default pool's shard for `stream` with its number, made on first use; `None` where there are
+    /// 2^20 shards already.
+    #[inline]
+    pub(crate) fn for_stream(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+        match self.directory.find(stream) {
+            Some(found) => Some(found),
+            None => self.add(stream),
+        }
+    }
+
+    #[cold]
+    fn add(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+        let _adding = self.adding.lock();
+        if let Some(found) = self.directory.find(stream) {
+            return Some(found);
+        }
+        let index = self.count.load(Ordering::Relaxed);
+        let chunk = self
+            .chunks
+            .get(index / CHUNK)?
+            .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
+        let heap = Mutex::new(Heap::new());
+        let shard = Arc::new(Shard { heap, stream, pool: PoolId::DEFAULT });
+        chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
+        self.count.store(index + 1, Ordering::Release);
+        self.directory.insert(stream, index as u32, shard);
+        self.directory.find(stream)
+    }
+}
+
+/// A hash table from streams to numbers, read without a lock. It is written under the lock of `Shards`,
+/// only grows, and moves to a table of twice the size when half full; old tables stay, for readers that
+/// are still in them.
+#[derive(Debug)]
+struct Directory {
+    tables: [OnceLock<Box<[Entry]>>; 20],
+    current: AtomicUsize,
+    used: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    stream: AtomicU64,
+    index: AtomicU32,
+    /// Set last: an entry without it is empty.
+    shard: OnceLock<Arc<Shard>>,
+}
+
+const FIRST_TABLE: usize = 64;
+
+impl Directory {
+    fn new() -> Self {
+        let tables: [OnceLock<Box<[Entry]>>; 20] = std::array::from_fn(|_| OnceLock::new());
+        tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::default()).collect());
+        Directory { tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
+    }
+
+    #[inline]
+    fn find(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+        let table = self.tables.get(self.current.load(Ordering::Acquire))?.get()?;
+        let mut at = hash(stream) as usize;
+        loop {
+            let entry = &table[at & (table.len() - 1)];
+            let shard = entry.shard.get()?;
+            if entry.stream.load(Ordering::Relaxed) == stream.0 {
+                return Some((entry.index.load(Ordering::Relaxed), shard));
+            }
+            at += 1;
+        }
+    }
+
+    fn insert(&self, stream: StreamId, index: u32, shard: Arc<Shard>) {
+        let current = self.current.load(Ordering::Relaxed);
+        let Some(table) = self.tables[current].get() else {
+            return;
+        };
+        let used = self.used.fetch_add(1, Ordering::Relaxed) + 1;
+        if used * 2 <= table.len() || current + 1 == self.tables.len() {
+            insert_into(table, stream, index, shard);
+            return;
+        }
+        let next = self.tables[current + 1]
+            .get_or_init(|| (0..table.len() * 2).map(|_| Entry::default()).collect());
+        for entry in table.iter() {
+            if let Some(old) = entry.shard.get() {
+                let stream = StreamId(entry.stream.load(Ordering::Relaxed));
+                insert_into(next, stream, entry.index.load(Ordering::Relaxed), Arc::clone(old));
+            }
+        }
+        insert_into(next, stream, index, shard);
+        self.current.store(current + 1, Ordering::Release);
+    }
+}
+
+fn insert_into(table: &[Entry], stream: StreamId, index: u32, shard: Arc<Shard>) {
+    let mut at = hash(stream) as usize;
+    while table[at & (table.len() - 1)].shard.get().is_some() {
+        at += 1;
+    }
+    let entry = &table[at & (table.len() - 1)];
+    entry.stream.store(stream.0, Ordering::Relaxed);
+    entry.index.store(index, Ordering::Relaxed);
+    // Nobody else inserts: the lock of `Shards` is held. Readers see the two stores above through this.
+    let _ = entry.shard.set(shard);
+}
+
+#[inline]
+fn hash(stream: StreamId) -> u64 {
+    // Fibonacci hashing (Knuth, TAOCP 6.4): stream handles are addresses, equal in their low bits.
+    stream.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_each_of_many_streams_again() {
+        let shards = Shards::new();
+        for k in 0..5000 {
+            assert_eq!(shards.for_stream(StreamId(k * 64)).unwrap().0, k as u32);
+        }
+        for k in 0..5000 {
+            let (index, shard) = shards.for_stream(StreamId(k * 64)).unwrap();
+            assert_eq!((index, shard.stream), (k as u32, StreamId(k * 64)));
+            assert_eq!(shards.get(index).unwrap().stream, StreamId(k * 64));
+        }
+        assert_eq!(shards.len(), 5000);
+    }
+
+    #[test]
+    fn threads_agree_on_the_shard_of_a_stream() {
+        let shards = Shards::new();
+        let seen = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let number = |k| shards.for_stream(StreamId(k)).unwrap().0;
+                    let found: Vec<_> = (0..300).map(number).collect();
+                    seen.lock().push(found);
+                });
+            }
+        });
+        let seen = seen.into_inner();
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+        assert_eq!(shards.len(), 300);
+    }
+}

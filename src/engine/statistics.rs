@@ -1,0 +1,130 @@
+//! Statistics of one device, added up over its heaps.
+
+use super::Engine;
+use crate::heap::{METRICS, metric};
+use crate::observe::{DeviceStatistics, Stat, StatArray};
+use crate::units::Bytes;
+use std::sync::atomic::Ordering;
+
+use crate::heap::ArenaKind;
+
+/// What is counted under the lock on physical memory, and what was reset when.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(super) retries: i64,
+    pub(super) synchronised: i64,
+    segment: StatArray,
+    oversize_segments: Stat,
+    /// Accumulated values at the last reset.
+    added: [i64; METRICS],
+    /// Current values at the last reset of accumulated values.
+    current: [i64; METRICS],
+    ooms: i64,
+}
+
+impl Counters {
+    fn stats(&mut self) -> [&mut Stat; 4] {
+        let StatArray { all, small_pool, large_pool } = &mut self.segment;
+        [all, small_pool, large_pool, &mut self.oversize_segments]
+    }
+
+    pub(super) fn segment_taken(&mut self, bytes: Bytes, kind: ArenaKind, limit: Option<Bytes>) {
+        self.segment.all.increase(1);
+        pool(&mut self.segment, kind).increase(1);
+        if limit.is_some_and(|limit| bytes >= limit) {
+            self.oversize_segments.increase(1);
+        }
+    }
+
+    pub(super) fn segment_given(&mut self, bytes: Bytes, kind: ArenaKind, limit: Option<Bytes>) {
+        self.segment.all.decrease(1);
+        pool(&mut self.segment, kind).decrease(1);
+        if limit.is_some_and(|limit| bytes >= limit) {
+            self.oversize_segments.decrease(1);
+        }
+    }
+}
+
+fn pool(array: &mut StatArray, kind: ArenaKind) -> &mut Stat {
+    match kind {
+        ArenaKind::Small => &mut array.small_pool,
+        ArenaKind::Large => &mut array.large_pool,
+    }
+}
+
+impl Engine {
+    /// The statistics now.
+    pub(crate) fn statistics(&self) -> DeviceStatistics {
+        let growth = self.growth.lock();
+        let (current, peak) = self.peaks.read(&self.shards);
+        let added = self.added();
+        let base = &growth.counters;
+        let stat = |k: usize| {
+            let allocated = added[k] - base.added[k];
+            let freed = allocated - (current[k] - base.current[k]);
+            Stat { current: current[k], peak: peak[k], allocated, freed }
+        };
+        let array =
+            |k: usize| StatArray { all: stat(k), small_pool: stat(k + 1), large_pool: stat(k + 2) };
+        DeviceStatistics {
+            allocation: array(metric::COUNT),
+            segment: growth.counters.segment,
+            active: array(metric::ACTIVE),
+            inactive_split: StatArray::default(),
+            allocated_bytes: array(metric::BYTES),
+            reserved_bytes: growth.store.reserved_bytes(),
+            active_bytes: array(metric::ACTIVE_BYTES),
+            inactive_split_bytes: StatArray::default(),
+            requested_bytes: array(metric::REQUESTED),
+            oversize_allocations: Stat::default(),
+            oversize_segments: growth.counters.oversize_segments,
+            num_alloc_retries: growth.counters.retries,
+            num_ooms: self.ooms.load(Ordering::Relaxed) as i64 - growth.counters.ooms,
+            num_sync_all_streams: growth.counters.synchronised,
+            num_device_alloc: growth.store.device_allocs,
+            num_device_free: growth.store.device_frees,
+            max_split_size: self.config.max_split_size.map_or(-1, |bytes| bytes as i64),
+        }
+    }
+
+    /// Sets every peak to the current value.
+    pub(crate) fn reset_peaks(&self) {
+        let mut growth = self.growth.lock();
+        self.peaks.reset(&self.shards);
+        growth.store.reset_peaks();
+        for stat in growth.counters.stats() {
+            stat.reset_peak();
+        }
+    }
+
+    /// Sets every accumulated count to zero.
+    pub(crate) fn reset_accumulated(&self) {
+        let mut growth = self.growth.lock();
+        let (current, _) = self.peaks.read(&self.shards);
+        growth.counters.added = self.added();
+        growth.counters.current = current;
+        growth.counters.ooms = self.ooms.load(Ordering::Relaxed) as i64;
+        (growth.counters.retries, growth.counters.synchronised) = (0, 0);
+        growth.store.reset_accumulated();
+        for stat in growth.counters.stats() {
+            stat.reset_accumulated();
+        }
+    }
+
+    fn added(&self) -> [i64; METRICS] {
+        let mut sum = [0; METRICS];
+        for (_, shard) in self.shards.iter() {
+            let heap = shard.heap.lock();
+            for (sum, value) in sum.iter_mut().zip(heap.tally.added()) {
+                *sum += value;
+            }
+        }
+        sum
+    }
+
+    /// Bytes that live allocations hold, now.
+    pub(crate) fn allocated(&self) -> Bytes {
+        let heaps = self.shards.iter();
+        heaps.map(|(_, shard)| shard.heap.lock().tally.current(metric::BYTES) as Bytes).sum()
+    }
+}

@@ -1,0 +1,257 @@
+//! The bridge between the Rust core and the C++ classes.
+//!
+//! Upper half: what C++ calls. Lower half: what Rust calls, so that its tests and tools go through
+//! the same C++ objects and virtual methods as a C++ program.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "cxx generates the bodies, for which it argues; visibility ends at this crate"
+)]
+
+use super::caching::{CachingCore, open_caching};
+use super::error::take_last_error;
+use super::pluggable::{PluggableCore, SourceFns, new_pluggable_core};
+
+#[cxx::bridge(namespace = "plugalloc::bridge")]
+pub(crate) mod ffi {
+    /// An address, or a status other than 0 and an error that waits in the thread.
+    #[derive(Clone, Copy, Debug)]
+    struct AllocResult {
+        address: u64,
+        status: u32,
+    }
+
+    /// Which error it is; the C++ exceptions and the variants of `Error` match one to one.
+    #[derive(Debug)]
+    enum ErrorKind {
+        OutOfMemory,
+        SizeTooLarge,
+        InvalidDevice,
+        InvalidPointer,
+        Config,
+        Device,
+        Unsupported,
+        InvalidArgument,
+        AlreadyInitialized,
+        Internal,
+        /// A C++ exception that is none of ours.
+        Foreign,
+    }
+
+    struct StreamUsageRecord {
+        stream: u64,
+        allocated: u64,
+        cached: u64,
+    }
+
+    /// An error as plain data. Fields that a kind does not use are empty.
+    struct ErrorRecord {
+        kind: ErrorKind,
+        message: String,
+        /// Key, driver call, operation, argument, allocator or check.
+        subject: String,
+        /// Problem, detail, why, value or hint.
+        detail: String,
+        /// What was expected, or who cannot do it.
+        other: String,
+        device: i32,
+        requested: u64,
+        total: u64,
+        free: u64,
+        allocated: u64,
+        reserved: u64,
+        pending: u64,
+        limit: u64,
+        largest_free_block: u64,
+        fragmentation: f64,
+        streams: Vec<StreamUsageRecord>,
+        address: u64,
+        /// `PointerFault` or `DeviceErrorKind`, in declaration order.
+        fault: u32,
+        block_start: u64,
+        block_bytes: u64,
+        /// Position in a text, or the number of devices.
+        position: u64,
+    }
+
+    #[derive(Clone, Copy, Default)]
+    struct StatRecord {
+        current: i64,
+        peak: i64,
+        allocated: i64,
+        freed: i64,
+    }
+
+    /// Three numbers sets: all, small pool, large pool.
+    #[derive(Clone, Copy, Default)]
+    struct StatArrayRecord {
+        all: StatRecord,
+        small_pool: StatRecord,
+        large_pool: StatRecord,
+    }
+
+    #[derive(Clone, Copy, Default)]
+    struct StatsRecord {
+        allocation: StatArrayRecord,
+        segment: StatArrayRecord,
+        active: StatArrayRecord,
+        inactive_split: StatArrayRecord,
+        allocated_bytes: StatArrayRecord,
+        reserved_bytes: StatArrayRecord,
+        active_bytes: StatArrayRecord,
+        inactive_split_bytes: StatArrayRecord,
+        requested_bytes: StatArrayRecord,
+        oversize_allocations: StatRecord,
+        oversize_segments: StatRecord,
+        num_alloc_retries: i64,
+        num_ooms: i64,
+        num_sync_all_streams: i64,
+        num_device_alloc: i64,
+        num_device_free: i64,
+        max_split_size: i64,
+    }
+
+    /// One live allocation of user functions.
+    #[derive(Clone, Copy, Debug, Default)]
+    struct EntryRecord {
+        bytes: u64,
+        stream: u64,
+        device: i32,
+    }
+
+    extern "Rust" {
+        fn take_last_error() -> ErrorRecord;
+
+        type CachingCore;
+        fn open_caching(
+            device: &str,
+            conf: &str,
+            sim_capacity: u64,
+            sim_devices: i32,
+        ) -> Result<Box<CachingCore>>;
+        fn alloc(self: &CachingCore, device: i32, bytes: u64, stream: u64) -> AllocResult;
+        fn free(self: &CachingCore, address: u64) -> u32;
+        fn owns(self: &CachingCore, address: u64) -> bool;
+        fn is_idle(self: &CachingCore) -> bool;
+        fn record_stream(self: &CachingCore, address: u64, stream: u64) -> u32;
+        fn empty_cache(self: &CachingCore) -> u32;
+        fn set_fraction(self: &CachingCore, device: i32, fraction: f64) -> u32;
+        fn fraction(self: &CachingCore, device: i32, out: &mut f64) -> u32;
+        fn set_caching(self: &CachingCore, caching: bool) -> u32;
+        fn is_caching(self: &CachingCore) -> bool;
+        fn memory_info(self: &CachingCore, device: i32, free: &mut u64, total: &mut u64) -> u32;
+        fn largest_free_block(self: &CachingCore, device: i32, bytes: &mut u64) -> u32;
+        fn base_allocation(
+            self: &CachingCore,
+            address: u64,
+            start: &mut u64,
+            bytes: &mut u64,
+        ) -> u32;
+        fn statistics(self: &CachingCore, device: i32, out: &mut StatsRecord) -> u32;
+        fn reset_peaks(self: &CachingCore, device: i32) -> u32;
+        fn reset_accumulated(self: &CachingCore, device: i32) -> u32;
+        fn copy(
+            self: &CachingCore,
+            device: i32,
+            to: u64,
+            from: u64,
+            bytes: u64,
+            stream: u64,
+        ) -> u32;
+        fn synchronize(self: &CachingCore, device: i32, stream: u64) -> u32;
+        fn enable_peer(self: &CachingCore, device: i32, peer: i32) -> u32;
+
+        type PluggableCore;
+        fn new_pluggable_core() -> Box<PluggableCore>;
+        fn record(self: &PluggableCore, address: u64, bytes: u64, device: i32, stream: u64) -> u32;
+        fn take(self: &PluggableCore, address: u64, out: &mut EntryRecord) -> u32;
+        fn find(self: &PluggableCore, address: u64, out: &mut EntryRecord) -> u32;
+        fn owns(self: &PluggableCore, address: u64) -> bool;
+        fn is_idle(self: &PluggableCore) -> bool;
+        fn out_of_memory(self: &PluggableCore, bytes: u64, device: i32) -> u32;
+        fn check_device(self: &PluggableCore, device: i32) -> u32;
+        fn set_fraction(self: &PluggableCore, device: i32, fraction: f64) -> u32;
+        fn fraction(self: &PluggableCore, device: i32, out: &mut f64) -> u32;
+        fn statistics(self: &PluggableCore, device: i32, out: &mut StatsRecord) -> u32;
+        fn reset_peaks(self: &PluggableCore, device: i32) -> u32;
+        fn reset_accumulated(self: &PluggableCore, device: i32) -> u32;
+        fn copy_fractions(self: &PluggableCore, from: &PluggableCore);
+
+        type SourceFns;
+        fn alloc(self: &SourceFns, bytes: u64, device: i32, stream: u64) -> AllocResult;
+        fn free(self: &SourceFns, address: u64, bytes: u64, device: i32, stream: u64) -> u32;
+    }
+
+    unsafe extern "C++" {
+        include!("drive.h");
+
+        #[namespace = "plugalloc"]
+        type CUDAAllocator;
+        #[namespace = "plugalloc"]
+        type DataPtr;
+
+        fn take_driven_error() -> ErrorRecord;
+        fn make_caching(core: Box<CachingCore>) -> SharedPtr<CUDAAllocator>;
+        fn make_pluggable(source: Box<SourceFns>) -> SharedPtr<CUDAAllocator>;
+        fn get_current(out: &mut SharedPtr<CUDAAllocator>) -> u32;
+        fn change_current(allocator: &SharedPtr<CUDAAllocator>) -> u32;
+        fn set_current_device(device: i32) -> u32;
+        fn set_current_stream(stream: u64, device: i32) -> u32;
+
+        fn raw_alloc(allocator: &CUDAAllocator, bytes: usize) -> AllocResult;
+        fn raw_alloc_with_stream(
+            allocator: &CUDAAllocator,
+            bytes: usize,
+            stream: u64,
+        ) -> AllocResult;
+        fn raw_delete(allocator: &CUDAAllocator, address: u64) -> u32;
+        fn raw_deleter(allocator: &CUDAAllocator) -> u64;
+        fn call_raw_deleter(allocator: &CUDAAllocator, address: u64) -> u32;
+        fn allocate(allocator: &CUDAAllocator, bytes: usize, out: &mut UniquePtr<DataPtr>) -> u32;
+        fn data_address(data: &DataPtr) -> u64;
+        fn data_context(data: &DataPtr) -> u64;
+        fn data_deleter(data: &DataPtr) -> u64;
+        fn data_device(data: &DataPtr) -> i32;
+        fn data_release(data: Pin<&mut DataPtr>) -> u64;
+
+        fn name(allocator: &CUDAAllocator) -> String;
+        fn init(allocator: &CUDAAllocator, device_count: i32) -> u32;
+        fn initialized(allocator: &CUDAAllocator) -> bool;
+        fn record_stream(allocator: &CUDAAllocator, data: &DataPtr, stream: u64) -> u32;
+        fn empty_cache(allocator: &CUDAAllocator) -> u32;
+        fn set_fraction(allocator: &CUDAAllocator, fraction: f64, device: i32) -> u32;
+        fn fraction(allocator: &CUDAAllocator, device: i32, out: &mut f64) -> u32;
+        fn enable(allocator: &CUDAAllocator, value: bool) -> u32;
+        fn is_enabled(allocator: &CUDAAllocator) -> bool;
+        fn cache_info(allocator: &CUDAAllocator, device: i32, largest: &mut usize) -> u32;
+        fn base_allocation(
+            allocator: &CUDAAllocator,
+            address: u64,
+            start: &mut u64,
+            bytes: &mut usize,
+        ) -> u32;
+        fn memory_info(
+            allocator: &CUDAAllocator,
+            device: i32,
+            free: &mut usize,
+            total: &mut usize,
+        ) -> u32;
+        fn statistics(allocator: &CUDAAllocator, device: i32, out: &mut StatsRecord) -> u32;
+        fn reset_peaks(allocator: &CUDAAllocator, device: i32) -> u32;
+        fn reset_accumulated(allocator: &CUDAAllocator, device: i32) -> u32;
+        fn copy_data(allocator: &CUDAAllocator, to: u64, from: u64, bytes: usize) -> u32;
+        fn snapshot_segments(allocator: &CUDAAllocator, out: &mut usize) -> u32;
+    }
+}
+
+// SAFETY: the contract of `DeviceAllocator` is that every method may be called from any thread, and
+// its objects hold nothing that belongs to one thread.
+unsafe impl Send for ffi::CUDAAllocator {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::CUDAAllocator {}
+// SAFETY: a `DataPtr` is two pointers, a deleter that may run on any thread, and a device.
+unsafe impl Send for ffi::DataPtr {}

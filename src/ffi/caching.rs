@@ -1,0 +1,145 @@
+//! What C++ calls of the caching allocator.
+
+use std::sync::Arc;
+
+use super::bridge::ffi::{AllocResult, StatsRecord};
+use super::error::{guarded, guarded_alloc, guarded_bool, keep};
+use crate::allocator::Allocator;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::open::{SimSize, open_allocator};
+use crate::units::{DeviceId, StreamId};
+
+/// The engine as a C++ object holds it.
+pub(crate) struct CachingCore(pub(crate) Arc<Allocator>);
+
+/// Opens devices and builds an engine over them. The error waits in the thread as well.
+pub(crate) fn open_caching(
+    device: &str,
+    conf: &str,
+    sim_capacity: u64,
+    sim_devices: i32,
+) -> Result<Box<CachingCore>> {
+    let mut core = None;
+    let size = SimSize { capacity: sim_capacity, devices: sim_devices };
+    let status = guarded(|| {
+        core = Some(CachingCore(Arc::new(open_allocator(device, conf, size)?)));
+        Ok(())
+    });
+    core.map(Box::new).ok_or_else(|| Error::Internal {
+        check: "open".to_owned(),
+        detail: format!("status {status}; the error waits in the thread"),
+    })
+}
+
+impl CachingCore {
+    #[inline]
+    pub(crate) fn alloc(&self, device: i32, bytes: u64, stream: u64) -> AllocResult {
+        guarded_alloc(|| self.0.allocate(DeviceId(device), bytes, StreamId(stream)))
+    }
+
+    #[inline]
+    pub(crate) fn free(&self, address: u64) -> u32 {
+        guarded(|| self.0.free(address))
+    }
+
+    pub(crate) fn owns(&self, address: u64) -> bool {
+        guarded_bool(false, || self.0.owns(address))
+    }
+
+    /// True where nothing is allocated, so that the engine can go.
+    pub(crate) fn is_idle(&self) -> bool {
+        let live = |device| self.0.statistics(device).map_or(1, |s| s.allocation.all.current);
+        let count = self.0.device_count() as i32;
+        guarded_bool(false, || (0..count).map(DeviceId).all(|device| live(device) == 0))
+    }
+
+    pub(crate) fn record_stream(&self, address: u64, stream: u64) -> u32 {
+        guarded(|| self.0.record_stream(address, StreamId(stream)))
+    }
+
+    pub(crate) fn empty_cache(&self) -> u32 {
+        guarded(|| self.0.empty_cache())
+    }
+
+    pub(crate) fn set_fraction(&self, device: i32, fraction: f64) -> u32 {
+        guarded(|| self.0.set_memory_fraction(DeviceId(device), fraction))
+    }
+
+    pub(crate) fn fraction(&self, device: i32, out: &mut f64) -> u32 {
+        self.read(out, |allocator| allocator.memory_fraction(DeviceId(device)))
+    }
+
+    pub(crate) fn set_caching(&self, caching: bool) -> u32 {
+        guarded(|| {
+            self.0.set_caching(caching);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn is_caching(&self) -> bool {
+        guarded_bool(true, || self.0.is_caching())
+    }
+
+    pub(crate) fn memory_info(&self, device: i32, free: &mut u64, total: &mut u64) -> u32 {
+        guarded(|| {
+            let info = self.0.memory_info(DeviceId(device))?;
+            (*free, *total) = (info.free, info.total);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn largest_free_block(&self, device: i32, bytes: &mut u64) -> u32 {
+        self.read(bytes, |allocator| allocator.largest_free_block(DeviceId(device)))
+    }
+
+    pub(crate) fn base_allocation(&self, address: u64, start: &mut u64, bytes: &mut u64) -> u32 {
+        guarded(|| {
+            (*start, *bytes) = self.0.base_allocation(address)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn statistics(&self, device: i32, out: &mut StatsRecord) -> u32 {
+        self.read(out, |allocator| Ok(allocator.statistics(DeviceId(device))?.into()))
+    }
+
+    pub(crate) fn reset_peaks(&self, device: i32) -> u32 {
+        guarded(|| self.0.reset_peak_statistics(DeviceId(device)))
+    }
+
+    pub(crate) fn reset_accumulated(&self, device: i32) -> u32 {
+        guarded(|| self.0.reset_accumulated_statistics(DeviceId(device)))
+    }
+
+    pub(crate) fn copy(&self, device: i32, to: u64, from: u64, bytes: u64, stream: u64) -> u32 {
+        self.on(device, |device| device.copy_async(to, from, bytes, StreamId(stream)))
+    }
+
+    pub(crate) fn synchronize(&self, device: i32, stream: u64) -> u32 {
+        self.on(device, |device| device.stream_synchronize(StreamId(stream)))
+    }
+
+    pub(crate) fn enable_peer(&self, device: i32, peer: i32) -> u32 {
+        let known = || self.0.device(DeviceId(peer)).map(|_| ());
+        match known() {
+            Ok(()) => self.on(device, |device| device.enable_peer_access(DeviceId(peer))),
+            Err(error) => keep(error),
+        }
+    }
+
+    fn read<T>(&self, out: &mut T, body: impl FnOnce(&Allocator) -> Result<T>) -> u32 {
+        guarded(|| {
+            *out = body(&self.0)?;
+            Ok(())
+        })
+    }
+
+    fn on(
+        &self,
+        device: i32,
+        body: impl FnOnce(&dyn Device) -> crate::device::DeviceResult<()>,
+    ) -> u32 {
+        guarded(|| Ok(body(self.0.device(DeviceId(device))?.as_ref())?))
+    }
+}

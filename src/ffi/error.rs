@@ -1,0 +1,285 @@
+//! Errors on their way over the bridge, and the one that waits in each thread.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::bridge::ffi::{AllocResult, ErrorKind, ErrorRecord, StreamUsageRecord};
+use crate::error::{
+    ConfigError, DeviceError, DeviceErrorKind, DriverCall, Error, InvalidPointer, OutOfMemory,
+    PointerFault, Result, StreamUsage,
+};
+use crate::units::{Address, DeviceId, StreamId};
+
+thread_local! {
+    static LAST_ERROR: RefCell<Option<Error>> = const { RefCell::new(None) };
+}
+
+/// The status of a call that went well.
+pub(crate) const OK: u32 = 0;
+/// The status of a call whose error waits in the thread.
+pub(crate) const FAILED: u32 = 1;
+
+/// Runs an exported function: its error, or its panic, waits in the thread.
+#[inline]
+pub(crate) fn guarded(body: impl FnOnce() -> Result<()>) -> u32 {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => OK,
+        Ok(Err(error)) => keep(error),
+        Err(panic) => keep(panic_error(&*panic)),
+    }
+}
+
+/// The same for a function that gives an address.
+#[inline]
+pub(crate) fn guarded_alloc(body: impl FnOnce() -> Result<Address>) -> AllocResult {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(address)) => AllocResult { address, status: OK },
+        Ok(Err(error)) => failed(error),
+        Err(panic) => failed(panic_error(&*panic)),
+    }
+}
+
+/// The same for a function that answers a question; `otherwise` where it panics.
+#[inline]
+pub(crate) fn guarded_bool(otherwise: bool, body: impl FnOnce() -> bool) -> bool {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+}
+
+#[cold]
+fn failed(error: Error) -> AllocResult {
+    AllocResult { address: 0, status: keep(error) }
+}
+
+/// Leaves an error for `take_last_error` of this thread.
+#[cold]
+pub(crate) fn keep(error: Error) -> u32 {
+    LAST_ERROR.with(|last| *last.borrow_mut() = Some(error));
+    FAILED
+}
+
+/// The error of the last call of this thread that failed.
+pub(crate) fn take_last_error() -> ErrorRecord {
+    let error = LAST_ERROR.with(|last| last.borrow_mut().take());
+    ErrorRecord::from(error.unwrap_or_else(|| Error::Internal {
+        check: "last error".to_owned(),
+        detail: "a call failed without leaving an error".to_owned(),
+    }))
+}
+
+fn panic_error(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    Error::Internal {
+        check: "panic".to_owned(),
+        detail: text.unwrap_or_else(|| "a panic without text".to_owned()),
+    }
+}
+
+impl ErrorRecord {
+    fn empty(kind: ErrorKind, message: String) -> ErrorRecord {
+        ErrorRecord {
+            kind,
+            message,
+            subject: String::new(),
+            detail: String::new(),
+            other: String::new(),
+            device: 0,
+            requested: 0,
+            total: 0,
+            free: 0,
+            allocated: 0,
+            reserved: 0,
+            pending: 0,
+            limit: 0,
+            largest_free_block: 0,
+            fragmentation: 0.0,
+            streams: Vec::new(),
+            address: 0,
+            fault: 0,
+            block_start: 0,
+            block_bytes: 0,
+            position: 0,
+        }
+    }
+}
+
+impl From<Error> for ErrorRecord {
+    fn from(error: Error) -> ErrorRecord {
+        let mut record = ErrorRecord::empty(kind_of(&error), error.to_string());
+        match error {
+            Error::OutOfMemory(numbers) => fill_out_of_memory(&mut record, *numbers),
+            Error::SizeTooLarge { bytes, max } => {
+                (record.requested, record.limit) = (bytes, max);
+            }
+            Error::InvalidDevice { device, count } => {
+                (record.device, record.position) = (device.0, count as u64);
+            }
+            Error::InvalidPointer(pointer) => fill_pointer(&mut record, pointer),
+            Error::Config(config) => {
+                (record.subject, record.position) = (config.key, config.position as u64);
+                (record.detail, record.other) = (config.problem, config.expected);
+            }
+            Error::Device(device) => {
+                (record.subject, record.device) = (device.call.to_string(), device.device);
+                record.fault =
+                    DEVICE_KINDS.iter().position(|k| *k == device.kind).unwrap_or(6) as u32;
+                record.detail = device.detail;
+            }
+            Error::Unsupported { operation, by, why } => {
+                (record.subject, record.other, record.detail) = (operation, by, why);
+            }
+            Error::InvalidArgument { argument, value, expected } => {
+                record.subject = argument.to_owned();
+                (record.detail, record.other) = (value, expected);
+            }
+            Error::AlreadyInitialized(allocator) => record.subject = allocator,
+            Error::Internal { check, detail } => {
+                (record.subject, record.detail) = (check, detail);
+            }
+        }
+        record
+    }
+}
+
+fn kind_of(error: &Error) -> ErrorKind {
+    match error {
+        Error::OutOfMemory(_) => ErrorKind::OutOfMemory,
+        Error::SizeTooLarge { .. } => ErrorKind::SizeTooLarge,
+        Error::InvalidDevice { .. } => ErrorKind::InvalidDevice,
+        Error::InvalidPointer(_) => ErrorKind::InvalidPointer,
+        Error::Config(_) => ErrorKind::Config,
+        Error::Device(_) => ErrorKind::Device,
+        Error::Unsupported { .. } => ErrorKind::Unsupported,
+        Error::InvalidArgument { .. } => ErrorKind::InvalidArgument,
+        Error::AlreadyInitialized(_) => ErrorKind::AlreadyInitialized,
+        Error::Internal { .. } => ErrorKind::Internal,
+    }
+}
+
+fn fill_out_of_memory(record: &mut ErrorRecord, numbers: OutOfMemory) {
+    record.requested = numbers.requested;
+    record.device = numbers.device;
+    record.total = numbers.total;
+    record.free = numbers.free;
+    record.allocated = numbers.allocated;
+    record.reserved = numbers.reserved;
+    record.pending = numbers.pending;
+    record.limit = numbers.limit;
+    record.largest_free_block = numbers.largest_free_block;
+    record.fragmentation = numbers.fragmentation;
+    record.detail = numbers.hint;
+    let usage = |usage: StreamUsage| StreamUsageRecord {
+        stream: usage.stream.0,
+        allocated: usage.allocated,
+        cached: usage.cached,
+    };
+    record.streams = numbers.streams.into_iter().map(usage).collect();
+}
+
+fn fill_pointer(record: &mut ErrorRecord, pointer: InvalidPointer) {
+    record.address = pointer.address;
+    match pointer.fault {
+        PointerFault::Foreign => record.fault = 0,
+        PointerFault::Interior { start, bytes } => {
+            record.fault = 1;
+            (record.block_start, record.block_bytes) = (start, bytes);
+        }
+        PointerFault::DoubleFree => record.fault = 2,
+    }
+}
+
+/// In the order in which C++ declares them.
+const DEVICE_KINDS: [DeviceErrorKind; 7] = [
+    DeviceErrorKind::OutOfMemory,
+    DeviceErrorKind::Unsupported,
+    DeviceErrorKind::Misuse,
+    DeviceErrorKind::NotPermitted,
+    DeviceErrorKind::Lost,
+    DeviceErrorKind::NoDevice,
+    DeviceErrorKind::Other,
+];
+
+/// The arguments that errors name; the type wants a static text.
+const ARGUMENTS: [&str; 8] =
+    ["fraction", "device", "stream", "alloc_fn", "free_fn", "pointer", "allocator", "options"];
+
+impl From<ErrorRecord> for Error {
+    fn from(record: ErrorRecord) -> Error {
+        match record.kind {
+            ErrorKind::OutOfMemory => Error::OutOfMemory(Box::new(out_of_memory(record))),
+            ErrorKind::SizeTooLarge => {
+                Error::SizeTooLarge { bytes: record.requested, max: record.limit }
+            }
+            ErrorKind::InvalidDevice => Error::InvalidDevice {
+                device: DeviceId(record.device),
+                count: record.position as usize,
+            },
+            ErrorKind::InvalidPointer => Error::InvalidPointer(pointer(&record)),
+            ErrorKind::Config => Error::Config(ConfigError {
+                key: record.subject,
+                position: record.position as usize,
+                problem: record.detail,
+                expected: record.other,
+            }),
+            ErrorKind::Device => Error::Device(device_error(record)),
+            ErrorKind::Unsupported => Error::Unsupported {
+                operation: record.subject,
+                by: record.other,
+                why: record.detail,
+            },
+            ErrorKind::InvalidArgument => {
+                let known = ARGUMENTS.iter().find(|argument| **argument == record.subject);
+                Error::InvalidArgument {
+                    argument: known.copied().unwrap_or("argument"),
+                    value: record.detail,
+                    expected: record.other,
+                }
+            }
+            ErrorKind::AlreadyInitialized => Error::AlreadyInitialized(record.subject),
+            ErrorKind::Internal => Error::Internal { check: record.subject, detail: record.detail },
+            _ => Error::Internal { check: "C++ exception".to_owned(), detail: record.message },
+        }
+    }
+}
+
+fn out_of_memory(record: ErrorRecord) -> OutOfMemory {
+    let usage = |usage: StreamUsageRecord| StreamUsage {
+        stream: StreamId(usage.stream),
+        allocated: usage.allocated,
+        cached: usage.cached,
+    };
+    OutOfMemory {
+        requested: record.requested,
+        device: record.device,
+        total: record.total,
+        free: record.free,
+        allocated: record.allocated,
+        reserved: record.reserved,
+        pending: record.pending,
+        limit: record.limit,
+        largest_free_block: record.largest_free_block,
+        fragmentation: record.fragmentation,
+        streams: record.streams.into_iter().map(usage).collect(),
+        hint: record.detail,
+    }
+}
+
+fn pointer(record: &ErrorRecord) -> InvalidPointer {
+    let fault = match record.fault {
+        1 => PointerFault::Interior { start: record.block_start, bytes: record.block_bytes },
+        2 => PointerFault::DoubleFree,
+        _ => PointerFault::Foreign,
+    };
+    InvalidPointer { address: record.address, fault }
+}
+
+fn device_error(record: ErrorRecord) -> DeviceError {
+    let mut calls = DriverCall::ALL.into_iter();
+    let kind = DEVICE_KINDS.get(record.fault as usize).copied();
+    DeviceError {
+        call: calls.find(|call| call.to_string() == record.subject).unwrap_or(DriverCall::Open),
+        device: record.device,
+        kind: kind.unwrap_or(DeviceErrorKind::Other),
+        detail: record.detail,
+    }
+}

@@ -1,0 +1,101 @@
+//! What C++ calls of the allocator over user functions.
+
+use super::bridge::ffi::{AllocResult, EntryRecord, StatsRecord};
+use super::error::{guarded, guarded_alloc, guarded_bool, keep};
+use crate::error::Result;
+use crate::pluggable::{Entry, Metadata, Source};
+use crate::units::{DeviceId, StreamId};
+
+/// The metadata as a C++ object holds it; the functions stay on the C++ side.
+pub(crate) struct PluggableCore(Metadata);
+
+pub(crate) fn new_pluggable_core() -> Box<PluggableCore> {
+    Box::new(PluggableCore(Metadata::new()))
+}
+
+impl PluggableCore {
+    #[inline]
+    pub(crate) fn record(&self, address: u64, bytes: u64, device: i32, stream: u64) -> u32 {
+        let entry = Entry { bytes, device: DeviceId(device), stream: StreamId(stream) };
+        guarded(|| self.0.record(address, entry))
+    }
+
+    #[inline]
+    pub(crate) fn take(&self, address: u64, out: &mut EntryRecord) -> u32 {
+        self.read(out, |metadata| Ok(metadata.take(address)?.into()))
+    }
+
+    pub(crate) fn find(&self, address: u64, out: &mut EntryRecord) -> u32 {
+        self.read(out, |metadata| Ok(metadata.find(address)?.into()))
+    }
+
+    pub(crate) fn owns(&self, address: u64) -> bool {
+        guarded_bool(false, || self.0.owns(address))
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        guarded_bool(false, || self.0.is_idle())
+    }
+
+    pub(crate) fn out_of_memory(&self, bytes: u64, device: i32) -> u32 {
+        keep(self.0.out_of_memory(bytes, DeviceId(device)))
+    }
+
+    pub(crate) fn check_device(&self, device: i32) -> u32 {
+        guarded(|| self.0.check_device(DeviceId(device)))
+    }
+
+    pub(crate) fn set_fraction(&self, device: i32, fraction: f64) -> u32 {
+        guarded(|| self.0.set_fraction(DeviceId(device), fraction))
+    }
+
+    pub(crate) fn fraction(&self, device: i32, out: &mut f64) -> u32 {
+        self.read(out, |metadata| metadata.fraction(DeviceId(device)))
+    }
+
+    pub(crate) fn statistics(&self, device: i32, out: &mut StatsRecord) -> u32 {
+        self.read(out, |metadata| Ok(metadata.statistics(DeviceId(device))?.into()))
+    }
+
+    pub(crate) fn reset_peaks(&self, device: i32) -> u32 {
+        guarded(|| self.0.reset_peaks(DeviceId(device)))
+    }
+
+    pub(crate) fn reset_accumulated(&self, device: i32) -> u32 {
+        guarded(|| self.0.reset_accumulated(DeviceId(device)))
+    }
+
+    pub(crate) fn copy_fractions(&self, from: &PluggableCore) {
+        self.0.copy_fractions(&from.0);
+    }
+
+    #[inline]
+    fn read<T>(&self, out: &mut T, body: impl FnOnce(&Metadata) -> Result<T>) -> u32 {
+        guarded(|| {
+            *out = body(&self.0)?;
+            Ok(())
+        })
+    }
+}
+
+impl From<Entry> for EntryRecord {
+    fn from(entry: Entry) -> EntryRecord {
+        EntryRecord { bytes: entry.bytes, stream: entry.stream.0, device: entry.device.0 }
+    }
+}
+
+/// Rust closures as the functions of a C++ `PluggableAllocator`.
+pub(crate) struct SourceFns(pub(crate) Source);
+
+impl SourceFns {
+    pub(crate) fn alloc(&self, bytes: u64, device: i32, stream: u64) -> AllocResult {
+        guarded_alloc(|| (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream)))
+    }
+
+    pub(crate) fn free(&self, address: u64, bytes: u64, device: i32, stream: u64) -> u32 {
+        guarded(|| {
+            (self.0.free_fn)(address, bytes, DeviceId(device), StreamId(stream));
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,97 @@
+//! Blocks: the pieces into which address ranges are divided, in one table by number.
+
+use super::size::ArenaKind;
+use crate::units::{Address, Bytes};
+
+/// The number of a block in its heap's table.
+pub(crate) type BlockId = u32;
+/// No block.
+pub(crate) const NONE: BlockId = u32::MAX;
+
+/// What a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Memory that nobody uses, in the free index.
+    Free,
+    /// Memory that nobody uses, kept aside at its exact size for the next request of that size.
+    Quick,
+    /// Handed out.
+    Live,
+    /// Freed by its owner, but other streams may still use it.
+    Pending,
+    /// Addresses with no memory behind them.
+    Hole,
+    /// Addresses that are still mapped to a handle which is in use at another address now.
+    Dormant,
+}
+
+/// One block. Neighbours by address are linked; free blocks are linked in their bin as well.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    pub(crate) start: Address,
+    pub(crate) bytes: Bytes,
+    /// The bytes asked for, while live or pending.
+    pub(crate) requested: Bytes,
+    pub(crate) previous: BlockId,
+    pub(crate) next: BlockId,
+    pub(crate) bin_previous: BlockId,
+    pub(crate) bin_next: BlockId,
+    /// The range that it lies in.
+    pub(crate) range: u32,
+    /// For a dormant block: its view.
+    pub(crate) view: u32,
+    pub(crate) state: State,
+    pub(crate) arena: ArenaKind,
+    /// Whether other streams were recorded as users.
+    pub(crate) shared: bool,
+}
+
+impl Block {
+    pub(crate) fn end(&self) -> Address {
+        self.start + self.bytes
+    }
+}
+
+/// All blocks of a heap; numbers are reused.
+#[derive(Debug, Default)]
+pub(crate) struct BlockTable {
+    blocks: Vec<Block>,
+    vacant: Vec<BlockId>,
+}
+
+impl BlockTable {
+    pub(crate) fn insert(&mut self, block: Block) -> BlockId {
+        if let Some(id) = self.vacant.pop() {
+            self.blocks[id as usize] = block;
+            return id;
+        }
+        debug_assert!(self.blocks.len() < NONE as usize);
+        self.blocks.push(block);
+        (self.blocks.len() - 1) as BlockId
+    }
+
+    pub(crate) fn remove(&mut self, id: BlockId) {
+        self.vacant.push(id);
+    }
+
+    /// How many blocks there are.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len() - self.vacant.len()
+    }
+}
+
+impl std::ops::Index<BlockId> for BlockTable {
+    type Output = Block;
+
+    #[inline]
+    fn index(&self, id: BlockId) -> &Block {
+        &self.blocks[id as usize]
+    }
+}
+
+impl std::ops::IndexMut<BlockId> for BlockTable {
+    #[inline]
+    fn index_mut(&mut self, id: BlockId) -> &mut Block {
+        &mut self.blocks[id as usize]
+    }
+}

@@ -1,0 +1,159 @@
+//! Every invariant of a heap, by name.
+
+use super::block::{NONE, State};
+use super::layout::Range;
+use super::{Heap, Tally};
+use crate::error::Error;
+use crate::units::{Bytes, GRANULE};
+
+fn broken<T>(check: &str, detail: String) -> Result<T, Error> {
+    Err(Error::Internal { check: check.to_owned(), detail })
+}
+
+impl Heap {
+    /// Checks the heap from end to end; the error names the invariant that is broken.
+    pub(crate) fn is_valid(&self) -> Result<(), Error> {
+        let mut seen = 0;
+        let mut counted = self.outside.clone();
+        let mut free_bytes: [Bytes; 2] = [0; 2];
+        for range in self.ranges.iter().flatten() {
+            seen += self.check_range(range, &mut counted, &mut free_bytes)?;
+        }
+        if seen != self.blocks.len() {
+            let detail = format!("{} blocks in ranges, {} in the table", seen, self.blocks.len());
+            return broken("every block lies in a range", detail);
+        }
+        for (arena, bytes) in self.arenas.iter().zip(free_bytes) {
+            if arena.free.bytes != bytes {
+                let detail = format!("{} bytes indexed, {bytes} free", arena.free.bytes);
+                return broken("free index holds every free block", detail);
+            }
+            let indexed = arena.free.at_least(&self.blocks, 1);
+            let wrong = indexed.filter(|&id| self.blocks[id].state != State::Free).count();
+            if wrong > 0 {
+                return broken("free index holds free blocks only", format!("{wrong} others"));
+            }
+        }
+        self.check_quick()?;
+        self.check_views()?;
+        if counted.currents() != self.tally.currents() {
+            let detail = format!("counted {counted:?}, kept {:?}", self.tally);
+            return broken("tally equals the blocks", detail);
+        }
+        Ok(())
+    }
+
+    fn check_range(
+        &self,
+        range: &Range,
+        counted: &mut Tally,
+        free_bytes: &mut [Bytes; 2],
+    ) -> Result<usize, Error> {
+        let mut at = range.base;
+        let mut id = range.first;
+        let mut previous = NONE;
+        let mut count = 0;
+        while id != NONE {
+            let block = &self.blocks[id];
+            if block.start != at || block.previous != previous || block.bytes == 0 {
+                return broken(
+                    "blocks tile their range",
+                    format!("block {id}: {block:?} at {at:#x}"),
+                );
+            }
+            match block.state {
+                State::Free => free_bytes[range.kind as usize] += block.bytes,
+                State::Live => counted.allocate(block.arena, block.bytes, block.requested),
+                State::Pending => {
+                    counted.allocate(block.arena, block.bytes, block.requested);
+                    counted.defer(block.arena, block.bytes);
+                }
+                State::Hole | State::Dormant => {
+                    if self.arenas[range.kind as usize].gaps.get(&at) != Some(&id) {
+                        return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
+                    }
+                }
+                State::Quick => {}
+            }
+            self.check_block(range, id)?;
+            (at, previous, id) = (block.end(), id, block.next);
+            count += 1;
+        }
+        if at != range.base + range.bytes {
+            return broken("blocks tile their range", format!("they end at {at:#x}"));
+        }
+        Ok(count)
+    }
+
+    fn check_block(&self, range: &Range, id: u32) -> Result<(), Error> {
+        let block = &self.blocks[id];
+        if block.previous != NONE {
+            let before = self.blocks[block.previous].state;
+            if before == block.state && matches!(before, State::Free | State::Hole) {
+                return broken(
+                    "neighbours are joined",
+                    format!("block {id} at {:#x}", block.start),
+                );
+            }
+        }
+        let backed = !matches!(block.state, State::Hole | State::Dormant);
+        let mut at = block.start / GRANULE * GRANULE;
+        while at < block.end() {
+            let slot = range.slots.get(((at - range.base) / GRANULE) as usize).copied();
+            let has = slot.and_then(|slot| self.slots.get(slot as usize));
+            if has.is_some_and(|slot| slot.base == at) != backed {
+                return broken(
+                    "memory lies under blocks and only there",
+                    format!("granule {at:#x}"),
+                );
+            }
+            at += GRANULE;
+        }
+        if matches!(block.state, State::Live | State::Quick | State::Pending) {
+            let slot = range.slots[((block.start - range.base) / GRANULE) as usize];
+            let page = &self.slots[slot as usize];
+            let offset = ((block.start - page.base) >> page.unit_shift) as usize;
+            if page.starts[offset] != id + 1 {
+                return broken("start table finds blocks", format!("block {id}: {block:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_quick(&self) -> Result<(), Error> {
+        let wrong = self.quick.iter().find(|&id| self.blocks[id].state != State::Quick);
+        if let Some(id) = wrong {
+            return broken("quick list holds quick blocks", format!("{:?}", self.blocks[id]));
+        }
+        let bytes: Bytes = self.quick.iter().map(|id| self.blocks[id].bytes).sum();
+        let count = self.quick.iter().count();
+        if (bytes, count) != (self.quick.bytes, self.quick.count as usize) {
+            return broken("quick list counts its blocks", format!("{bytes} bytes in {count}"));
+        }
+        let all = self.blocks().filter(|block| block.state == State::Quick).count();
+        if all != count {
+            return broken(
+                "every quick block is in the list",
+                format!("{all} blocks, {count} kept"),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_views(&self) -> Result<(), Error> {
+        for (id, view) in self.views() {
+            let Some(range) = &self.ranges[view.range as usize] else {
+                return broken("views lie in ranges", format!("view {id}: {view:?}"));
+            };
+            for k in 0..view.bytes / GRANULE {
+                let index = (view.address - range.base) / GRANULE + k;
+                let slot = range.slots.get(index as usize).copied();
+                let page = slot.and_then(|slot| self.slots.get(slot as usize));
+                if page.is_some_and(|page| page.view == id) != view.active {
+                    return broken("active views are memory", format!("view {id}: {view:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,440 @@
+//! Ranges, and the memory behind them: views come and go, and blocks change with them.
+
+use super::block::{Block, BlockId, NONE, State};
+use super::size::ArenaKind;
+use super::{Heap, join};
+use crate::units::{Address, Bytes, GRANULE};
+
+/// The number of a view in its heap.
+pub(crate) type ViewId = u32;
+
+/// No page slot, or no view.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
+
+/// A contiguous range of addresses.
+#[derive(Debug)]
+pub(crate) struct Range {
+    pub(crate) base: Address,
+    pub(crate) bytes: Bytes,
+    pub(crate) kind: ArenaKind,
+    /// Whether it is one segment of the device, all of it memory, and given back whole.
+    pub(crate) segment: bool,
+    /// The block at its base.
+    pub(crate) first: BlockId,
+    /// The page slot of each granule, as far as any has had memory.
+    pub(crate) slots: Vec<u32>,
+}
+
+impl Range {
+    pub(crate) fn contains(&self, address: Address) -> bool {
+        address >= self.base && address - self.base < self.bytes
+    }
+}
+
+/// One granule of memory in use by the heap: where live blocks start in it.
+#[derive(Debug)]
+pub(crate) struct PageSlot {
+    pub(crate) base: Address,
+    pub(crate) unit_shift: u32,
+    pub(crate) view: ViewId,
+    /// For each unit, the live block that starts there, plus one; 0: none.
+    pub(crate) starts: Box<[u32]>,
+}
+
+/// One handle of physical memory at one place.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) address: Address,
+    pub(crate) bytes: Bytes,
+    /// The number of the handle in the device's store.
+    pub(crate) handle: u32,
+    pub(crate) active: bool,
+    pub(crate) kind: ArenaKind,
+    /// When memory under it was last freed into the index, by the heap's own count of such events.
+    pub(crate) range: u32,
+}
+
+/// An active view on which nothing lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IdleView {
+    pub(crate) view: ViewId,
+    pub(crate) handle: u32,
+    pub(crate) address: Address,
+    pub(crate) bytes: Bytes,
+    /// The size of the free block that it lies in.
+    pub(crate) block_bytes: Bytes,
+}
+
+impl Heap {
+    /// Adds a range without memory.
+    pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind) {
+        let range = self.new_range(base, bytes, kind, false);
+        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Hole));
+        self.set_first(range, id);
+        self.arenas[kind as usize].gaps.insert(base, id);
+    }
+
+    /// Adds a range that is memory throughout, and gives the page slot of each of its granules.
+    pub(crate) fn add_segment(
+        &mut self,
+        base: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+    ) -> Vec<(Address, u32)> {
+        let range = self.new_range(base, bytes, kind, true);
+        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Free));
+        self.set_first(range, id);
+        self.arenas[kind as usize].free.insert(&mut self.blocks, id);
+        self.add_slots(range, base, bytes, kind, NO_SLOT)
+    }
+
+    fn new_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind, segment: bool) -> u32 {
+        debug_assert!(base.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE));
+        let range = Range { base, bytes, kind, segment, first: NONE, slots: Vec::new() };
+        if let Some(index) = self.ranges.iter().position(Option::is_none) {
+            self.ranges[index] = Some(range);
+            return index as u32;
+        }
+        self.ranges.push(Some(range));
+        (self.ranges.len() - 1) as u32
+    }
+
+    fn set_first(&mut self, range: u32, id: BlockId) {
+        if let Some(range) = &mut self.ranges[range as usize] {
+            range.first = id;
+        }
+    }
+
+    /// Every segment that is one free block: base and bytes.
+    pub(crate) fn free_segments(&self) -> Vec<(Address, Bytes, ArenaKind)> {
+        let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
+        ranges
+            .filter(|range| {
+                let first = &self.blocks[range.first];
+                first.state == State::Free && first.bytes == range.bytes
+            })
+            .map(|range| (range.base, range.bytes, range.kind))
+            .collect()
+    }
+
+    /// Forgets a segment that is one free block; its granules have no slots any more.
+    pub(crate) fn remove_segment(&mut self, base: Address) {
+        let found = self.ranges.iter().position(|range| {
+            range.as_ref().is_some_and(|range| range.segment && range.base == base)
+        });
+        let Some(index) = found else { return };
+        let Some(range) = self.ranges[index].take() else {
+            return;
+        };
+        debug_assert_eq!(self.blocks[range.first].state, State::Free);
+        self.arenas[range.kind as usize].free.remove(&mut self.blocks, range.first);
+        self.blocks.remove(range.first);
+        for slot in range.slots {
+            self.vacate_slot(slot);
+        }
+    }
+
+    /// The contiguous memory around an address: its start and its bytes.
+    pub(crate) fn memory_around(&self, address: Address) -> Option<(Address, Bytes)> {
+        let mut first = self.block_over(address)?;
+        let is_memory = |block: &Block| !matches!(block.state, State::Hole | State::Dormant);
+        if !is_memory(first) {
+            return None;
+        }
+        let mut last = first;
+        while first.previous != NONE && is_memory(&self.blocks[first.previous]) {
+            first = &self.blocks[first.previous];
+        }
+        while last.next != NONE && is_memory(&self.blocks[last.next]) {
+            last = &self.blocks[last.next];
+        }
+        Some((first.start, last.end() - first.start))
+    }
+
+    /// Whether there is a hole in which a request of `bytes` would fit.
+    pub(crate) fn has_hole(&self, bytes: Bytes, kind: ArenaKind) -> bool {
+        self.arenas[kind as usize].gaps.values().any(|&id| {
+            let block = &self.blocks[id];
+            block.state == State::Hole && block.bytes >= bytes
+        })
+    }
+
+    /// Every granule of memory with its page slot.
+    pub(crate) fn page_slots(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.base != Address::MAX);
+        slots.map(|(number, slot)| (slot.base, number as u32))
+    }
+
+    /// Bytes of all segments.
+    pub(crate) fn segment_bytes(&self) -> Bytes {
+        let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
+        ranges.map(|range| range.bytes).sum()
+    }
+
+    /// Bases and sizes of the ranges without segments, for giving the addresses back.
+    pub(crate) fn virtual_ranges(&self) -> impl Iterator<Item = (Address, Bytes)> + '_ {
+        let ranges = self.ranges.iter().flatten().filter(|range| !range.segment);
+        ranges.map(|range| (range.base, range.bytes))
+    }
+
+    /// Makes `[address, address + bytes)`, which lies in one hole, free memory on a new active view.
+    pub(crate) fn attach(
+        &mut self,
+        address: Address,
+        bytes: Bytes,
+        handle: u32,
+    ) -> Option<(ViewId, Vec<(Address, u32)>)> {
+        let kind = self.arena_of(address)?;
+        let id = self.cut_hole(kind, address, bytes)?;
+        let range = self.blocks[id].range;
+        let view = View { address, bytes, handle, active: true, kind, range };
+        let view = self.insert_view(view);
+        self.arenas[kind as usize].gaps.remove(&address);
+        self.blocks[id].state = State::Free;
+        let slots = self.add_slots(range, address, bytes, kind, view);
+        self.insert_free(id);
+        Some((view, slots))
+    }
+
+    fn arena_of(&self, address: Address) -> Option<ArenaKind> {
+        self.ranges.iter().flatten().find(|range| range.contains(address)).map(|range| range.kind)
+    }
+
+    /// Cuts the hole over the span so that one block is exactly the span.
+    fn cut_hole(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
+        let gaps = &self.arenas[kind as usize].gaps;
+        let (_, &hole) = gaps.range(..=address).next_back()?;
+        let block = &self.blocks[hole];
+        if block.state != State::Hole || address + bytes > block.end() {
+            return None;
+        }
+        let mut id = hole;
+        if self.blocks[id].start < address {
+            let front = address - self.blocks[id].start;
+            id = self.split(id, front);
+            self.arenas[kind as usize].gaps.insert(address, id);
+        }
+        if self.blocks[id].bytes > bytes {
+            let rest = self.split(id, bytes);
+            self.arenas[kind as usize].gaps.insert(address + bytes, rest);
+        }
+        Some(id)
+    }
+
+    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. Gives the granules whose
+    /// slots are gone.
+    pub(crate) fn detach(&mut self, view: ViewId) -> bool {
+        let Some(View { address, bytes, kind, range, .. }) = self.view(view).cloned() else {
+            return false;
+        };
+        let Some(id) = self.free_block_over(address, bytes, kind) else {
+            return false;
+        };
+        self.arenas[kind as usize].free.remove(&mut self.blocks, id);
+        let mut middle = id;
+        if self.blocks[id].start < address {
+            let front = address - self.blocks[id].start;
+            middle = self.split(id, front);
+            self.arenas[kind as usize].free.insert(&mut self.blocks, id);
+        }
+        if self.blocks[middle].bytes > bytes {
+            let back = self.split(middle, bytes);
+            self.arenas[kind as usize].free.insert(&mut self.blocks, back);
+        }
+        let block = &mut self.blocks[middle];
+        block.state = State::Dormant;
+        block.view = view;
+        self.arenas[kind as usize].gaps.insert(address, middle);
+        self.remove_slots(range, address, bytes);
+        if let Some(view) = &mut self.views[view as usize] {
+            view.active = false;
+        }
+        true
+    }
+
+    /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
+    pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
+        let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
+        let id = self.arenas[kind as usize].gaps.remove(&address)?;
+        debug_assert_eq!(self.blocks[id].state, State::Dormant);
+        self.blocks[id].state = State::Free;
+        if let Some(view) = &mut self.views[view as usize] {
+            view.active = true;
+        }
+        let slots = self.add_slots(range, address, bytes, kind, view);
+        self.insert_free(id);
+        Some(slots)
+    }
+
+    /// Forgets a dormant view that is no longer mapped: its addresses are a hole again.
+    pub(crate) fn drop_dormant(&mut self, view: ViewId) {
+        let Some(View { address, kind, .. }) = self.view(view).cloned() else {
+            return;
+        };
+        let Some(&id) = self.arenas[kind as usize].gaps.get(&address) else {
+            return;
+        };
+        debug_assert_eq!(self.blocks[id].state, State::Dormant);
+        self.views[view as usize] = None;
+        self.vacant_views.push(view);
+        self.blocks[id].state = State::Hole;
+        self.join_holes(kind, id);
+    }
+
+    fn join_holes(&mut self, kind: ArenaKind, mut id: BlockId) {
+        let previous = self.blocks[id].previous;
+        if previous != NONE && self.blocks[previous].state == State::Hole {
+            let start = self.blocks[id].start;
+            self.arenas[kind as usize].gaps.remove(&start);
+            join(&mut self.blocks, previous, id);
+            id = previous;
+        }
+        let next = self.blocks[id].next;
+        if next != NONE && self.blocks[next].state == State::Hole {
+            let start = self.blocks[next].start;
+            self.arenas[kind as usize].gaps.remove(&start);
+            join(&mut self.blocks, id, next);
+        }
+    }
+
+    /// A view, where there is one of that number.
+    pub(crate) fn view(&self, view: ViewId) -> Option<&View> {
+        self.views.get(view as usize)?.as_ref()
+    }
+
+    /// Every view.
+    pub(crate) fn views(&self) -> impl Iterator<Item = (ViewId, &View)> + '_ {
+        let views = self.views.iter().enumerate();
+        views.filter_map(|(id, view)| view.as_ref().map(|view| (id as ViewId, view)))
+    }
+
+    fn insert_view(&mut self, view: View) -> ViewId {
+        if let Some(id) = self.vacant_views.pop() {
+            self.views[id as usize] = Some(view);
+            return id;
+        }
+        self.views.push(Some(view));
+        (self.views.len() - 1) as ViewId
+    }
+
+    /// Every active view on which nothing lives.
+    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
+        for arena in &self.arenas {
+            for id in arena.free.at_least(&self.blocks, GRANULE) {
+                self.idle_views_in(&self.blocks[id], out);
+            }
+        }
+    }
+
+    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
+        let Some(range) = &self.ranges[block.range as usize] else {
+            return;
+        };
+        let mut at = block.start.next_multiple_of(GRANULE);
+        while at + GRANULE <= block.end() {
+            let slot = range.slots[((at - range.base) / GRANULE) as usize];
+            let id = self.slots[slot as usize].view;
+            let Some(view) = self.view(id) else { return };
+            let end = view.address + view.bytes;
+            if view.address >= block.start && end <= block.end() {
+                out.push(IdleView {
+                    view: id,
+                    handle: view.handle,
+                    address: view.address,
+                    bytes: view.bytes,
+                    block_bytes: block.bytes,
+                });
+            }
+            at = end;
+        }
+    }
+
+    /// Notes the block that starts at `start` (plus one), or that none does (0).
+    #[inline]
+    pub(super) fn set_start(&mut self, range: u32, start: Address, kind: ArenaKind, entry: u32) {
+        let Some(range) = &self.ranges[range as usize] else {
+            return;
+        };
+        let slot = range.slots[((start - range.base) / GRANULE) as usize];
+        let offset = ((start & (GRANULE - 1)) >> kind.unit_shift()) as usize;
+        self.slots[slot as usize].starts[offset] = entry;
+    }
+
+    fn add_slots(
+        &mut self,
+        range: u32,
+        address: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+        view: ViewId,
+    ) -> Vec<(Address, u32)> {
+        let granules = (bytes / GRANULE) as usize;
+        let added: Vec<(Address, u32)> = (0..granules)
+            .map(|k| {
+                let base = address + k as u64 * GRANULE;
+                (base, self.new_slot(base, kind, view))
+            })
+            .collect();
+        if let Some(range) = &mut self.ranges[range as usize] {
+            let first = ((address - range.base) / GRANULE) as usize;
+            if range.slots.len() < first + granules {
+                range.slots.resize(first + granules, NO_SLOT);
+            }
+            for (k, (_, slot)) in added.iter().enumerate() {
+                range.slots[first + k] = *slot;
+            }
+        }
+        added
+    }
+
+    fn new_slot(&mut self, base: Address, kind: ArenaKind, view: ViewId) -> u32 {
+        let unit_shift = kind.unit_shift();
+        if let Some(slot) = self.vacant_slots.pop() {
+            let page = &mut self.slots[slot as usize];
+            if page.starts.len() != kind.starts_per_granule() {
+                page.starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
+            }
+            debug_assert!(page.starts.iter().all(|&entry| entry == 0));
+            (page.base, page.unit_shift, page.view) = (base, unit_shift, view);
+            return slot;
+        }
+        let starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
+        self.slots.push(PageSlot { base, unit_shift, view, starts });
+        (self.slots.len() - 1) as u32
+    }
+
+    fn remove_slots(&mut self, range: u32, address: Address, bytes: Bytes) {
+        for k in 0..bytes / GRANULE {
+            let Some(range) = &mut self.ranges[range as usize] else {
+                return;
+            };
+            let index = ((address - range.base) / GRANULE + k) as usize;
+            let slot = std::mem::replace(&mut range.slots[index], NO_SLOT);
+            self.vacate_slot(slot);
+        }
+    }
+
+    fn vacate_slot(&mut self, slot: u32) {
+        let page = &mut self.slots[slot as usize];
+        page.base = Address::MAX;
+        page.view = NO_SLOT;
+        self.vacant_slots.push(slot);
+    }
+}
+
+fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State) -> Block {
+    Block {
+        start,
+        bytes,
+        requested: 0,
+        previous: NONE,
+        next: NONE,
+        bin_previous: NONE,
+        bin_next: NONE,
+        range,
+        view: NO_SLOT,
+        state,
+        arena: kind,
+        shared: false,
+    }
+}

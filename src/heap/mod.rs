@@ -1,0 +1,396 @@
+//! Where an allocation goes inside address ranges: integers and numbers only. This room knows no device,
+//! lock or clock, so that everything in it can be proven without a machine.
+//!
+//! A heap serves one stream of one pool. It has two arenas, for small and for large requests; an arena is
+//! a set of address ranges, and a range is tiled by blocks:
+//!
+//! ```text
+//!   range   | live | free      | live | hole            | free | dormant | hole ...
+//!   views   |------ view ------|------|                 |-view-|- view --|
+//! ```
+//!
+//! A *view* is one handle of physical memory at one place. Free and live blocks lie on active views. A
+//! *hole* has no memory. A *dormant* block is a view whose handle is in use at another address now; when
+//! that use ends, the view can be made active again with no call to the driver.
+//!
+//! Ranges that are whole segments of the device (no virtual memory) have no views and no holes.
+
+#![forbid(unsafe_code)]
+
+mod block;
+mod check;
+mod free_index;
+mod layout;
+mod plan;
+mod quick;
+mod size;
+mod tally;
+
+use std::collections::BTreeMap;
+
+pub(crate) use block::{BlockId, NONE, State};
+pub(crate) use layout::{IdleView, ViewId};
+pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
+pub(crate) use size::{ArenaKind, Divisions, rounded};
+pub(crate) use tally::{METRICS, Tally, Turn, metric};
+
+use crate::units::{Address, Bytes, GRANULE, align_down};
+use block::{Block, BlockTable};
+use free_index::FreeIndex;
+use layout::{PageSlot, Range, View};
+use quick::QuickList;
+
+/// One arena: the free blocks and the places without memory.
+#[derive(Debug)]
+struct Arena {
+    free: FreeIndex,
+    /// Holes and dormant blocks by address.
+    gaps: BTreeMap<Address, BlockId>,
+}
+
+/// What a lookup by address found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// The start of a live allocation.
+    Live(BlockId),
+    /// The start of one that was freed and waits for other streams, or is kept for reuse.
+    Freed,
+    /// Inside a live allocation (start, bytes asked for).
+    Interior(Address, Bytes),
+    /// Not in use.
+    Nothing,
+}
+
+/// A block as it is shown to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockView {
+    pub(crate) start: Address,
+    pub(crate) bytes: Bytes,
+    pub(crate) requested: Bytes,
+    pub(crate) state: State,
+    pub(crate) arena: ArenaKind,
+}
+
+/// The blocks of one stream of one pool.
+#[derive(Debug)]
+pub(crate) struct Heap {
+    blocks: BlockTable,
+    arenas: [Arena; 2],
+    quick: QuickList,
+    ranges: Vec<Option<Range>>,
+    views: Vec<Option<View>>,
+    vacant_views: Vec<ViewId>,
+    slots: Vec<PageSlot>,
+    vacant_slots: Vec<u32>,
+    /// What is in use, counted.
+    pub(crate) tally: Tally,
+    /// The part of it that is not in the heap's blocks (caching is off).
+    outside: Tally,
+    /// Its part in finding the device's peaks.
+    pub(crate) turn: Turn,
+}
+
+impl Heap {
+    pub(crate) fn new() -> Self {
+        let arena = || Arena { free: FreeIndex::new(), gaps: BTreeMap::new() };
+        Heap {
+            blocks: BlockTable::default(),
+            arenas: [arena(), arena()],
+            quick: QuickList::new(),
+            ranges: Vec::new(),
+            views: Vec::new(),
+            vacant_views: Vec::new(),
+            slots: Vec::new(),
+            vacant_slots: Vec::new(),
+            tally: Tally::default(),
+            outside: Tally::default(),
+            turn: Turn::default(),
+        }
+    }
+
+    /// Serves a request from memory that is there, or says that none fits. `requested` is what the caller
+    /// asked for and `bytes` what it comes to after rounding.
+    #[inline]
+    pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let arena = ArenaKind::of(bytes);
+        if let Some(id) = self.quick.take(bytes) {
+            let block = &mut self.blocks[id];
+            debug_assert_eq!(block.state, State::Quick);
+            block.state = State::Live;
+            block.requested = requested;
+            self.tally.allocate(arena, bytes, requested);
+            return Some(block.start);
+        }
+        let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
+        Some(self.carve(id, requested, bytes))
+    }
+
+    /// Takes the front of a free block.
+    #[inline]
+    fn carve(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
+        let kind = self.blocks[id].arena;
+        self.arenas[kind as usize].free.remove(&mut self.blocks, id);
+        if self.blocks[id].bytes > bytes {
+            let rest = self.split(id, bytes);
+            self.blocks[rest].state = State::Free;
+            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
+        }
+        let block = &mut self.blocks[id];
+        block.state = State::Live;
+        block.requested = requested;
+        block.shared = false;
+        let (start, range) = (block.start, block.range);
+        self.set_start(range, start, kind, id + 1);
+        self.tally.allocate(kind, bytes, requested);
+        start
+    }
+
+    /// Takes `bytes` at `start`, inside one free block.
+    pub(crate) fn allocate_at(
+        &mut self,
+        start: Address,
+        requested: Bytes,
+        bytes: Bytes,
+        kind: ArenaKind,
+    ) -> Option<Address> {
+        let mut id = self.free_block_over(start, bytes, kind)?;
+        if self.blocks[id].start < start {
+            let front = start - self.blocks[id].start;
+            self.arenas[kind as usize].free.remove(&mut self.blocks, id);
+            let rest = self.split(id, front);
+            self.blocks[rest].state = State::Free;
+            self.arenas[kind as usize].free.insert(&mut self.blocks, id);
+            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
+            id = rest;
+        }
+        Some(self.carve(id, requested, bytes))
+    }
+
+    /// Cuts a block that is in no index after `bytes`; the second part has the first one's state.
+    #[inline]
+    fn split(&mut self, id: BlockId, bytes: Bytes) -> BlockId {
+        let mut rest = self.blocks[id].clone();
+        debug_assert!(bytes > 0 && bytes < rest.bytes);
+        let next = rest.next;
+        rest.start += bytes;
+        rest.bytes -= bytes;
+        rest.previous = id;
+        rest.requested = 0;
+        rest.shared = false;
+        let rest = self.blocks.insert(rest);
+        if next != NONE {
+            self.blocks[next].previous = rest;
+        }
+        let block = &mut self.blocks[id];
+        block.bytes = bytes;
+        block.next = rest;
+        rest
+    }
+
+    /// Frees a live block that no other stream uses.
+    #[inline]
+    pub(crate) fn free(&mut self, id: BlockId) {
+        let (bytes, arena, requested) = {
+            let block = &self.blocks[id];
+            debug_assert_eq!(block.state, State::Live);
+            (block.bytes, block.arena, block.requested)
+        };
+        self.tally.free(arena, bytes, requested);
+        if self.quick.keep(bytes, id) {
+            self.blocks[id].state = State::Quick;
+            return;
+        }
+        self.give_back(id);
+    }
+
+    /// Turns a live block into one that waits for other streams.
+    pub(crate) fn defer(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id];
+        debug_assert_eq!(block.state, State::Live);
+        block.state = State::Pending;
+        block.shared = false;
+        self.tally.defer(block.arena, block.bytes);
+    }
+
+    /// Ends the wait of a deferred block.
+    pub(crate) fn complete(&mut self, id: BlockId) {
+        let block = &self.blocks[id];
+        debug_assert_eq!(block.state, State::Pending);
+        self.tally.complete(block.arena, block.bytes, block.requested);
+        self.give_back(id);
+    }
+
+    /// Puts a block that nobody uses into the free index, joined with its free neighbours.
+    #[inline]
+    fn give_back(&mut self, id: BlockId) {
+        let (start, range, kind) = {
+            let block = &self.blocks[id];
+            (block.start, block.range, block.arena)
+        };
+        self.set_start(range, start, kind, 0);
+        self.blocks[id].state = State::Free;
+        self.insert_free(id);
+    }
+
+    /// Joins a free block that is in no index with its free neighbours and indexes the result.
+    #[inline]
+    fn insert_free(&mut self, mut id: BlockId) -> BlockId {
+        let arena = &mut self.arenas[self.blocks[id].arena as usize];
+        let previous = self.blocks[id].previous;
+        if previous != NONE && self.blocks[previous].state == State::Free {
+            arena.free.remove(&mut self.blocks, previous);
+            join(&mut self.blocks, previous, id);
+            id = previous;
+        }
+        let next = self.blocks[id].next;
+        if next != NONE && self.blocks[next].state == State::Free {
+            arena.free.remove(&mut self.blocks, next);
+            join(&mut self.blocks, id, next);
+        }
+        arena.free.insert(&mut self.blocks, id);
+        id
+    }
+
+    /// Gives everything kept aside back to the free index; true where there was something.
+    pub(crate) fn flush_quick(&mut self) -> bool {
+        let any = self.quick.count > 0;
+        while let Some(id) = self.quick.pop() {
+            self.give_back(id);
+        }
+        any
+    }
+
+    /// What is at `address`, which lies in the granule of `slot`.
+    #[inline]
+    pub(crate) fn lookup(&self, slot: u32, address: Address) -> Lookup {
+        let Some(page) = self.slots.get(slot as usize) else {
+            return Lookup::Nothing;
+        };
+        if page.base != align_down(address, GRANULE) {
+            return Lookup::Nothing;
+        }
+        let shift = page.unit_shift;
+        let offset = ((address - page.base) >> shift) as usize;
+        let entry = page.starts[offset];
+        if entry != 0 {
+            let block = &self.blocks[entry - 1];
+            if block.start == address {
+                return if block.state == State::Live {
+                    Lookup::Live(entry - 1)
+                } else {
+                    Lookup::Freed
+                };
+            }
+        }
+        self.lookup_inside(address)
+    }
+
+    /// The cold part of a lookup: which block the address lies in.
+    #[cold]
+    fn lookup_inside(&self, address: Address) -> Lookup {
+        let Some(block) = self.block_over(address) else {
+            return Lookup::Nothing;
+        };
+        match block.state {
+            State::Live => Lookup::Interior(block.start, block.requested),
+            State::Quick | State::Pending | State::Free => Lookup::Freed,
+            State::Hole | State::Dormant => Lookup::Nothing,
+        }
+    }
+
+    fn block_over(&self, address: Address) -> Option<&Block> {
+        let range = self.ranges.iter().flatten().find(|range| range.contains(address))?;
+        let mut id = range.first;
+        while id != NONE {
+            let block = &self.blocks[id];
+            if address < block.end() {
+                return Some(block);
+            }
+            id = block.next;
+        }
+        None
+    }
+
+    fn free_block_over(&self, start: Address, bytes: Bytes, kind: ArenaKind) -> Option<BlockId> {
+        let free = &self.arenas[kind as usize].free;
+        free.at_least(&self.blocks, bytes).find(|&id| {
+            let block = &self.blocks[id];
+            block.start <= start && start + bytes <= block.end()
+        })
+    }
+
+    /// A block as it is.
+    pub(crate) fn block(&self, id: BlockId) -> BlockView {
+        let block = &self.blocks[id];
+        BlockView {
+            start: block.start,
+            bytes: block.bytes,
+            requested: block.requested,
+            state: block.state,
+            arena: block.arena,
+        }
+    }
+
+    /// Whether other streams were recorded as users of a live block.
+    #[inline]
+    pub(crate) fn is_shared(&self, id: BlockId) -> bool {
+        self.blocks[id].shared
+    }
+
+    /// Notes that other streams use a live block.
+    pub(crate) fn set_shared(&mut self, id: BlockId) {
+        self.blocks[id].shared = true;
+    }
+
+    /// The size of the largest block that could be handed out without new memory.
+    pub(crate) fn largest_free(&self) -> Bytes {
+        let kept = self.quick.iter().map(|id| self.blocks[id].bytes).max().unwrap_or(0);
+        let free = self.arenas.iter().map(|arena| arena.free.largest(&self.blocks)).max();
+        kept.max(free.unwrap_or(0))
+    }
+
+    /// Bytes that have memory behind them and nobody in them.
+    pub(crate) fn cached(&self) -> Bytes {
+        self.quick.bytes + self.arenas.iter().map(|arena| arena.free.bytes).sum::<Bytes>()
+    }
+
+    /// Counts an allocation of the heap's stream that is not in the heap's blocks.
+    pub(crate) fn allocate_outside(&mut self, kind: ArenaKind, bytes: Bytes, requested: Bytes) {
+        self.tally.allocate(kind, bytes, requested);
+        self.outside.allocate(kind, bytes, requested);
+    }
+
+    /// Counts the end of one.
+    pub(crate) fn free_outside(&mut self, kind: ArenaKind, bytes: Bytes, requested: Bytes) {
+        self.tally.free(kind, bytes, requested);
+        self.outside.free(kind, bytes, requested);
+    }
+
+    /// Every block of every range, by address within a range.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockView> + '_ {
+        self.ranges.iter().flatten().flat_map(move |range| {
+            let mut id = range.first;
+            std::iter::from_fn(move || {
+                let found = (id != NONE).then_some(id)?;
+                id = self.blocks[found].next;
+                Some(self.block(found))
+            })
+        })
+    }
+}
+
+/// Makes `second`, which follows `first`, a part of it.
+#[inline]
+fn join(blocks: &mut BlockTable, first: BlockId, second: BlockId) {
+    let (bytes, next) = {
+        let block = &blocks[second];
+        (block.bytes, block.next)
+    };
+    let block = &mut blocks[first];
+    block.bytes += bytes;
+    block.next = next;
+    if next != NONE {
+        blocks[next].previous = first;
+    }
+    blocks.remove(second);
+}

@@ -1,0 +1,238 @@
+//! Where to put a request for which no free block is large enough: a window over free blocks, holes and
+//! dormant views that lie side by side, and what has to be done to make it memory.
+
+use super::Heap;
+use super::block::{BlockId, NONE, State};
+use super::layout::{IdleView, ViewId};
+use super::size::ArenaKind;
+use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
+use std::collections::HashSet;
+
+/// What a plan may count on.
+pub(crate) struct PlanRules<'a> {
+    /// Bytes of physical memory that can be had readily: idle handles anywhere, and some growth.
+    pub(crate) supply: Bytes,
+    /// How much more than that a plan may need.
+    pub(crate) excess_max: Bytes,
+    /// The idle views of this heap; a window that covers one uses it up.
+    pub(crate) idle: &'a IdleSpans,
+    /// Whether the handle of a dormant view is idle where it is now.
+    pub(crate) usable: &'a dyn Fn(u32) -> bool,
+    /// How many bytes more a window may take for each piece fewer that has to be mapped.
+    pub(crate) piece_bytes: Bytes,
+}
+
+/// The idle views of one heap by address, with sums, so that what a window covers is found quickly.
+#[derive(Debug, Default)]
+pub(crate) struct IdleSpans {
+    /// Start, end, handle.
+    spans: Vec<(Address, Address, u32)>,
+    /// Bytes of all spans before each, and of all at last.
+    before: Vec<Bytes>,
+}
+
+impl IdleSpans {
+    pub(crate) fn new<'a>(views: impl Iterator<Item = &'a IdleView>) -> Self {
+        let mut spans: Vec<_> =
+            views.map(|view| (view.address, view.address + view.bytes, view.handle)).collect();
+        spans.sort_unstable();
+        let mut before = Vec::with_capacity(spans.len() + 1);
+        let mut sum = 0;
+        for (start, end, _) in &spans {
+            before.push(sum);
+            sum += end - start;
+        }
+        before.push(sum);
+        IdleSpans { spans, before }
+    }
+
+    /// Bytes of all views.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.before.last().copied().unwrap_or(0)
+    }
+
+    fn over(&self, start: Address, end: Address) -> std::ops::Range<usize> {
+        let first = self.spans.partition_point(|span| span.1 <= start);
+        let last = self.spans.partition_point(|span| span.0 < end);
+        first..last.max(first)
+    }
+}
+
+/// A span without memory that the window needs filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) address: Address,
+    /// What must be filled.
+    pub(crate) bytes: Bytes,
+    /// How much may be filled: the hole goes on to there.
+    pub(crate) room: Bytes,
+}
+
+/// A place for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) start: Address,
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) wake: Vec<ViewId>,
+    /// Bytes of the gaps.
+    pub(crate) fill: Bytes,
+    /// What is needed beyond the ready supply.
+    pub(crate) excess: Bytes,
+    cost: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Free,
+    Hole,
+    Dormant(ViewId, u32),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    start: Address,
+    bytes: Bytes,
+    part: Part,
+}
+
+impl Heap {
+    /// The cheapest place for `bytes`, if there is one within the rules.
+    pub(crate) fn plan(
+        &self,
+        bytes: Bytes,
+        kind: ArenaKind,
+        rules: &PlanRules<'_>,
+    ) -> Option<Plan> {
+        let mut best: Option<Plan> = None;
+        let mut seen_to = 0;
+        let mut run = Vec::new();
+        for (&address, &id) in &self.arenas[kind as usize].gaps {
+            if address < seen_to || !self.passable(id, rules) {
+                continue;
+            }
+            seen_to = self.collect_run(id, rules, &mut run);
+            self.plan_in_run(&run, bytes, rules, &mut best);
+        }
+        best
+    }
+
+    fn passable(&self, id: BlockId, rules: &PlanRules<'_>) -> bool {
+        self.part_of(id, rules).is_some()
+    }
+
+    fn part_of(&self, id: BlockId, rules: &PlanRules<'_>) -> Option<Part> {
+        let block = &self.blocks[id];
+        match block.state {
+            State::Free => Some(Part::Free),
+            State::Hole => Some(Part::Hole),
+            State::Dormant => {
+                let handle = self.view(block.view)?.handle;
+                (rules.usable)(handle).then_some(Part::Dormant(block.view, handle))
+            }
+            State::Quick | State::Live | State::Pending => None,
+        }
+    }
+
+    /// The pieces side by side around a gap that could be used together; returns where they end.
+    fn collect_run(&self, id: BlockId, rules: &PlanRules<'_>, run: &mut Vec<Piece>) -> Address {
+        run.clear();
+        let mut at = id;
+        let previous = self.blocks[id].previous;
+        if previous != NONE && self.blocks[previous].state == State::Free {
+            at = previous;
+        }
+        let mut end = self.blocks[id].end();
+        while at != NONE {
+            let Some(part) = self.part_of(at, rules) else {
+                break;
+            };
+            let block = &self.blocks[at];
+            run.push(Piece { start: block.start, bytes: block.bytes, part });
+            end = block.end();
+            at = block.next;
+        }
+        end
+    }
+
+    fn plan_in_run(
+        &self,
+        run: &[Piece],
+        bytes: Bytes,
+        rules: &PlanRules<'_>,
+        best: &mut Option<Plan>,
+    ) {
+        let total: Bytes = run.iter().map(|piece| piece.bytes).sum();
+        if total < bytes {
+            return;
+        }
+        for first in 0..run.len() {
+            let Some(mut plan) = window(&run[first..], bytes, rules.piece_bytes) else {
+                break;
+            };
+            let Some(needed) = self.needed(&plan, bytes, rules) else {
+                continue;
+            };
+            plan.excess = needed.saturating_sub(rules.supply);
+            let key = (plan.excess, plan.cost);
+            if plan.excess <= rules.excess_max
+                && best.as_ref().is_none_or(|best| key < (best.excess, best.cost))
+            {
+                *best = Some(plan);
+            }
+        }
+    }
+
+    /// How much of the supply the window takes: what it needs filled, and what idle memory it covers.
+    /// `None` where it would need one handle at two places.
+    fn needed(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Bytes> {
+        let over = rules.idle.over(plan.start, plan.start + bytes);
+        let covered = rules.idle.before[over.end] - rules.idle.before[over.start];
+        let mut woken = 0;
+        if !plan.wake.is_empty() {
+            let mut handles = HashSet::with_capacity(plan.wake.len());
+            for view in plan.wake.iter().filter_map(|&view| self.view(view)) {
+                woken += view.bytes;
+                if !handles.insert(view.handle) {
+                    return None;
+                }
+            }
+            if rules.idle.spans[over].iter().any(|span| handles.contains(&span.2)) {
+                return None;
+            }
+        }
+        Some(plan.fill + covered + woken)
+    }
+}
+
+/// The window of `bytes` that begins in the first piece, moved right where that saves memory.
+fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Plan> {
+    let mut covered = 0;
+    let mut count = 0;
+    while covered < bytes {
+        covered += pieces.get(count)?.bytes;
+        count += 1;
+    }
+    let (first, last) = (pieces[0], pieces[count - 1]);
+    let mut start = first.start;
+    if first.part == Part::Hole && count > 1 && last.part != Part::Hole {
+        // The end of the last piece is memory already: begin later in the hole instead.
+        start += align_down(covered - bytes, GRANULE).min(first.bytes - GRANULE);
+    }
+    let end = start + bytes;
+    let mut plan = Plan { start, gaps: Vec::new(), wake: Vec::new(), fill: 0, excess: 0, cost: 0 };
+    for piece in &pieces[..count] {
+        match piece.part {
+            Part::Free => {}
+            Part::Dormant(view, _) => plan.wake.push(view),
+            Part::Hole => {
+                let address = piece.start.max(align_down(start, GRANULE));
+                let piece_end = piece.start + piece.bytes;
+                let needed = align_up(end.min(piece_end) - address, GRANULE);
+                plan.gaps.push(Gap { address, bytes: needed, room: piece_end - address });
+                plan.fill += needed;
+            }
+        }
+    }
+    plan.cost = plan.fill + (plan.gaps.len() + plan.wake.len()) as u64 * piece_bytes;
+    Some(plan)
+}

@@ -1,0 +1,130 @@
+//! Sizes: how a request is rounded, which arena serves it, and which bin a block belongs to.
+
+use crate::units::{Bytes, GRANULE, KIB, MIB, align_up};
+
+/// Requests of at most this many bytes live in the small arena, as in PyTorch (`kSmallSize`).
+pub(crate) const SMALL_MAX: Bytes = MIB;
+/// The unit of the small arena, PyTorch's `kMinBlockSize`.
+pub(crate) const SMALL_UNIT: Bytes = 512;
+/// The unit of the large arena. A request there is longer than 1 MiB, so that rounding costs under
+/// 0.4 %, and a page of the start table takes 2 KiB of host memory for 2 MiB of the device's.
+pub(crate) const LARGE_UNIT: Bytes = 4 * KIB;
+
+/// Where requests of one kind live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ArenaKind {
+    /// Requests of up to [`SMALL_MAX`].
+    Small = 0,
+    /// All others.
+    Large = 1,
+}
+
+impl ArenaKind {
+    /// The arena that serves a request of `bytes`.
+    #[inline]
+    pub(crate) fn of(bytes: Bytes) -> ArenaKind {
+        if bytes <= SMALL_MAX { ArenaKind::Small } else { ArenaKind::Large }
+    }
+
+    /// log2 of the unit to which sizes and addresses in this arena are rounded.
+    #[inline]
+    pub(crate) fn unit_shift(self) -> u32 {
+        match self {
+            ArenaKind::Small => SMALL_UNIT.trailing_zeros(),
+            ArenaKind::Large => LARGE_UNIT.trailing_zeros(),
+        }
+    }
+
+    /// How many block starts fit into one granule.
+    pub(crate) fn starts_per_granule(self) -> usize {
+        (GRANULE >> self.unit_shift()) as usize
+    }
+}
+
+/// The size at which a request is served; at least one unit.
+#[inline]
+pub(crate) fn rounded(bytes: Bytes) -> Bytes {
+    let unit = 1 << ArenaKind::of(bytes).unit_shift();
+    align_up(bytes.max(1), unit)
+}
+
+/// How sizes are rounded up before that: into how many equal steps each power of two is divided, by size
+/// class (below 2 MiB, then each power of two); 0 or 1 leaves sizes alone. PyTorch's
+/// `roundup_power2_divisions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Divisions([u32; 16]);
+
+impl Divisions {
+    /// `None` where no class is divided, so that the hot path has one thing to ask.
+    pub(crate) fn new(by_class: [u32; 16]) -> Option<Divisions> {
+        by_class.iter().any(|&n| n > 1).then_some(Divisions(by_class))
+    }
+
+    /// The request rounded up to the next step of its class.
+    pub(crate) fn apply(&self, bytes: Bytes) -> Bytes {
+        let bytes = align_up(bytes.max(1), SMALL_UNIT);
+        let class = (bytes.ilog2().saturating_sub(20)).min(15) as usize;
+        let steps = u64::from(self.0[class]);
+        if steps <= 1 || bytes <= SMALL_UNIT * steps {
+            return bytes;
+        }
+        let floor = 1u64 << bytes.ilog2();
+        align_up(bytes, (floor / steps).max(SMALL_UNIT))
+    }
+}
+
+/// log2 of how many bins each power of two has: neighbours differ by 3 %.
+const SUB_BITS: u32 = 5;
+const SUB_BINS: u64 = 1 << SUB_BITS;
+/// Bins for blocks of up to 2^47 bytes, the span of an address space.
+/// (larger requests share the last bin, and find nothing there).
+pub(crate) const BIN_COUNT: usize = 35 * SUB_BINS as usize;
+
+/// The bin of a block of `bytes`: one a unit below 16 KiB, then 32 a power of two.
+#[inline]
+pub(crate) fn bin_of(bytes: Bytes) -> usize {
+    let units = bytes / SMALL_UNIT;
+    if units < SUB_BINS {
+        return units as usize;
+    }
+    let log = units.ilog2();
+    let sub = (units >> (log - SUB_BITS)) & (SUB_BINS - 1);
+    (((log - SUB_BITS + 1) as usize) * SUB_BINS as usize + sub as usize).min(BIN_COUNT - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_never_decrease_with_size() {
+        let mut last = 0;
+        let mut bytes = SMALL_UNIT;
+        while bytes < 1 << 46 {
+            let bin = bin_of(bytes);
+            assert!(bin >= last && bin < BIN_COUNT, "{bytes} bytes in bin {bin} after {last}");
+            last = bin;
+            bytes += (bytes / 100).max(SMALL_UNIT) / SMALL_UNIT * SMALL_UNIT;
+        }
+    }
+
+    #[test]
+    fn requests_are_rounded_to_the_unit_of_their_arena() {
+        assert_eq!(rounded(1), 512);
+        assert_eq!(rounded(513), 1024);
+        assert_eq!(rounded(MIB), MIB);
+        assert_eq!(rounded(MIB + 1), MIB + 4096);
+    }
+
+    #[test]
+    fn divisions_round_to_steps_between_powers_of_two() {
+        let mut by_class = [0; 16];
+        by_class[0] = 4;
+        let divisions = Divisions::new(by_class).unwrap();
+        // PyTorch's documentation: 1200 bytes with 4 divisions lie between 1024 and 2048, in steps of 256;
+        // below 512 bytes a step the unit wins.
+        assert_eq!(divisions.apply(1200), 1536);
+        assert_eq!(divisions.apply(1100 * KIB), 1280 * KIB);
+        assert_eq!(Divisions::new([1; 16]), None);
+    }
+}

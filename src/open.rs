@@ -1,0 +1,88 @@
+//! Which devices an allocator stands on, by name.
+
+use std::sync::Arc;
+
+use crate::allocator::Allocator;
+use crate::config::Config;
+use crate::device::Device;
+use crate::device::sim::{SimMachine, SimOptions};
+use crate::error::{DeviceError, DeviceErrorKind, DriverCall, Error, Result};
+use crate::units::{Bytes, GIB};
+
+/// How large a simulated machine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SimSize {
+    /// Bytes of each device; 0: 80 GiB.
+    pub capacity: Bytes,
+    /// How many devices; 0: one.
+    pub devices: i32,
+}
+
+impl SimSize {
+    /// The same with the defaults filled in: capacity and number of devices.
+    fn settled(self) -> Result<(Bytes, usize)> {
+        let capacity = if self.capacity == 0 { 80 * GIB } else { self.capacity };
+        match usize::try_from(self.devices) {
+            Ok(0) => Ok((capacity, 1)),
+            Ok(devices) => Ok((capacity, devices)),
+            Err(_) => Err(Error::InvalidArgument {
+                argument: "sim_devices",
+                value: self.devices.to_string(),
+                expected: "a number of devices, or 0 for one".to_owned(),
+            }),
+        }
+    }
+}
+
+/// Opens devices: `"cuda"` those of this machine, `"sim"` simulated ones, `"auto"` the former where
+/// there is a driver and a GPU, else the latter.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] for another name, [`Error::Device`] with
+/// [`NoDevice`](DeviceErrorKind::NoDevice) for `"cuda"` without a driver or GPU.
+pub fn open_devices(name: &str, sim: SimSize) -> Result<Vec<Arc<dyn Device>>> {
+    match name {
+        "cuda" => open_cuda(),
+        "sim" => open_sim(sim),
+        "auto" => match open_cuda() {
+            Err(Error::Device(error)) if error.kind == DeviceErrorKind::NoDevice => open_sim(sim),
+            opened => opened,
+        },
+        other => Err(Error::InvalidArgument {
+            argument: "device",
+            value: format!("'{other}'"),
+            expected: "\"auto\", \"cuda\" or \"sim\"".to_owned(),
+        }),
+    }
+}
+
+/// An allocator over devices opened by name, with options from a text (see [`Config`]); an empty
+/// text means the environment.
+///
+/// # Errors
+///
+/// As [`open_devices`], and [`Error::Config`] for a text that cannot be read.
+pub fn open_allocator(device: &str, conf: &str, sim: SimSize) -> Result<Allocator> {
+    let config = read_config(conf)?;
+    Allocator::new(open_devices(device, sim)?, config)
+}
+
+fn open_cuda() -> Result<Vec<Arc<dyn Device>>> {
+    Err(Error::Device(DeviceError {
+        call: DriverCall::Open,
+        device: 0,
+        kind: DeviceErrorKind::NoDevice,
+        detail: "this version of plugalloc has no CUDA device yet".to_owned(),
+    }))
+}
+
+fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
+    let (capacity, devices) = size.settled()?;
+    let options = SimOptions { devices, capacity, ..SimOptions::default() };
+    Ok(SimMachine::new(options)?.as_devices())
+}
+
+fn read_config(_conf: &str) -> Result<Config> {
+    Ok(Config::default())
+}

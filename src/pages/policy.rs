@@ -1,0 +1,45 @@
+//! The policy of physical memory, in one place: of which sizes handles are made, and when growing is
+//! preferred to stealing. It is judged by two measures, reserved over live peak and driver time;
+//! `docs/BENCHMARKS.md` has the measurements that chose it.
+
+use crate::config::Config;
+use crate::units::{Bytes, GRANULE, MIB};
+
+/// The choices.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    /// The largest handle that is made; a power of two.
+    pub(crate) max_handle: Bytes,
+    /// A handle for a large request is at most this fraction of it.
+    pub(crate) request_share: u64,
+    /// Memory is taken from the device without stealing as long as what is reserved stays within
+    /// `1 + 1/slack_share` of the most that was ever live.
+    pub(crate) slack_share: u64,
+    /// A plan with one piece fewer may take this many bytes more.
+    pub(crate) piece_bytes: Bytes,
+    /// Whether idle memory of other heaps is used at all.
+    pub(crate) steal: bool,
+}
+
+impl Policy {
+    pub(crate) fn new(config: &Config) -> Self {
+        Policy {
+            max_handle: config.max_handle,
+            request_share: 8,
+            slack_share: 100,
+            piece_bytes: MIB,
+            steal: config.steal,
+        }
+    }
+
+    /// The size of a new handle for a gap of `remaining` bytes left by a request of `request` bytes.
+    pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes) -> Bytes {
+        let most = (request / self.request_share).clamp(GRANULE, self.max_handle).min(remaining);
+        (1 << most.max(GRANULE).ilog2()).max(GRANULE)
+    }
+
+    /// How many bytes may be taken from the device rather than stolen.
+    pub(crate) fn free_growth(&self, reserved: Bytes, live_peak: Bytes) -> Bytes {
+        (live_peak + live_peak / self.slack_share).saturating_sub(reserved)
+    }
+}

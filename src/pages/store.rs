@@ -1,0 +1,240 @@
+//! The device's handles, and the driver calls that make, map, unmap and release them. Every method leaves
+//! the store as it was, or as it should be: a failed step is undone.
+
+use std::sync::Arc;
+
+use crate::device::{Device, DeviceResult, HandleId};
+use crate::error::DeviceErrorKind;
+use crate::heap::ArenaKind;
+use crate::observe::{Stat, StatArray};
+use crate::units::{Address, Bytes};
+
+/// Where a handle is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The heap, by its place among the device's shards.
+    pub(crate) shard: u32,
+    /// The view in that heap.
+    pub(crate) view: u32,
+    pub(crate) address: Address,
+    /// Which requests it serves there.
+    pub(crate) kind: ArenaKind,
+}
+
+/// Physical memory of one size.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    id: HandleId,
+    pub(crate) bytes: Bytes,
+    /// Where it is in use.
+    pub(crate) active: Option<Place>,
+    /// Where else it is mapped.
+    pub(crate) dormant: Vec<Place>,
+}
+
+/// All physical memory that the allocator has of one device.
+pub(crate) struct Store {
+    device: Arc<dyn Device>,
+    handles: Vec<Option<Handle>>,
+    vacant: Vec<u32>,
+    /// Handles with no active view.
+    pub(crate) spare: Vec<u32>,
+    /// Bytes taken from the device, as handles and as segments.
+    pub(crate) reserved: Stat,
+    /// The same by what it serves; spare handles serve nothing.
+    by_kind: [Stat; 2],
+    /// The most that may be taken.
+    pub(crate) limit: Bytes,
+    /// The device refused to go beyond this: asked again only when nothing else is left.
+    ceiling: Bytes,
+    /// How often memory was taken from the device, and given back.
+    pub(crate) device_allocs: i64,
+    pub(crate) device_frees: i64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let handles = self.handles.iter().flatten().count();
+        f.debug_struct("Store")
+            .field("handles", &handles)
+            .field("reserved", &self.reserved)
+            .finish()
+    }
+}
+
+impl Store {
+    pub(crate) fn new(device: Arc<dyn Device>, limit: Bytes) -> Self {
+        Store {
+            device,
+            handles: Vec::new(),
+            vacant: Vec::new(),
+            spare: Vec::new(),
+            reserved: Stat::default(),
+            by_kind: [Stat::default(); 2],
+            limit,
+            ceiling: Bytes::MAX,
+            device_allocs: 0,
+            device_frees: 0,
+        }
+    }
+
+    /// What may still be taken under the limit.
+    pub(crate) fn headroom(&self) -> Bytes {
+        self.limit.min(self.ceiling).saturating_sub(self.reserved.current as Bytes)
+    }
+
+    /// Lets the device be asked again for more than it refused.
+    pub(crate) fn forget_ceiling(&mut self) {
+        self.ceiling = Bytes::MAX;
+    }
+
+    /// Counts memory taken from the device.
+    pub(crate) fn count_taken(&mut self, bytes: Bytes) {
+        self.device_allocs += 1;
+        self.reserved.increase(bytes as i64);
+    }
+
+    /// Counts memory given back to the device.
+    pub(crate) fn count_given(&mut self, bytes: Bytes) {
+        self.device_frees += 1;
+        self.reserved.decrease(bytes as i64);
+    }
+
+    /// Counts memory that begins to serve requests of one kind.
+    pub(crate) fn count_serving(&mut self, kind: ArenaKind, bytes: Bytes) {
+        self.by_kind[kind as usize].increase(bytes as i64);
+    }
+
+    /// Counts memory that ceases to serve requests of one kind.
+    pub(crate) fn count_idle(&mut self, kind: ArenaKind, bytes: Bytes) {
+        self.by_kind[kind as usize].decrease(bytes as i64);
+    }
+
+    /// What is taken from the device, as a statistic.
+    pub(crate) fn reserved_bytes(&self) -> StatArray {
+        let [small_pool, large_pool] = self.by_kind;
+        StatArray { all: self.reserved, small_pool, large_pool }
+    }
+
+    pub(crate) fn reset_peaks(&mut self) {
+        self.reserved.reset_peak();
+        self.by_kind.iter_mut().for_each(Stat::reset_peak);
+    }
+
+    pub(crate) fn reset_accumulated(&mut self) {
+        self.reserved.reset_accumulated();
+        self.by_kind.iter_mut().for_each(Stat::reset_accumulated);
+        (self.device_allocs, self.device_frees) = (0, 0);
+    }
+
+    /// Makes a spare handle; `None` where the limit or the device has no room.
+    pub(crate) fn create(&mut self, bytes: Bytes) -> DeviceResult<Option<u32>> {
+        if bytes > self.headroom() {
+            return Ok(None);
+        }
+        let id = match self.device.create(bytes) {
+            Ok(id) => id,
+            Err(error) if error.kind == DeviceErrorKind::OutOfMemory => {
+                self.ceiling = self.reserved.current as Bytes + bytes - 1;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        self.count_taken(bytes);
+        let handle = Some(Handle { id, bytes, active: None, dormant: Vec::new() });
+        let number = match self.vacant.pop() {
+            Some(number) => {
+                self.handles[number as usize] = handle;
+                number
+            }
+            None => {
+                self.handles.push(handle);
+                (self.handles.len() - 1) as u32
+            }
+        };
+        self.spare.push(number);
+        Ok(Some(number))
+    }
+
+    /// A handle.
+    pub(crate) fn handle(&self, number: u32) -> Option<&Handle> {
+        self.handles.get(number as usize)?.as_ref()
+    }
+
+    fn handle_mut(&mut self, number: u32) -> Option<&mut Handle> {
+        self.handles.get_mut(number as usize)?.as_mut()
+    }
+
+    /// Every handle.
+    pub(crate) fn handles(&self) -> impl Iterator<Item = (u32, &Handle)> {
+        let handles = self.handles.iter().enumerate();
+        handles.filter_map(|(number, handle)| handle.as_ref().map(|h| (number as u32, h)))
+    }
+
+    /// Maps a handle at an address where nothing is mapped, readable and writable.
+    pub(crate) fn map(&mut self, number: u32, address: Address) -> DeviceResult<()> {
+        let Some((id, bytes)) = self.handle(number).map(|handle| (handle.id, handle.bytes)) else {
+            return Ok(());
+        };
+        self.device.map(address, bytes, id)?;
+        if let Err(error) = self.device.set_access(address, bytes) {
+            // The mapping is useless. If it cannot be removed either, the address stays a hole that
+            // cannot be mapped again: the next attempt there reports that.
+            let _ = self.device.unmap(address, bytes);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Removes the mapping of a dormant place. The caller made sure that no queued work uses it.
+    pub(crate) fn unmap_dormant(&mut self, number: u32, place: Place) -> DeviceResult<()> {
+        let Some(bytes) = self.handle(number).map(|handle| handle.bytes) else {
+            return Ok(());
+        };
+        self.device.unmap(place.address, bytes)?;
+        if let Some(handle) = self.handle_mut(number) {
+            handle.dormant.retain(|other| *other != place);
+        }
+        Ok(())
+    }
+
+    /// The handle is in use at `place` from now on.
+    pub(crate) fn activate(&mut self, number: u32, place: Place) {
+        self.spare.retain(|&spare| spare != number);
+        if let Some(handle) = self.handle_mut(number) {
+            debug_assert_eq!(handle.active, None);
+            handle.dormant.retain(|other| *other != place);
+            handle.active = Some(place);
+            let bytes = handle.bytes;
+            self.count_serving(place.kind, bytes);
+        }
+    }
+
+    /// The handle is not in use any more where it was: that place is dormant now.
+    pub(crate) fn deactivate(&mut self, number: u32) {
+        self.spare.push(number);
+        if let Some(handle) = self.handle_mut(number) {
+            let place = handle.active.take();
+            handle.dormant.extend(place);
+            let bytes = handle.bytes;
+            if let Some(place) = place {
+                self.count_idle(place.kind, bytes);
+            }
+        }
+    }
+
+    /// Gives a spare handle that is mapped nowhere back to the device.
+    pub(crate) fn release(&mut self, number: u32) -> DeviceResult<()> {
+        let Some(handle) = self.handle(number) else {
+            return Ok(());
+        };
+        debug_assert!(handle.active.is_none() && handle.dormant.is_empty());
+        let bytes = handle.bytes;
+        self.device.release(handle.id)?;
+        self.count_given(bytes);
+        self.handles[number as usize] = None;
+        self.vacant.push(number);
+        self.spare.retain(|&spare| spare != number);
+        Ok(())
+    }
+}
