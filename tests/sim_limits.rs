@@ -27,18 +27,12 @@ fn running_out_of_mappings_is_told_and_cured_by_unmapping() {
         }
     };
     assert!(mapped < limit, "{mapped} mappings of {limit}");
-    assert_eq!(
-        error.kind,
-        DeviceErrorKind::Other,
-        "the device itself has memory: {error}"
-    );
+    assert_eq!(error.kind, DeviceErrorKind::Other, "the device itself has memory: {error}");
     assert!(error.to_string().contains("vm.max_map_count"), "{error}");
     for index in 0..8 {
         device.unmap(place(index), GRANULE).unwrap();
     }
     device.map(place(mapped), GRANULE, handle).unwrap();
     device.set_access(place(mapped), GRANULE).unwrap();
-    device
-        .fill_async(place(mapped), 1, GRANULE, StreamId::DEFAULT)
-        .unwrap();
+    device.fill_async(place(mapped), 1, GRANULE, StreamId::DEFAULT).unwrap();
 }

@@ -36,11 +36,7 @@ fn capturing() -> Arc<SimDevice> {
 fn recording_an_event_spoils_the_capture() {
     let device = capturing();
     let event = device.event_create().unwrap();
-    assert_refused(
-        device.event_record(event, STREAM),
-        NotPermitted,
-        "recording an event",
-    );
+    assert_refused(device.event_record(event, STREAM), NotPermitted, "recording an event");
     assert_spoilt(&device);
     assert!(device.event_query(event).unwrap());
 }
@@ -48,18 +44,11 @@ fn recording_an_event_spoils_the_capture() {
 #[test]
 fn waiting_for_an_outside_event_spoils_the_capture() {
     let device = device();
-    let (recorded, fresh) = (
-        device.event_create().unwrap(),
-        device.event_create().unwrap(),
-    );
+    let (recorded, fresh) = (device.event_create().unwrap(), device.event_create().unwrap());
     device.event_record(recorded, OTHER).unwrap();
     device.capture_begin(STREAM).unwrap();
     device.stream_wait_event(STREAM, fresh).unwrap();
-    assert_refused(
-        device.stream_wait_event(STREAM, recorded),
-        NotPermitted,
-        "outside the capture",
-    );
+    assert_refused(device.stream_wait_event(STREAM, recorded), NotPermitted, "outside the capture");
     assert_spoilt(&device);
 }
 
@@ -85,10 +74,7 @@ fn other_streams_run_during_a_capture() {
 
 #[test]
 fn a_global_capture_forbids_what_is_unsafe_in_every_thread() {
-    let strict = device_with(SimOptions {
-        global_capture: true,
-        ..SimOptions::default()
-    });
+    let strict = device_with(SimOptions { global_capture: true, ..SimOptions::default() });
     let event = strict.event_create().unwrap();
     let memory = strict.malloc(1).unwrap();
     let spoils = |call: &dyn Fn(&SimDevice) -> bool| {
@@ -118,11 +104,7 @@ fn host_functions_and_the_default_stream_are_not_captured() {
 #[test]
 fn captures_do_not_nest() {
     let device = capturing();
-    assert_refused(
-        device.capture_begin(STREAM),
-        NotPermitted,
-        "capturing already",
-    );
+    assert_refused(device.capture_begin(STREAM), NotPermitted, "capturing already");
     assert_misuse(device.stream_destroy(STREAM), "is capturing");
     device.capture_end(STREAM).unwrap();
     assert_refused(device.capture_end(STREAM), NotPermitted, "not capturing");

@@ -13,11 +13,7 @@ fn the_nth_call_fails_and_only_that() {
     let first = device.create(GRANULE).unwrap();
     device.reserve(GRANULE).unwrap();
     let failed = device.create(GRANULE);
-    assert_refused(
-        failed,
-        DeviceErrorKind::OutOfMemory,
-        "Create failed on device 0",
-    );
+    assert_refused(failed, DeviceErrorKind::OutOfMemory, "Create failed on device 0");
     let third = device.create(GRANULE).unwrap();
     device.release(first).unwrap();
     device.release(third).unwrap();
@@ -54,12 +50,8 @@ fn a_failed_call_has_changed_nothing() {
     let device = device();
     let (at, handle) = mapped(&device, GRANULE);
     device.fill_async(at, 7, 1, STREAM).unwrap();
-    for call in [
-        DriverCall::Unmap,
-        DriverCall::Release,
-        DriverCall::FreeAddress,
-        DriverCall::Fill,
-    ] {
+    for call in [DriverCall::Unmap, DriverCall::Release, DriverCall::FreeAddress, DriverCall::Fill]
+    {
         device.fail_nth(call, 1);
     }
     assert!(device.fill_async(at, 8, 1, STREAM).is_err());
@@ -91,56 +83,29 @@ fn every_kind_of_call_can_fail() {
     let graph = plugalloc::device::CaptureId(1);
     let on_request = |what: Result<(), plugalloc::error::DeviceError>, call| {
         let error = what.unwrap_err();
-        assert_eq!(
-            (error.call, error.detail.as_str()),
-            (call, "failed on request")
-        );
+        assert_eq!((error.call, error.detail.as_str()), (call, "failed on request"));
     };
     on_request(device.memory_info().map(drop), DriverCall::MemoryInfo);
-    on_request(
-        device.map(at, 1, plugalloc::device::HandleId(0)),
-        DriverCall::Map,
-    );
+    on_request(device.map(at, 1, plugalloc::device::HandleId(0)), DriverCall::Map);
     on_request(device.set_access(at, 1), DriverCall::SetAccess);
     on_request(device.free(at), DriverCall::Free);
     on_request(device.stream_create().map(drop), DriverCall::StreamCreate);
     on_request(device.stream_destroy(stream), DriverCall::StreamDestroy);
-    on_request(
-        device.stream_synchronize(stream),
-        DriverCall::StreamSynchronize,
-    );
-    on_request(
-        device.stream_wait_event(stream, event),
-        DriverCall::StreamWaitEvent,
-    );
+    on_request(device.stream_synchronize(stream), DriverCall::StreamSynchronize);
+    on_request(device.stream_wait_event(stream, event), DriverCall::StreamWaitEvent);
     on_request(device.synchronize(), DriverCall::DeviceSynchronize);
     on_request(device.event_destroy(event), DriverCall::EventDestroy);
     on_request(device.event_record(event, stream), DriverCall::EventRecord);
     on_request(device.event_query(event).map(drop), DriverCall::EventQuery);
-    on_request(
-        device.event_synchronize(event),
-        DriverCall::EventSynchronize,
-    );
-    on_request(
-        device.capture_begin(stream).map(drop),
-        DriverCall::CaptureBegin,
-    );
+    on_request(device.event_synchronize(event), DriverCall::EventSynchronize);
+    on_request(device.capture_begin(stream).map(drop), DriverCall::CaptureBegin);
     on_request(device.capture_end(stream).map(drop), DriverCall::CaptureEnd);
-    on_request(
-        device.capture_status(stream).map(drop),
-        DriverCall::CaptureStatus,
-    );
+    on_request(device.capture_status(stream).map(drop), DriverCall::CaptureStatus);
     on_request(device.graph_launch(graph, stream), DriverCall::GraphLaunch);
     on_request(device.graph_destroy(graph), DriverCall::GraphDestroy);
     on_request(device.copy_async(at, at, 1, stream), DriverCall::Copy);
-    on_request(
-        device.host_function(stream, Box::new(|| ())),
-        DriverCall::HostFunction,
-    );
-    on_request(
-        device.enable_peer_access(device.id()),
-        DriverCall::EnablePeer,
-    );
+    on_request(device.host_function(stream, Box::new(|| ())), DriverCall::HostFunction);
+    on_request(device.enable_peer_access(device.id()), DriverCall::EnablePeer);
 }
 
 #[test]
@@ -148,11 +113,7 @@ fn memory_runs_out_at_the_capacity() {
     let device = device();
     let handle = device.create(GIB - GRANULE).unwrap();
     let refused = device.create(2 * GRANULE);
-    assert_refused(
-        refused,
-        DeviceErrorKind::OutOfMemory,
-        "4194304 bytes asked for, 2097152 of",
-    );
+    assert_refused(refused, DeviceErrorKind::OutOfMemory, "4194304 bytes asked for, 2097152 of");
     let last = device.malloc(1).unwrap();
     assert_eq!(device.memory_info().unwrap().free, 0);
     assert_refused(device.malloc(1), DeviceErrorKind::OutOfMemory, "0 of");

@@ -19,23 +19,13 @@ fn nothing_runs_on_a_held_stream_until_it_is_resumed() {
     device.fill_async(at + 1, 6, 1, STREAM).unwrap();
     assert_eq!(byte(&device, at), 0);
     device.resume(STREAM).unwrap();
-    assert_eq!(
-        (
-            byte(&device, at),
-            byte(&device, at + 1),
-            byte(&device, at + 2)
-        ),
-        (5, 6, 5)
-    );
+    assert_eq!((byte(&device, at), byte(&device, at + 1), byte(&device, at + 2)), (5, 6, 5));
 }
 
 #[test]
 fn an_event_on_a_held_stream_is_not_completed_even_with_nothing_queued() {
     let device = device();
-    let (before, behind) = (
-        device.event_create().unwrap(),
-        device.event_create().unwrap(),
-    );
+    let (before, behind) = (device.event_create().unwrap(), device.event_create().unwrap());
     device.event_record(before, STREAM).unwrap();
     device.hold(STREAM).unwrap();
     device.event_record(behind, STREAM).unwrap();
@@ -59,10 +49,7 @@ fn what_waits_for_a_held_stream_runs_when_that_is_resumed() {
     for stream in [early, held, late] {
         device.stream_synchronize(stream).unwrap();
     }
-    let (first, second) = (
-        device.event_create().unwrap(),
-        device.event_create().unwrap(),
-    );
+    let (first, second) = (device.event_create().unwrap(), device.event_create().unwrap());
     device.hold(held).unwrap();
     note(1, held);
     device.event_record(first, held).unwrap();
@@ -110,10 +97,7 @@ fn waiting_for_a_held_stream_is_told_instead_of_waiting_for_ever() {
 
 #[test]
 fn waiting_blocks_until_another_thread_resumes_where_that_is_wanted() {
-    let device = device_with(SimOptions {
-        wait_for_release: true,
-        ..SimOptions::default()
-    });
+    let device = device_with(SimOptions { wait_for_release: true, ..SimOptions::default() });
     let event = device.event_create().unwrap();
     device.hold(STREAM).unwrap();
     device.event_record(event, STREAM).unwrap();
@@ -178,10 +162,7 @@ fn unmapping_an_alias_does_not_disturb_work_at_the_other_address() {
 
 #[test]
 fn freeing_memory_that_a_peer_still_uses_is_told() {
-    let options = SimOptions {
-        devices: 2,
-        ..SimOptions::default()
-    };
+    let options = SimOptions { devices: 2, ..SimOptions::default() };
     let machine = SimMachine::new(options).unwrap();
     let (owner, user) = (machine.device(0), machine.device(1));
     user.enable_peer_access(owner.id()).unwrap();

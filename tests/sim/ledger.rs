@@ -9,10 +9,7 @@ use super::{STREAM, device, mapped};
 /// Asserts that two sums of microseconds agree to the nanosecond.
 #[track_caller]
 fn assert_microseconds(found: f64, expected: f64) {
-    assert!(
-        (found - expected).abs() < 0.0005,
-        "{found} instead of {expected}"
-    );
+    assert!((found - expected).abs() < 0.0005, "{found} instead of {expected}");
 }
 
 #[test]
@@ -20,12 +17,7 @@ fn calls_are_counted_and_priced() {
     let device = device();
     let (at, handle) = mapped(&device, GRANULE);
     let ledger = device.ledger();
-    for call in [
-        DriverCall::Reserve,
-        DriverCall::Create,
-        DriverCall::Map,
-        DriverCall::SetAccess,
-    ] {
+    for call in [DriverCall::Reserve, DriverCall::Create, DriverCall::Map, DriverCall::SetAccess] {
         assert_eq!(ledger.calls(call), 1);
     }
     assert_eq!(ledger.total_calls, 4);
@@ -76,10 +68,7 @@ fn failed_calls_are_counted_and_cost_nothing() {
     assert!(device.create(GRANULE).is_err());
     assert!(device.create(1).is_err());
     let ledger = device.ledger();
-    assert_eq!(
-        (ledger.calls(DriverCall::Create), ledger.total_calls),
-        (2, 2)
-    );
+    assert_eq!((ledger.calls(DriverCall::Create), ledger.total_calls), (2, 2));
     assert_microseconds(ledger.microseconds, 0.0);
 }
 
@@ -113,17 +102,11 @@ fn a_second_mapping_uses_no_memory() {
 #[test]
 fn a_reset_starts_the_peak_from_what_is_in_use() {
     let device = device();
-    let (first, second) = (
-        device.create(GRANULE).unwrap(),
-        device.create(GRANULE).unwrap(),
-    );
+    let (first, second) = (device.create(GRANULE).unwrap(), device.create(GRANULE).unwrap());
     device.release(second).unwrap();
     device.reset_ledger();
     let ledger = device.ledger();
     assert_eq!((ledger.used, ledger.used_peak), (GRANULE, GRANULE));
-    assert_eq!(
-        (ledger.total_calls, ledger.calls(DriverCall::Create)),
-        (0, 0)
-    );
+    assert_eq!((ledger.total_calls, ledger.calls(DriverCall::Create)), (0, 0));
     device.release(first).unwrap();
 }

@@ -1,6 +1,8 @@
 //! What the simulated device does beyond the contract of `Device`: it tells misuse, holds work back,
 //! fails on request, and keeps a ledger.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
 mod captures;
 mod faults;
 mod held;
@@ -28,20 +30,12 @@ fn device() -> Arc<SimDevice> {
 
 /// One device of 1 GiB with further options.
 fn device_with(options: SimOptions) -> Arc<SimDevice> {
-    SimMachine::new(SimOptions {
-        capacity: GIB,
-        ..options
-    })
-    .unwrap()
-    .device(0)
+    SimMachine::new(SimOptions { capacity: GIB, ..options }).unwrap().device(0)
 }
 
 /// A reservation with a handle mapped and accessible at its start.
 fn mapped(device: &SimDevice, bytes: Bytes) -> (Address, HandleId) {
-    let (at, handle) = (
-        device.reserve(bytes).unwrap(),
-        device.create(bytes).unwrap(),
-    );
+    let (at, handle) = (device.reserve(bytes).unwrap(), device.create(bytes).unwrap());
     device.map(at, bytes, handle).unwrap();
     device.set_access(at, bytes).unwrap();
     (at, handle)
@@ -51,9 +45,7 @@ fn mapped(device: &SimDevice, bytes: Bytes) -> (Address, HandleId) {
 fn byte(device: &SimDevice, at: Address) -> u8 {
     let mut value = 0u8;
     let reader = StreamId(0xb17e);
-    device
-        .copy_async(&raw mut value as Address, at, 1, reader)
-        .unwrap();
+    device.copy_async(&raw mut value as Address, at, 1, reader).unwrap();
     device.stream_synchronize(reader).unwrap();
     value
 }
@@ -69,10 +61,7 @@ fn assert_misuse<T: std::fmt::Debug>(result: DeviceResult<T>, words: &str) {
 fn assert_refused<T: std::fmt::Debug>(result: DeviceResult<T>, kind: DeviceErrorKind, words: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.kind, kind, "{error}");
-    assert!(
-        error.to_string().contains(words),
-        "'{words}' is not in '{error}'"
-    );
+    assert!(error.to_string().contains(words), "'{words}' is not in '{error}'");
 }
 
 /// Asserts that nothing can be told from a fresh device.

@@ -12,14 +12,8 @@ fn mapping_over_a_mapping_is_told() {
     let device = device();
     let (at, handle) = mapped(&device, 2 * GRANULE);
     let small = device.create(GRANULE).unwrap();
-    assert_misuse(
-        device.map(at, 2 * GRANULE, handle),
-        "overlap with what is mapped",
-    );
-    assert_misuse(
-        device.map(at + GRANULE, GRANULE, small),
-        "overlap with what is mapped",
-    );
+    assert_misuse(device.map(at, 2 * GRANULE, handle), "overlap with what is mapped");
+    assert_misuse(device.map(at + GRANULE, GRANULE, small), "overlap with what is mapped");
 }
 
 #[test]
@@ -27,16 +21,10 @@ fn mapping_outside_a_reservation_is_told() {
     let device = device();
     let handle = device.create(2 * GRANULE).unwrap();
     let at = device.reserve(2 * GRANULE).unwrap();
-    assert_misuse(
-        device.map(at + GRANULE, 2 * GRANULE, handle),
-        "past the end",
-    );
+    assert_misuse(device.map(at + GRANULE, 2 * GRANULE, handle), "past the end");
     assert_misuse(device.map(at + 4096, 2 * GRANULE, handle), "not a multiple");
     let allocation = device.malloc(2 * GRANULE).unwrap();
-    assert_misuse(
-        device.map(allocation, 2 * GRANULE, handle),
-        "in no reservation",
-    );
+    assert_misuse(device.map(allocation, 2 * GRANULE, handle), "in no reservation");
     device.free_address(at, 2 * GRANULE).unwrap();
     assert_misuse(device.map(at, 2 * GRANULE, handle), "in no reservation");
 }
@@ -112,14 +100,8 @@ fn freeing_twice_is_told() {
     assert_misuse(device.free(at + 64), "lies inside");
     device.free(at).unwrap();
     assert_misuse(device.free(at), "freed before");
-    assert_misuse(
-        device.free(device.reserve(GRANULE).unwrap()),
-        "in a reservation",
-    );
-    assert_eq!(
-        device.memory_info().unwrap().free,
-        device.memory_info().unwrap().total
-    );
+    assert_misuse(device.free(device.reserve(GRANULE).unwrap()), "in a reservation");
+    assert_eq!(device.memory_info().unwrap().free, device.memory_info().unwrap().total);
 }
 
 #[test]
@@ -157,14 +139,8 @@ fn work_on_memory_that_is_not_accessible_is_told_when_it_is_queued() {
     assert_misuse(device.fill_async(at, 1, 1, stream), "not made accessible");
     device.set_access(at, GRANULE).unwrap();
     device.fill_async(at, 1, GRANULE, stream).unwrap();
-    assert_misuse(
-        device.fill_async(at, 1, GRANULE + 1, stream),
-        "nothing is mapped",
-    );
-    assert_misuse(
-        device.fill_async(at, 1, 2 * GRANULE + 1, stream),
-        "past the end",
-    );
+    assert_misuse(device.fill_async(at, 1, GRANULE + 1, stream), "nothing is mapped");
+    assert_misuse(device.fill_async(at, 1, 2 * GRANULE + 1, stream), "past the end");
     device.unmap(at, GRANULE).unwrap();
     assert_misuse(device.copy_async(at, at, 1, stream), "nothing is mapped");
 }
@@ -189,24 +165,15 @@ fn work_on_memory_that_does_not_exist_is_told() {
         device.fill_async(at, 1, 1, stream),
         "neither memory of a device nor of the host",
     );
-    assert_misuse(
-        device.fill_async(0, 1, 1, stream),
-        "neither memory of a device nor of the host",
-    );
-    assert_misuse(
-        device.fill_async(Address::MAX, 1, 2, stream),
-        "exceed the address space",
-    );
+    assert_misuse(device.fill_async(0, 1, 1, stream), "neither memory of a device nor of the host");
+    assert_misuse(device.fill_async(Address::MAX, 1, 2, stream), "exceed the address space");
     // Of nothing, nothing is asked.
     device.fill_async(0, 1, 0, stream).unwrap();
 }
 
 #[test]
 fn memory_of_another_device_is_told() {
-    let options = SimOptions {
-        devices: 2,
-        ..SimOptions::default()
-    };
+    let options = SimOptions { devices: 2, ..SimOptions::default() };
     let machine = SimMachine::new(options).unwrap();
     let (mine, other) = (machine.device(0), machine.device(1));
     let (at, handle) = mapped(&other, GRANULE);
@@ -221,19 +188,12 @@ fn memory_of_another_device_is_told() {
 
 #[test]
 fn a_device_without_virtual_memory_says_so() {
-    let plain = device_with(SimOptions {
-        virtual_memory: false,
-        ..SimOptions::default()
-    });
+    let plain = device_with(SimOptions { virtual_memory: false, ..SimOptions::default() });
     assert_eq!(plain.capabilities().virtual_memory, None);
     let words = "no virtual memory management";
     assert_refused(plain.reserve(GRANULE), DeviceErrorKind::Unsupported, words);
     assert_refused(plain.create(GRANULE), DeviceErrorKind::Unsupported, words);
     let at = plain.malloc(GRANULE).unwrap();
-    assert_refused(
-        plain.unmap(at, GRANULE),
-        DeviceErrorKind::Unsupported,
-        words,
-    );
+    assert_refused(plain.unmap(at, GRANULE), DeviceErrorKind::Unsupported, words);
     plain.free(at).unwrap();
 }

@@ -21,10 +21,7 @@ fn an_invented_stream_is_adopted() {
 
 #[test]
 fn an_invented_stream_is_refused_where_that_is_wanted() {
-    let strict = device_with(SimOptions {
-        adopt_streams: false,
-        ..SimOptions::default()
-    });
+    let strict = device_with(SimOptions { adopt_streams: false, ..SimOptions::default() });
     assert_misuse(strict.stream_synchronize(STREAM), "no stream of device 0");
     strict.stream_synchronize(StreamId::DEFAULT).unwrap();
     let created = strict.stream_create().unwrap();
@@ -42,24 +39,15 @@ fn a_destroyed_stream_is_told() {
         assert_misuse(device.stream_destroy(stream), "destroyed before");
         assert_misuse(device.hold(stream), "destroyed before");
     }
-    assert_misuse(
-        device.stream_destroy(StreamId::DEFAULT),
-        "cannot be destroyed",
-    );
+    assert_misuse(device.stream_destroy(StreamId::DEFAULT), "cannot be destroyed");
 }
 
 #[test]
 fn a_stream_of_another_device_is_told() {
-    let options = SimOptions {
-        devices: 2,
-        ..SimOptions::default()
-    };
+    let options = SimOptions { devices: 2, ..SimOptions::default() };
     let machine = SimMachine::new(options).unwrap();
     let stream = machine.device(0).stream_create().unwrap();
-    assert_misuse(
-        machine.device(1).stream_synchronize(stream),
-        "no stream of device 1",
-    );
+    assert_misuse(machine.device(1).stream_synchronize(stream), "no stream of device 1");
     let event = machine.device(0).event_create().unwrap();
     let recorded = machine.device(1).event_record(event, StreamId::DEFAULT);
     assert_misuse(recorded, "an event of device 0");

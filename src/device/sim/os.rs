@@ -212,9 +212,7 @@ impl SpareMappings {
     const COUNT: u64 = 8;
 
     pub(super) fn new() -> Result<SpareMappings> {
-        let spare = SpareMappings {
-            range: HostRange::reserve(GRANULE)?,
-        };
+        let spare = SpareMappings { range: HostRange::reserve(GRANULE)? };
         spare.protect_all(PROT_READ)?;
         Ok(spare)
     }
