@@ -4,7 +4,10 @@
 //! A device gives memory and orders work. It decides nothing: no caching, rounding, retry or statistics
 //! stands here.
 
+mod clock;
 pub mod sim;
+
+pub use clock::Clock;
 
 use crate::error::DeviceError;
 use crate::units::{Address, Bytes, DeviceId, StreamId};

@@ -101,7 +101,11 @@ impl Engine {
         let (live, peak) = self.peaks.estimate(metric::BYTES, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
-        let ready = self.policy.free_growth(reserved, live_peak).min(growth.store.headroom());
+        let mut ready = self.policy.free_growth(reserved, live_peak);
+        if !self.policy.may_move(growth.moving_us, self.clock.now_us()) {
+            ready = ready.max(align_up(request.bytes, GRANULE));
+        }
+        let ready = ready.min(growth.store.headroom());
         let most = match effort {
             Effort::Usual => growth.store.headroom().min(self.total.saturating_sub(reserved)),
             // Others may hold memory of the device, or have given some back.
@@ -409,6 +413,7 @@ impl Engine {
         }
         self.retract(view.address, view.bytes);
         growth.store.deactivate(number);
+        growth.moving_us += self.policy.move_us;
         Ok(true)
     }
 
