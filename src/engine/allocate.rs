@@ -19,30 +19,23 @@ impl Engine {
         if bytes >= MAX_REQUEST {
             return Err(Error::SizeTooLarge { bytes, max: MAX_REQUEST - 1 });
         }
-        let index = self.shard_for(stream)?;
+        let Some((index, shard)) = self.shards.for_stream(stream) else {
+            return Err(too_many_streams());
+        };
         if self.flags.load(Ordering::Relaxed) != 0
             && let Some(address) = self.allocate_flagged(index, bytes, stream)?
         {
             return Ok(address);
         }
         let (_, rounded) = self.size_of(bytes);
-        if let Some(shard) = self.shards.get(index) {
-            let mut heap = shard.heap.lock();
-            self.peaks.enter(&self.shards, index, &mut heap);
-            if let Some(address) = heap.allocate(bytes, rounded) {
-                return Ok(address);
-            }
+        let mut heap = shard.heap.lock();
+        if self.peaks.enter(&self.shards, index, &mut heap)
+            && let Some(address) = heap.allocate(bytes, rounded)
+        {
+            return Ok(address);
         }
+        drop(heap);
         self.allocate_slow(index, bytes)
-    }
-
-    #[inline]
-    pub(super) fn shard_for(&self, stream: StreamId) -> Result<u32> {
-        self.shards.for_stream(stream).ok_or_else(|| Error::Unsupported {
-            operation: "allocating on another stream".to_owned(),
-            by: "plugalloc".to_owned(),
-            why: "a device has at most 8388608 streams".to_owned(),
-        })
     }
 
     /// What has to be done before an allocation while a flag is up.
@@ -156,6 +149,15 @@ impl Engine {
         heap.memory_around(address)
     }
 
+    /// Takes note that `stream` is about to be destroyed.
+    pub(crate) fn retire_stream(&self, stream: StreamId) -> Result<()> {
+        self.deferred.lock().retire(stream)?;
+        if let Some((index, shard)) = self.shards.for_stream(stream) {
+            self.peaks.retire(index, &mut shard.heap.lock());
+        }
+        Ok(())
+    }
+
     /// Looks which deferred frees have completed, and completes them.
     pub(crate) fn poll_deferred(&self) -> Result<bool> {
         let mut done = Vec::new();
@@ -201,4 +203,13 @@ impl Engine {
 #[cold]
 pub(crate) fn foreign(address: Address) -> Error {
     InvalidPointer { address, fault: PointerFault::Foreign }.into()
+}
+
+#[cold]
+fn too_many_streams() -> Error {
+    Error::Unsupported {
+        operation: "allocating on another stream".to_owned(),
+        by: "plugalloc".to_owned(),
+        why: "a device has at most 1048576 streams".to_owned(),
+    }
 }

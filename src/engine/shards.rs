@@ -1,13 +1,13 @@
-//! The heaps of one device, one a (pool, stream), in a list that only grows: a heap's number is valid for
+//! The heaps of one device, one a stream, in a list that only grows: a heap's number is valid for
 //! the life of the device's allocator, and finding a heap takes no lock.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use crate::heap::Heap;
-use crate::units::{PoolId, StreamId};
+use crate::units::StreamId;
 
 /// A heap with its lock, and whose it is.
 #[derive(Debug)]
@@ -15,32 +15,27 @@ use crate::units::{PoolId, StreamId};
 pub(crate) struct Shard {
     pub(crate) heap: Mutex<Heap>,
     pub(crate) stream: StreamId,
-    pub(crate) pool: PoolId,
 }
 
-const FIRST: usize = 16;
-/// Buckets of 16, 32, 64, ... shards: 2^23 in all, as many as the page map can name.
-const BUCKETS: usize = 19;
+const CHUNK: usize = 256;
+/// Chunks of shards: 2^20 in all, fewer than the page map can name.
+const CHUNKS: usize = 4096;
+
+type Chunk = Box<[OnceLock<Arc<Shard>>; CHUNK]>;
 
 /// All heaps of one device.
 #[derive(Debug)]
 pub(crate) struct Shards {
-    buckets: [OnceLock<Box<[OnceLock<Box<Shard>>]>>; BUCKETS],
+    chunks: Box<[OnceLock<Chunk>]>,
     count: AtomicUsize,
     directory: Directory,
     adding: Mutex<()>,
 }
 
-fn place_of(index: usize) -> (usize, usize) {
-    let shifted = index + FIRST;
-    let bucket = shifted.ilog2() as usize - FIRST.ilog2() as usize;
-    (bucket, shifted - (FIRST << bucket))
-}
-
 impl Shards {
     pub(crate) fn new() -> Self {
         Shards {
-            buckets: std::array::from_fn(|_| OnceLock::new()),
+            chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
             count: AtomicUsize::new(0),
             directory: Directory::new(),
             adding: Mutex::new(()),
@@ -50,8 +45,8 @@ impl Shards {
     /// The shard of that number.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&Shard> {
-        let (bucket, offset) = place_of(index as usize);
-        self.buckets.get(bucket)?.get()?.get(offset)?.get().map(Box::as_ref)
+        let chunk = self.chunks.get(index as usize / CHUNK)?.get()?;
+        chunk[index as usize % CHUNK].get().map(Arc::as_ref)
     }
 
     /// How many there are; all lower numbers are valid.
@@ -64,34 +59,33 @@ impl Shards {
         (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard)))
     }
 
-    /// The number of the default pool's shard for `stream`, made on first use; `None` where there are
-    /// 2^23 shards already.
+    /// The default pool's shard for `stream` with its number, made on first use; `None` where there are
+    /// 2^20 shards already.
     #[inline]
-    pub(crate) fn for_stream(&self, stream: StreamId) -> Option<u32> {
+    pub(crate) fn for_stream(&self, stream: StreamId) -> Option<(u32, &Shard)> {
         match self.directory.find(stream) {
-            Some(index) => Some(index),
+            Some(found) => Some(found),
             None => self.add(stream),
         }
     }
 
     #[cold]
-    fn add(&self, stream: StreamId) -> Option<u32> {
+    fn add(&self, stream: StreamId) -> Option<(u32, &Shard)> {
         let _adding = self.adding.lock();
-        if let Some(index) = self.directory.find(stream) {
-            return Some(index);
+        if let Some(found) = self.directory.find(stream) {
+            return Some(found);
         }
         let index = self.count.load(Ordering::Relaxed);
-        let (bucket, offset) = place_of(index);
-        let bucket = self
-            .buckets
-            .get(bucket)?
-            .get_or_init(|| (0..FIRST << bucket).map(|_| OnceLock::new()).collect());
+        let chunk = self
+            .chunks
+            .get(index / CHUNK)?
+            .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let heap = Mutex::new(Heap::new());
-        let shard = Box::new(Shard { heap, stream, pool: PoolId::DEFAULT });
-        bucket[offset].set(shard).ok()?;
+        let shard = Arc::new(Shard { heap, stream });
+        chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
-        self.directory.insert(stream, index as u32);
-        Some(index as u32)
+        self.directory.insert(stream, index as u32, shard);
+        self.directory.find(stream)
     }
 }
 
@@ -108,8 +102,9 @@ struct Directory {
 #[derive(Debug, Default)]
 struct Entry {
     stream: AtomicU64,
-    /// The number plus one; 0: empty.
     index: AtomicU32,
+    /// Set last: an entry without it is empty.
+    shard: OnceLock<Arc<Shard>>,
 }
 
 const FIRST_TABLE: usize = 64;
@@ -122,52 +117,52 @@ impl Directory {
     }
 
     #[inline]
-    fn find(&self, stream: StreamId) -> Option<u32> {
-        let table = self.tables[self.current.load(Ordering::Acquire)].get()?;
-        let mut at = hash(stream) as usize & (table.len() - 1);
+    fn find(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+        let table = self.tables.get(self.current.load(Ordering::Acquire))?.get()?;
+        let mut at = hash(stream) as usize;
         loop {
-            let entry = &table[at];
-            let index = entry.index.load(Ordering::Acquire);
-            if index == 0 {
-                return None;
-            }
+            let entry = &table[at & (table.len() - 1)];
+            let shard = entry.shard.get()?;
             if entry.stream.load(Ordering::Relaxed) == stream.0 {
-                return Some(index - 1);
+                return Some((entry.index.load(Ordering::Relaxed), shard));
             }
-            at = (at + 1) & (table.len() - 1);
+            at += 1;
         }
     }
 
-    fn insert(&self, stream: StreamId, index: u32) {
+    fn insert(&self, stream: StreamId, index: u32, shard: Arc<Shard>) {
         let current = self.current.load(Ordering::Relaxed);
         let Some(table) = self.tables[current].get() else {
             return;
         };
         let used = self.used.fetch_add(1, Ordering::Relaxed) + 1;
         if used * 2 <= table.len() || current + 1 == self.tables.len() {
-            insert_into(table, stream, index);
+            insert_into(table, stream, index, shard);
             return;
         }
         let next = self.tables[current + 1]
             .get_or_init(|| (0..table.len() * 2).map(|_| Entry::default()).collect());
         for entry in table.iter() {
-            let old = entry.index.load(Ordering::Relaxed);
-            if old != 0 {
-                insert_into(next, StreamId(entry.stream.load(Ordering::Relaxed)), old - 1);
+            if let Some(old) = entry.shard.get() {
+                let stream = StreamId(entry.stream.load(Ordering::Relaxed));
+                insert_into(next, stream, entry.index.load(Ordering::Relaxed), Arc::clone(old));
             }
         }
-        insert_into(next, stream, index);
+        insert_into(next, stream, index, shard);
         self.current.store(current + 1, Ordering::Release);
     }
 }
 
-fn insert_into(table: &[Entry], stream: StreamId, index: u32) {
-    let mut at = hash(stream) as usize & (table.len() - 1);
-    while table[at].index.load(Ordering::Relaxed) != 0 {
-        at = (at + 1) & (table.len() - 1);
+fn insert_into(table: &[Entry], stream: StreamId, index: u32, shard: Arc<Shard>) {
+    let mut at = hash(stream) as usize;
+    while table[at & (table.len() - 1)].shard.get().is_some() {
+        at += 1;
     }
-    table[at].stream.store(stream.0, Ordering::Relaxed);
-    table[at].index.store(index + 1, Ordering::Release);
+    let entry = &table[at & (table.len() - 1)];
+    entry.stream.store(stream.0, Ordering::Relaxed);
+    entry.index.store(index, Ordering::Relaxed);
+    // Nobody else inserts: the lock of `Shards` is held. Readers see the two stores above through this.
+    let _ = entry.shard.set(shard);
 }
 
 #[inline]
@@ -184,10 +179,11 @@ mod tests {
     fn finds_each_of_many_streams_again() {
         let shards = Shards::new();
         for k in 0..5000 {
-            assert_eq!(shards.for_stream(StreamId(k * 64)), Some(k as u32));
+            assert_eq!(shards.for_stream(StreamId(k * 64)).unwrap().0, k as u32);
         }
         for k in 0..5000 {
-            let index = shards.for_stream(StreamId(k * 64)).unwrap();
+            let (index, shard) = shards.for_stream(StreamId(k * 64)).unwrap();
+            assert_eq!((index, shard.stream), (k as u32, StreamId(k * 64)));
             assert_eq!(shards.get(index).unwrap().stream, StreamId(k * 64));
         }
         assert_eq!(shards.len(), 5000);
@@ -200,7 +196,8 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let found: Vec<_> = (0..300).map(|k| shards.for_stream(StreamId(k))).collect();
+                    let number = |k| shards.for_stream(StreamId(k)).unwrap().0;
+                    let found: Vec<_> = (0..300).map(number).collect();
                     seen.lock().push(found);
                 });
             }

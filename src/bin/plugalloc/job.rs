@@ -8,6 +8,7 @@ use plugalloc::{Allocator, Bytes, Config, DeviceId, Error, StreamId};
 
 use crate::arguments::{DeviceChoice, Via};
 use crate::client::{Client, RustClient};
+use crate::client_cpp::CppClient;
 use crate::least::least_capacity;
 use crate::machine::{Machine, Usage};
 use crate::replay::{OnOutOfMemory, Outcome, free_rest, replay};
@@ -115,11 +116,7 @@ impl Job<'_> {
         let bench = Bench { allocator: &allocator, machine: &machine, streams: &streams };
         let sample = match self.via {
             Via::Rust => self.measure(&RustClient(Arc::clone(&allocator)), bench, policy),
-            Via::Cpp => Err(Error::Unsupported {
-                operation: "replaying through the C++ class".to_owned(),
-                by: "this build".to_owned(),
-                why: "it holds no C++ class; use --via rust".to_owned(),
-            }),
+            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator))?, bench, policy),
         };
         // The allocator may use its streams until its end.
         drop(allocator);

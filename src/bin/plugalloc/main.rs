@@ -3,6 +3,7 @@
 mod accounts;
 mod arguments;
 mod client;
+mod client_cpp;
 mod job;
 mod least;
 mod machine;

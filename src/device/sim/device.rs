@@ -4,8 +4,8 @@
 use super::SimDevice;
 use super::ledger::{QUERY_DONE, QUERY_PENDING, sized_price};
 use super::machine::State;
+use super::queue::{Node, Task};
 use super::refusal::{Outcome, misuse};
-use super::streams::{Node, Task};
 use crate::device::{
     Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
 };

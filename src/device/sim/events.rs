@@ -1,7 +1,7 @@
 //! Events: names for points in the work of streams.
 
+use super::queue::Point;
 use super::refusal::{Outcome, misuse};
-use super::streams::Point;
 use crate::device::EventId;
 
 /// All events of one machine.

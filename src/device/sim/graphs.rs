@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use super::queue::{Node, Task};
 use super::refusal::{Outcome, Refusal, misuse, not_permitted, unsupported};
-use super::streams::{Node, Task, Work};
+use super::streams::Work;
 use crate::device::CaptureId;
 use crate::units::StreamId;
 

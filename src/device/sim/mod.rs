@@ -22,6 +22,7 @@ mod ledger;
 mod machine;
 mod memory;
 mod os;
+mod queue;
 mod refusal;
 mod streams;
 mod vmm;

@@ -4,13 +4,13 @@
 //! runnable; so without a held stream all work is done when the call that queued it returns, and a
 //! program of one thread runs the same way every time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::events::Events;
 use super::graphs::Graphs;
-use super::os;
+use super::queue::{Obstacle, Point, Step, Stream, Task};
 use super::refusal::{Outcome, misuse};
-use crate::device::{CaptureId, EventId, HostFunction};
+use crate::device::EventId;
 use crate::units::{Address, Bytes, StreamId};
 
 /// Created streams are numbered from here, so that the numbers look like the handles of a driver and do
@@ -18,85 +18,6 @@ use crate::units::{Address, Bytes, StreamId};
 const FIRST_CREATED: u64 = 0x5100_0000_0000;
 /// From one created stream to the next.
 const STEP: u64 = 0x100;
-
-/// Work on memory. A capture records it; everything else in a queue cannot be captured.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Node {
-    Copy { to: Address, from: Address, bytes: Bytes },
-    Fill { at: Address, value: u8, bytes: Bytes },
-}
-
-impl Node {
-    /// The spans that it reads and writes.
-    pub(super) fn spans(&self) -> [(Address, Bytes); 2] {
-        match *self {
-            Node::Copy { to, from, bytes } => [(to, bytes), (from, bytes)],
-            Node::Fill { at, bytes, .. } => [(at, bytes), (at, 0)],
-        }
-    }
-
-    fn run(&self) {
-        match *self {
-            Node::Copy { to, from, bytes } => os::copy(to, from, bytes),
-            Node::Fill { at, value, bytes } => os::fill(at, value, bytes),
-        }
-    }
-}
-
-/// One entry of a queue.
-pub(super) enum Task {
-    Node(Node),
-    Host(HostFunction),
-    /// Goes on once the point is reached.
-    Wait(Point),
-    /// Does nothing: the place of an event on a held stream.
-    Marker,
-}
-
-/// A place in the work of a stream: reached once the stream has completed that many entries in all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Point {
-    slot: usize,
-    position: u64,
-}
-
-/// One stream.
-#[derive(Default)]
-pub(super) struct Stream {
-    pub(super) id: u64,
-    pub(super) device: usize,
-    queue: VecDeque<Task>,
-    /// Entries queued and entries run, ever. A slot keeps counting for the next stream that lives in
-    /// it, so a point that was reached stays reached.
-    submitted: u64,
-    completed: u64,
-    pub(super) held: bool,
-    /// A thread is running the first entry, a function of the host, with the machine unlocked.
-    running: bool,
-    destroyed: bool,
-    pub(super) capture: Option<CaptureId>,
-}
-
-/// What a stream's first entry waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Obstacle {
-    /// Nothing: it can run.
-    None,
-    /// The stream with this slot is held.
-    Held(usize),
-    /// A thread that runs a function of the host.
-    Running,
-}
-
-/// What to do next for a stream.
-pub(super) enum Step {
-    /// Something ran, or a wait was over.
-    Advanced,
-    /// The function must be run with the machine unlocked, then [`Work::finish_host`] called.
-    Host(HostFunction),
-    /// Nothing can run.
-    Blocked,
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Name {
