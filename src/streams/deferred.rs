@@ -140,9 +140,7 @@ impl Deferred {
         if earlier == later {
             return Ok(true);
         }
-        let capturing = self.device.capture_status(earlier)?.is_some()
-            || self.device.capture_status(later)?.is_some();
-        if capturing {
+        if !self.can_order(earlier, later)? {
             return Ok(false);
         }
         self.with_event(earlier, |device, event| {
@@ -154,6 +152,13 @@ impl Deferred {
         Ok(true)
     }
 
+    /// Whether [`order`](Deferred::order) would not refuse.
+    pub(crate) fn can_order(&self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
+        Ok(earlier == later
+            || (self.device.capture_status(earlier)?.is_none()
+                && self.device.capture_status(later)?.is_none()))
+    }
+
     /// Waits on the host for everything queued on `stream`. False where it is being captured.
     pub(crate) fn drain(&mut self, stream: StreamId) -> DeviceResult<bool> {
         if self.device.capture_status(stream)?.is_some() {
@@ -161,14 +166,6 @@ impl Deferred {
         }
         self.with_event(stream, |device, event| device.event_synchronize(event))?;
         Ok(true)
-    }
-
-    /// Whether everything queued on `stream` has run. False where it is being captured.
-    pub(crate) fn is_idle(&mut self, stream: StreamId) -> DeviceResult<bool> {
-        if self.device.capture_status(stream)?.is_some() {
-            return Ok(false);
-        }
-        self.with_event(stream, |device, event| device.event_query(event))
     }
 
     fn with_event<T>(
