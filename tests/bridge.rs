@@ -1,6 +1,8 @@
 //! Rust drives the C++ classes, which drive the Rust engine: values, errors and ownership survive both
 //! ways over the bridge.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 use std::sync::Arc;
 
 use plugalloc::cpp::{self, CachingAllocator, CudaAllocator};

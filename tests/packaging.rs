@@ -1,6 +1,8 @@
 //! The C++ package as a program gets it: installed once, moved, its build tree deleted; then built
 //! against by programs that know nothing else. Needs a cmake program, and skips without one.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;

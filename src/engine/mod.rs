@@ -14,6 +14,7 @@ mod allocate;
 mod check;
 mod direct;
 mod grow;
+mod handles;
 mod out_of_memory;
 mod peaks;
 mod reclaim;
@@ -172,6 +173,11 @@ impl Engine {
 
     pub(crate) fn is_caching(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & flag::UNCACHED == 0
+    }
+
+    /// Counts an out-of-memory error.
+    fn count_out_of_memory(&self) {
+        self.ooms.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The largest cached block of any stream.

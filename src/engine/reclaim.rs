@@ -32,12 +32,16 @@ impl Engine {
 
     /// Gives all cached memory back to the device.
     pub(crate) fn empty_cache(&self) -> Result<()> {
-        let mut growth = self.growth.lock();
+        self.give_cache_back(&mut self.growth.lock())
+    }
+
+    /// Waits for all frees and gives all cached memory back.
+    pub(super) fn give_cache_back(&self, growth: &mut Growth) -> Result<()> {
         growth.counters.synchronised += 1;
         let waited = self.wait_for_deferred();
         let released = self
-            .release_segments(&mut growth, Bytes::MAX)
-            .and_then(|_| self.release_idle(&mut growth, Bytes::MAX));
+            .release_segments(growth, Bytes::MAX)
+            .and_then(|_| self.release_idle(growth, Bytes::MAX));
         waited?;
         released?;
         Ok(())
