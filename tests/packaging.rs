@@ -1,7 +1,7 @@
 //! The C++ package as a program gets it: installed once, moved, its build tree deleted; then built
 //! against by programs that know nothing else. Needs a cmake program, and skips without one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,8 +23,8 @@ fn cargo_target() -> PathBuf {
     folder.expect("the folder is inside the target folder").to_owned()
 }
 
-/// cmake through the crate of that name, which was made for build scripts and so wants to be told what
-/// a build script knows.
+/// cmake through the crate of that name, which was made for build scripts and so wants to be told
+/// what a build script knows.
 fn configured(project: &Path, out: &Path) -> cmake::Config {
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut config = cmake::Config::new(project);
@@ -61,7 +61,8 @@ fn install() -> Package {
     Package { prefix: moved, work }
 }
 
-/// The package, installed by whichever test comes first; `None`, with the reason printed, without cmake.
+/// The package, installed by whichever test comes first; `None`, with the reason printed, without
+/// cmake.
 fn package() -> Option<&'static Package> {
     static PACKAGE: OnceLock<Option<Package>> = OnceLock::new();
     let package = PACKAGE.get_or_init(|| {
