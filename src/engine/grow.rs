@@ -280,6 +280,7 @@ impl Engine {
         let Some((address, kind)) = heap.view(view).map(|view| (view.address, view.kind)) else {
             return Ok(false);
         };
+        growth.store.open(number, address)?;
         let Some(slots) = heap.reactivate(view) else {
             return Ok(false);
         };
@@ -318,12 +319,22 @@ impl Engine {
         number: u32,
         address: Address,
     ) -> Result<Bytes> {
-        growth.store.map(number, address)?;
+        let mapped = growth.store.map(number, address);
+        if mapped.is_err() && !growth.store.is_closed(number, address) {
+            return mapped.map(|()| 0).map_err(Into::into);
+        }
         let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
         if let Some((view, slots)) = heap.attach(address, bytes, number) {
             growth.store.activate(number, Place { shard, view, address, kind });
-            self.publish(shard, &slots);
+            if mapped.is_err() {
+                // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
+                heap.detach(view);
+                growth.store.deactivate(number);
+            } else {
+                self.publish(shard, &slots);
+            }
         }
+        mapped?;
         Ok(bytes)
     }
 }

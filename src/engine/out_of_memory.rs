@@ -66,7 +66,8 @@ impl Engine {
                 format_bytes(elsewhere)
             );
         }
-        if cached + report.pending + report.free >= report.requested && self.any_capture() {
+        let unused = report.free + report.reserved.saturating_sub(report.allocated);
+        if unused >= report.requested && self.any_capture() {
             return "Memory of a stream that is being captured serves no other stream before the \
                     capture has ended."
                 .to_owned();

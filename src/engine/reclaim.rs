@@ -47,11 +47,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives idle handles back, up to about `wanted` bytes; gives how many bytes it came to.
+    /// Gives idle handles back, save those of streams that are being captured, up to about `wanted` bytes; gives how many bytes it came to.
     pub(super) fn release_idle(&self, growth: &mut Growth, wanted: Bytes) -> DeviceResult<Bytes> {
         let mut released = 0;
         let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
+            // What a capture used, its graph will use.
+            if self.device.capture_status(shard.stream)?.is_some() {
+                continue;
+            }
             let mut heap = shard.heap.lock();
             heap.flush_quick();
             heap.idle_views(&mut found);
