@@ -224,6 +224,20 @@ impl Allocator {
         results.into_iter().collect()
     }
 
+    /// Takes note that a stream of `device` is about to be destroyed. Its cached memory then serves other
+    /// streams, ordered after what was queued on it, and nothing more is asked of its handle; if the
+    /// handle comes back for a new stream, that stream waits for what the old one left. A stream that is
+    /// destroyed without this costs a wait for the whole device when its memory is needed elsewhere, as
+    /// far as the driver recognises handles that are no longer valid. [`Stream`](crate::Stream) does it
+    /// when dropped.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where no event can be recorded on the stream, because it is being captured for
+    /// instance.
+    pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
+        self.engine(device)?.retire_stream(stream)
+    }
+
     /// Looks which frees that wait for other streams have completed, on all devices. An allocation does so
     /// by itself; a program that only frees may want to call it.
     ///

@@ -203,9 +203,10 @@ impl CachingAllocator {
     ///
     /// The C++ object, once all its copies are gone, lets the engine go if nothing is allocated, and
     /// keeps it for the life of the process otherwise.
-    pub fn new(allocator: Arc<Allocator>) -> CachingAllocator {
-        let shared = ffi::make_caching(Box::new(CachingCore(allocator)));
-        CachingAllocator { object: CudaAllocator { shared } }
+    pub fn new(allocator: Arc<Allocator>) -> Result<CachingAllocator> {
+        let mut shared = SharedPtr::null();
+        check(ffi::make_caching(Box::new(CachingCore(allocator)), &mut shared))?;
+        Ok(CachingAllocator { object: CudaAllocator { shared } })
     }
 }
 
@@ -229,10 +230,11 @@ impl PluggableAllocator {
     pub fn new(
         alloc_fn: impl Fn(Bytes, DeviceId, StreamId) -> Result<Address> + Send + Sync + 'static,
         free_fn: impl Fn(Address, Bytes, DeviceId, StreamId) + Send + Sync + 'static,
-    ) -> PluggableAllocator {
+    ) -> Result<PluggableAllocator> {
         let source = Source { alloc_fn: Box::new(alloc_fn), free_fn: Box::new(free_fn) };
-        let shared = ffi::make_pluggable(Box::new(SourceFns(source)));
-        PluggableAllocator { object: CudaAllocator { shared } }
+        let mut shared = SharedPtr::null();
+        check(ffi::make_pluggable(Box::new(SourceFns(source)), &mut shared))?;
+        Ok(PluggableAllocator { object: CudaAllocator { shared } })
     }
 }
 

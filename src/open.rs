@@ -64,7 +64,7 @@ pub fn open_devices(name: &str, sim: SimSize) -> Result<Vec<Arc<dyn Device>>> {
 ///
 /// As [`open_devices`], and [`Error::Config`] for a text that cannot be read.
 pub fn open_allocator(device: &str, conf: &str, sim: SimSize) -> Result<Allocator> {
-    let config = read_config(conf)?;
+    let config = if conf.is_empty() { Config::from_environment() } else { Config::parse(conf) }?;
     Allocator::new(open_devices(device, sim)?, config)
 }
 
@@ -81,8 +81,4 @@ fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
     let (capacity, devices) = size.settled()?;
     let options = SimOptions { devices, capacity, ..SimOptions::default() };
     Ok(SimMachine::new(options)?.as_devices())
-}
-
-fn read_config(_conf: &str) -> Result<Config> {
-    Ok(Config::default())
 }

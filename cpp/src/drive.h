@@ -20,8 +20,8 @@ struct SourceFns;
 struct StatsRecord;
 
 ErrorRecord take_driven_error();
-std::shared_ptr<CUDAAllocator> make_caching(rust::Box<CachingCore> core);
-std::shared_ptr<CUDAAllocator> make_pluggable(rust::Box<SourceFns> source);
+std::uint32_t make_caching(rust::Box<CachingCore> core, std::shared_ptr<CUDAAllocator>& out);
+std::uint32_t make_pluggable(rust::Box<SourceFns> source, std::shared_ptr<CUDAAllocator>& out);
 std::uint32_t get_current(std::shared_ptr<CUDAAllocator>& out);
 std::uint32_t change_current(const std::shared_ptr<CUDAAllocator>& allocator);
 std::uint32_t set_current_device(std::int32_t device);

@@ -72,6 +72,10 @@ impl Engine {
             return Ok(None);
         };
         let mut heap = shard.heap.lock();
+        if heap.turn.retired {
+            self.deferred.lock().revive(shard.stream)?;
+            heap.turn.retired = false;
+        }
         self.peaks.enter(&self.shards, request.shard, &mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {

@@ -35,10 +35,9 @@ impl Engine {
         let mut growth = self.growth.lock();
         growth.counters.synchronised += 1;
         let waited = self.wait_for_deferred();
-        let released = self.release_segments(&mut growth, Bytes::MAX).and_then(|_| {
-            let handles = self.release_idle(&mut growth, Bytes::MAX);
-            handles.map_err(Into::into)
-        });
+        let released = self
+            .release_segments(&mut growth, Bytes::MAX)
+            .and_then(|_| self.release_idle(&mut growth, Bytes::MAX));
         waited?;
         released?;
         Ok(())

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use parking_lot::Mutex;
+
 use super::bridge::ffi::{AllocResult, ErrorKind, ErrorRecord, StreamUsageRecord};
 use crate::error::{
     ConfigError, DeviceError, DeviceErrorKind, DriverCall, Error, InvalidPointer, OutOfMemory,
@@ -199,9 +201,17 @@ const DEVICE_KINDS: [DeviceErrorKind; 7] = [
     DeviceErrorKind::Other,
 ];
 
-/// The arguments that errors name; the type wants a static text.
-const ARGUMENTS: [&str; 8] =
-    ["fraction", "device", "stream", "alloc_fn", "free_fn", "pointer", "allocator", "options"];
+/// The same text with a static life, as the type of an argument's name wants it. Each name is kept
+/// once; there are as many as the program has argument names.
+fn interned(name: String) -> &'static str {
+    static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let mut names = NAMES.lock();
+    if let Some(known) = names.iter().find(|known| **known == name) {
+        return known;
+    }
+    names.push(Box::leak(name.into_boxed_str()));
+    names[names.len() - 1]
+}
 
 impl From<ErrorRecord> for Error {
     fn from(record: ErrorRecord) -> Error {
@@ -227,14 +237,11 @@ impl From<ErrorRecord> for Error {
                 by: record.other,
                 why: record.detail,
             },
-            ErrorKind::InvalidArgument => {
-                let known = ARGUMENTS.iter().find(|argument| **argument == record.subject);
-                Error::InvalidArgument {
-                    argument: known.copied().unwrap_or("argument"),
-                    value: record.detail,
-                    expected: record.other,
-                }
-            }
+            ErrorKind::InvalidArgument => Error::InvalidArgument {
+                argument: interned(record.subject),
+                value: record.detail,
+                expected: record.other,
+            },
             ErrorKind::AlreadyInitialized => Error::AlreadyInitialized(record.subject),
             ErrorKind::Internal => Error::Internal { check: record.subject, detail: record.detail },
             _ => Error::Internal { check: "C++ exception".to_owned(), detail: record.message },

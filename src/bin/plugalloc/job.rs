@@ -116,7 +116,7 @@ impl Job<'_> {
         let bench = Bench { allocator: &allocator, machine: &machine, streams: &streams };
         let sample = match self.via {
             Via::Rust => self.measure(&RustClient(Arc::clone(&allocator)), bench, policy),
-            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator)), bench, policy),
+            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator))?, bench, policy),
         };
         // The allocator may use its streams until its end.
         drop(allocator);
