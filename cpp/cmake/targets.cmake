@@ -21,6 +21,7 @@ target_include_directories(plugalloc PUBLIC
 target_link_options(plugalloc PRIVATE
   "LINKER:--version-script=${plugalloc_exports}"
   "LINKER:--gc-sections"
+  "LINKER:-Bsymbolic-functions"
   "LINKER:--no-undefined")
 target_link_libraries(plugalloc PRIVATE
   "-Wl,--whole-archive" "${plugalloc_archive}" "-Wl,--no-whole-archive"

@@ -12,6 +12,7 @@
 #include "plugalloc/src/ffi/bridge.rs.h"
 #include "plugalloc/stream.h"
 #include "statistics.h"
+#include "thread_values.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
@@ -93,11 +94,11 @@ void* PluggableAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_
 }
 
 void* PluggableAllocator::raw_alloc_with_stream(std::size_t nbytes, cudaStream_t stream) {
-  return allocateOn(currentDevice(), nbytes, stream);
+  return allocateOn(bridge::currentDeviceInline(), nbytes, stream);
 }
 
 void* PluggableAllocator::raw_alloc(std::size_t nbytes) {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   return allocateOn(device, nbytes, currentStream(device));
 }
 
@@ -108,7 +109,7 @@ void PluggableAllocator::raw_delete(void* ptr) {
 }
 
 DataPtr PluggableAllocator::allocate(std::size_t nbytes) {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   void* const block = allocateOn(device, nbytes, currentStream(device));
   return DataPtr(block, block, &Registry::release,
                  Device{DeviceType::CUDA, static_cast<DeviceIndex>(device)});
