@@ -11,7 +11,7 @@ COLOURS = ["#0b6e4f", "#c8553d", "#3d5a80", "#8d6a9f"]
 PANELS = [
     ("Hot pair, by live blocks", re.compile(r"hot, (\d+) live")),
     ("Random replacement, by live blocks", re.compile(r"random, (\d+) live")),
-    ("Hot pair in turn on streams, by streams", re.compile(r"hot in turn, (\d+) streams")),
+    ("Hot pair in turn on streams, by streams", re.compile(r"hot in turn, (\d+) streams?")),
 ]
 
 

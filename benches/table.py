@@ -30,13 +30,13 @@ def read(path):
     return measures
 
 
-def ratio(measures, peer, workload):
-    """How many times as fast plugalloc is; None where there is nothing to compare."""
+def ratio(measures, kind, peer, workload):
+    """How many times as fast plugalloc is, by medians or bests; None where nothing compares."""
     theirs = measures.get((peer, workload))
     ours = measures.get((COUNTERPARTS.get(peer, OURS), workload))
     if theirs is None or ours is None or peer.startswith("plugalloc"):
         return None
-    quotient = theirs["median"] / ours["median"]
+    quotient = theirs[kind] / ours[kind]
     return quotient if theirs["unit"] == "ns" else 1 / quotient
 
 
@@ -65,8 +65,8 @@ def show(title, rows, columns, cell):
 
 
 def group(workload):
-    if "streams" in workload and "in turn" in workload or workload.endswith(" live"):
-        return "growth" if "512 live" not in workload else "time"
+    if "in turn" in workload or workload.endswith(" live") and workload != "random, 512 live":
+        return "growth"
     if workload.endswith("reads") or workload.endswith("statistics read"):
         return "statistics"
     return "rate" if "thread" in workload else "time"
@@ -91,8 +91,9 @@ def tables(measures):
         if name in ("time", "rate"):
             show(f"{title} (best)", rows, peers, value("best"))
     rows = [workload for workload in workloads if group(workload) in ("time", "rate")]
-    show("Times as fast as the peer (medians)", rows, peers,
-         lambda row, column: ratio(measures, column, row))
+    for kind in ("median", "best"):
+        show(f"Times as fast as the peer ({kind} over {kind})", rows, peers,
+             lambda row, column: ratio(measures, kind, column, row))
 
 
 def main():
@@ -116,11 +117,12 @@ def main():
         with open(options.json, "w", encoding="utf-8") as out:
             print(json.dumps(about), file=out)
             for (peer, workload), one in measures.items():
-                times = ratio(measures, peer, workload)
                 line = {"peer": peer, "workload": workload, "unit": one["unit"],
                         "median": one["median"], "best": one["best"]}
-                if times is not None:
-                    line["plugalloc_times_as_fast"] = round(times, 3)
+                for kind in ("median", "best"):
+                    times = ratio(measures, kind, peer, workload)
+                    if times is not None:
+                        line[f"times_as_fast_by_{kind}"] = round(times, 3)
                 print(json.dumps(line), file=out)
 
 

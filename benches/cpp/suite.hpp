@@ -104,7 +104,7 @@ void growthSuite(const CommandLine& line, const Report& report, Client& client,
         at = at + 1 == streams.size() ? 0 : at + 1;
       }
     });
-    report.time("hot in turn, " + std::to_string(many) + " streams", ns);
+    report.time("hot in turn, " + std::to_string(many) + (many == 1 ? " stream" : " streams"), ns);
   }
 }
 
