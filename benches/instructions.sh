@@ -31,6 +31,7 @@ fi
 dir=${BENCH_DIR:-}
 if [ -z "$dir" ]; then
   dir=${CARGO_TARGET_DIR:-$root/target}/benches
+  [ "$mode" != --lines ] || export BENCH_SYMBOLS=yes
   bash "$here/run.sh" --build-only "$dir" >/dev/null
 fi
 profile=$(mktemp)
@@ -43,6 +44,34 @@ count() { # PAIRS
     { echo "callgrind gave no count" >&2; exit 1; }
 }
 
+# Instructions a pair: first by file and the function that its code was inlined into, then by source
+# line of the project.
+lines() { # PROFILE PAIRS
+  callgrind_annotate --auto=no --threshold=95 "$1" |
+    awk -v pairs="$2" '/^ *[0-9,]+ \(.*:.*plugalloc/ { n = $1; gsub(",", "", n); n /= pairs
+      if (n >= 1) { sub(/^[^)]*\) */, ""); printf "%6.1f  %s\n", n, $0 } }'
+  echo
+  awk -v pairs="$2" '
+    function name(text) {
+      if (match(text, /^\([0-9]+\)/)) {
+        id = substr(text, 1, RLENGTH); rest = substr(text, RLENGTH + 2)
+        if (rest != "") names[id] = rest
+        return names[id]
+      }
+      return text
+    }
+    /^(fl|fi|fe)=/ { file = name(substr($0, 4)); next }
+    /^cfi=|^cfl=/ { name(substr($0, 5)); next }
+    /^calls=/ { getline; next }
+    /^[0-9+*-]/ {
+      if ($1 ~ /^[+-]/) at += $1; else if ($1 != "*") at = $1
+      cost[file ":" at] += $2
+    }
+    END { for (line in cost) if (cost[line] >= pairs && line ~ /\/(src|cpp)\//)
+      printf "%6.1f  %s\n", cost[line] / pairs, line }' "$1" |
+    grep -v -e /library/ -e /registry/ | sort -rn
+}
+
 pairs=20000
 short=$(count 1000)
 long=$(count $((1000 + pairs)))
@@ -50,7 +79,7 @@ now=$(((long - short + pairs / 2) / pairs))
 echo "$now instructions a hot pair of 512 bytes (C++ virtual calls)"
 
 case $mode in
-  --lines) callgrind_annotate --auto=no --threshold=95 "$profile" | sed -n '/^Ir /,$p' ;;
+  --lines) lines "$profile" $((1000 + pairs)) ;;
   --update) echo "$now" >"$baseline" ;;
   --check)
     allowed=$(cat "$baseline")

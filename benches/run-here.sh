@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the benchmarks that lie beside this file (see benches/run.sh, which puts them there).
 #
-#   bash run-here.sh [--json FILE] [--torch LIBTORCH_DIR] [--rmm RMM_DIR] [--device auto|cuda|sim]
-#                    [--rounds N] [--plot SVG] [--quick]
+#   bash run-here.sh [--json FILE] [--torch LIBTORCH_DIR] [--rmm RMM_DIR]
+#                    [--device auto|cuda|sim] [--rounds N] [--plot SVG] [--quick]
 #
 # LIBTORCH_DIR has include/ and lib/: a libtorch, or the folder "torch" of an installed wheel.
 # RMM_DIR holds the unpacked wheels of librmm and rapids-logger. CUDA's headers are looked for in
@@ -39,7 +39,7 @@ find_below() { # FILE DIR...
   shift
   for dir in "$@"; do
     [ -d "$dir" ] || continue
-    found=$(find -L "$dir" -maxdepth 5 -path "*/$file" -print -quit 2>/dev/null)
+    found=$(find -L "$dir" -maxdepth 7 -path "*/$file" -print -quit 2>/dev/null)
     [ -z "$found" ] || { echo "${found%/"$file"}"; return 0; }
   done
   return 1
@@ -87,7 +87,7 @@ build_torch() {
 
 build_rmm() {
   [ -n "$rmm" ] || { skip "RMM: no --rmm RMM_DIR"; return 1; }
-  [ "$gpu" = cuda ] || { skip "RMM: it takes its memory from cudaMalloc, and there is no GPU"; return 1; }
+  [ "$gpu" = cuda ] || { skip "RMM: its memory is cudaMalloc's, and there is no GPU"; return 1; }
   find_cuda || { skip "RMM: CUDA's headers or libcudart.so.13 not found"; return 1; }
   local includes=() libs=() file dir
   for file in rmm/mr/pool_memory_resource.hpp rapids_logger/logger.hpp cuda/std/version; do

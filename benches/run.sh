@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the host-time benchmarks and runs them; docs/BENCHMARKS.md says what the numbers mean.
 #
-#   bash benches/run.sh [--json FILE] [--torch LIBTORCH_DIR] [--rmm RMM_DIR] [--device auto|cuda|sim]
-#                       [--rounds N] [--plot SVG] [--quick]
+#   bash benches/run.sh [--json FILE] [--torch LIBTORCH_DIR] [--rmm RMM_DIR]
+#                       [--device auto|cuda|sim] [--rounds N] [--plot SVG] [--quick]
 #   bash benches/run.sh --build-only DIR
 #
 # The second form leaves in DIR all that another machine needs, which then runs DIR/run-here.sh with
@@ -41,7 +41,7 @@ rm "$out/rust_host.path"
   -lpthread -ldl -lm -lgcc_s
 "${CXX:-g++}" -O2 -std=c++17 -Wall -Wextra -Icpp/include -o "$out/plugalloc_host" \
   benches/cpp/plugalloc_host.cpp -L"$out" -lplugalloc -Wl,-rpath,'$ORIGIN' -pthread -ldl
-strip --strip-debug "$out/libplugalloc.so" "$out/rust_host"
+[ "${BENCH_SYMBOLS:-no}" = yes ] || strip --strip-debug "$out/libplugalloc.so" "$out/rust_host"
 cp benches/run-here.sh benches/table.py benches/plot.py "$out/"
 cp benches/cpp/*.hpp benches/cpp/torch_host.cpp benches/cpp/rmm_host.cpp \
   benches/cpp/stand_in_cudart.cpp "$out/peers/"

@@ -28,8 +28,7 @@ struct Effort {
     threads_samples: usize,
 }
 
-const FULL: Effort =
-    Effort { samples: 7, sample_ns: 20e6, threads_ns: 150e6, threads_samples: 3 };
+const FULL: Effort = Effort { samples: 7, sample_ns: 20e6, threads_ns: 150e6, threads_samples: 3 };
 const QUICK: Effort = Effort { samples: 3, sample_ns: 2e6, threads_ns: 20e6, threads_samples: 1 };
 
 fn report(workload: &str, unit: &str, mut samples: Vec<f64>) {

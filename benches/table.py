@@ -1,8 +1,8 @@
 """Adds up the rounds of the benchmark programs and prints tables; with --json, objects.
 
-Each line of RAW is one measure of one process: {"peer", "workload", "unit", "median", "best"}. What is
-printed is the median of the medians and the best of the bests. Ratios compare medians in this run; a
-ratio above 1 means that plugalloc is that many times as fast.
+Each line of RAW is one measure of one process: {"peer", "workload", "unit", "median", "best"}.
+What is printed is the median of the medians and the best of the bests. Ratios compare within this
+run; a ratio above 1 means that plugalloc is that many times as fast.
 """
 import argparse
 import datetime

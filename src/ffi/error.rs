@@ -42,7 +42,8 @@ pub(crate) fn guarded_alloc(body: impl FnOnce() -> Result<Address>) -> AllocResu
         Ok(address) => AllocResult { address, status: OK },
         Err(error) => AllocResult { address: 0, status: keep(error) },
     };
-    let failed = |panic: Box<dyn Any + Send>| AllocResult { address: 0, status: keep_panic(&*panic) };
+    let failed =
+        |panic: Box<dyn Any + Send>| AllocResult { address: 0, status: keep_panic(&*panic) };
     catch_unwind(AssertUnwindSafe(status)).unwrap_or_else(failed)
 }
 
