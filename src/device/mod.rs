@@ -4,6 +4,7 @@
 //! A device gives memory and orders work. It decides nothing: no caching, rounding, retry or statistics
 //! stands here.
 
+pub mod cuda;
 pub mod sim;
 
 use crate::error::DeviceError;
