@@ -5,6 +5,7 @@
 //! stands here.
 
 mod clock;
+pub mod cuda;
 pub mod sim;
 
 pub use clock::Clock;
