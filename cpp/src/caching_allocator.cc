@@ -28,7 +28,7 @@ CachingAllocator::~CachingAllocator() { Registry::retire(state_); }
 
 const char* CachingAllocator::name() const noexcept { return "caching"; }
 
-void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t stream) {
+inline void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t stream) {
   bridge::throwPendingDeleterError();
   const bridge::AllocResult result = state_->core->alloc(device, nbytes, toNumber(stream));
   check(result.status);
