@@ -1,8 +1,6 @@
 //! The allocator over user functions, from Rust and through the C++ class: the same behaviour
 //! twice.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::HashMap;
