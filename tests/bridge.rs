@@ -1,7 +1,7 @@
 //! Rust drives the C++ classes, which drive the Rust engine: values, errors and ownership survive
 //! both ways over the bridge.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
