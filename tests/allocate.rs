@@ -1,5 +1,7 @@
 //! Allocating and freeing on one stream: sizes, reuse, and what is refused.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::{A, B, GPU, Rig, SIZES, capacity, config, fault};

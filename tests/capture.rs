@@ -1,6 +1,8 @@
 //! Streams that are being captured: nothing is asked of them, nothing is taken from them, and nothing
 //! that the allocator does spoils the capture.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{A, B, C, Rig};

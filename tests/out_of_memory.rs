@@ -1,5 +1,7 @@
 //! The out-of-memory error: its numbers, and a hint that is true for the configuration in force.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::{A, B, GPU, Rig, capacity, config, plain};
@@ -186,13 +188,11 @@ fn a_block_that_fits_is_found_behind_many_that_do_not() {
     let mut runs = vec![131];
     runs.resize(13, 128);
     let mut starts = Vec::new();
-    let mut next = 10;
-    for length in runs {
+    for (next, length) in (10..).zip(runs) {
         starts.push(live[next]);
         for address in live.drain(next..next + length) {
             rig.free(address);
         }
-        next += 1;
     }
     assert_eq!(rig.allocate(130 * KIB, A), starts[0]);
     rig.free(starts[0]);

@@ -1,5 +1,7 @@
 //! What is tried before a request fails, and giving memory back. A request that fits does not fail.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::thread;
@@ -7,7 +9,6 @@ use std::time::Duration;
 
 use common::{A, B, C, GPU, Random, Rig, capacity, config, plain};
 use plugalloc::Config;
-use plugalloc::device::Device;
 use plugalloc::device::sim::SimOptions;
 use plugalloc::error::DriverCall;
 use plugalloc::units::{Bytes, GIB, GRANULE, KIB, MIB, StreamId, align_up};

@@ -1,6 +1,8 @@
 //! Devices without virtual memory management, where memory comes in whole segments, and no caching at
 //! all.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{A, B, GPU, Rig, SIZES, capacity, config, fault, plain};

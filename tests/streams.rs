@@ -3,6 +3,8 @@
 //! Work is held back on one stream, the allocator hands the memory on, and the pattern tells whether
 //! the work found what was there when it was queued.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::thread;
@@ -225,8 +227,10 @@ fn one_event_a_stream_serves_many_frees() {
         }
         rig.allocator.process_events().unwrap();
         let ledger = rig.ledger();
-        assert_eq!(ledger.calls(DriverCall::EventRecord), 2 * round);
-        assert_eq!(ledger.calls(DriverCall::EventCreate), 2, "events are used again");
+        // Each free moves its streams' events on: the program may destroy a stream right after.
+        assert_eq!(ledger.calls(DriverCall::EventRecord), 200 * round);
+        assert_eq!(ledger.calls(DriverCall::EventCreate), 2, "one a stream, used again");
+        assert_eq!(ledger.calls(DriverCall::EventQuery), 2 * round, "asked once an epoch");
         rig.allocator.is_quiescent().unwrap();
     }
     rig.finish();

@@ -29,8 +29,9 @@ impl Engine {
         }
         let (_, rounded) = self.size_of(bytes);
         let mut heap = shard.heap.lock();
-        self.peaks.enter(&self.shards, index, &mut heap);
-        if let Some(address) = heap.allocate(bytes, rounded) {
+        if self.peaks.enter(&self.shards, index, &mut heap)
+            && let Some(address) = heap.allocate(bytes, rounded)
+        {
             return Ok(address);
         }
         drop(heap);
@@ -146,6 +147,15 @@ impl Engine {
     pub(crate) fn range_at(&self, entry: PageEntry, address: Address) -> Option<(Address, Bytes)> {
         let heap = self.shards.get(entry.shard)?.heap.lock();
         heap.memory_around(address)
+    }
+
+    /// Takes note that `stream` is about to be destroyed.
+    pub(crate) fn retire_stream(&self, stream: StreamId) -> Result<()> {
+        self.deferred.lock().retire(stream)?;
+        if let Some((index, shard)) = self.shards.for_stream(stream) {
+            self.peaks.retire(index, &mut shard.heap.lock());
+        }
+        Ok(())
     }
 
     /// Looks which deferred frees have completed, and completes them.

@@ -70,6 +70,10 @@ impl Engine {
             return Ok(None);
         };
         let mut heap = shard.heap.lock();
+        if heap.turn.retired {
+            self.deferred.lock().revive(shard.stream)?;
+            heap.turn.retired = false;
+        }
         self.peaks.enter(&self.shards, request.shard, &mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {
@@ -104,7 +108,11 @@ impl Engine {
             Effort::Reshape => self.device.memory_info()?.free,
         };
         let most = growth.store.headroom().min(free);
-        let ready = self.policy.free_growth(reserved, live_peak).min(most);
+        let mut ready = self.policy.free_growth(reserved, live_peak);
+        if !self.policy.may_move(growth.moving_us, self.clock.now_us()) {
+            ready = ready.max(align_up(request.bytes, GRANULE));
+        }
+        let ready = ready.min(most);
         let mut found = Vec::new();
         heap.idle_views(&mut found);
         let own: Vec<Idle> =

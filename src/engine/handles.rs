@@ -193,6 +193,7 @@ impl Engine {
         }
         self.retract(view.address, view.bytes);
         growth.store.deactivate(number);
+        growth.moving_us += self.policy.move_us;
         Ok(true)
     }
 

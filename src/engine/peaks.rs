@@ -67,16 +67,31 @@ impl Peaks {
         }
     }
 
-    /// Called with the heap locked, before it changes.
+    /// Called with the heap locked, before it changes. False where its stream is retired.
     #[inline]
-    pub(crate) fn enter(&self, shards: &Shards, index: u32, heap: &mut Heap) {
+    pub(crate) fn enter(&self, shards: &Shards, index: u32, heap: &mut Heap) -> bool {
         if self.active.load(Ordering::Relaxed) != index {
             self.switch(shards, index, heap);
+            return !heap.turn.retired;
+        }
+        true
+    }
+
+    /// The stream of this heap, which is locked, retires: the heap is not active any more.
+    pub(crate) fn retire(&self, index: u32, heap: &mut Heap) {
+        heap.turn.retired = true;
+        if self.active.load(Ordering::Relaxed) == index {
+            self.state.lock().fold(heap);
+            self.active.store(NOBODY, Ordering::Relaxed);
         }
     }
 
     #[cold]
     fn switch(&self, shards: &Shards, index: u32, heap: &mut Heap) {
+        if heap.turn.retired {
+            heap.turn.strayed = true;
+            return;
+        }
         if heap.turn.excused > 0 {
             heap.turn.excused -= 1;
             heap.turn.strayed = true;

@@ -39,10 +39,9 @@ impl Engine {
     pub(super) fn give_cache_back(&self, growth: &mut Growth) -> Result<()> {
         growth.counters.synchronised += 1;
         let waited = self.wait_for_deferred();
-        let released = self.release_segments(growth, Bytes::MAX).and_then(|_| {
-            let handles = self.release_idle(growth, Bytes::MAX);
-            handles.map_err(Into::into)
-        });
+        let released = self
+            .release_segments(growth, Bytes::MAX)
+            .and_then(|_| self.release_idle(growth, Bytes::MAX));
         waited?;
         released?;
         Ok(())

@@ -1,4 +1,4 @@
-//! The heaps of one device, one a (pool, stream), in a list that only grows: a heap's number is valid for
+//! The heaps of one device, one a stream, in a list that only grows: a heap's number is valid for
 //! the life of the device's allocator, and finding a heap takes no lock.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::heap::Heap;
-use crate::units::{PoolId, StreamId};
+use crate::units::StreamId;
 
 /// A heap with its lock, and whose it is.
 #[derive(Debug)]
@@ -15,7 +15,6 @@ use crate::units::{PoolId, StreamId};
 pub(crate) struct Shard {
     pub(crate) heap: Mutex<Heap>,
     pub(crate) stream: StreamId,
-    pub(crate) pool: PoolId,
 }
 
 const CHUNK: usize = 256;
@@ -82,7 +81,7 @@ impl Shards {
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let heap = Mutex::new(Heap::new());
-        let shard = Arc::new(Shard { heap, stream, pool: PoolId::DEFAULT });
+        let shard = Arc::new(Shard { heap, stream });
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
         self.directory.insert(stream, index as u32, shard);

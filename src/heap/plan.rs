@@ -46,11 +46,6 @@ impl IdleSpans {
         IdleSpans { spans, before }
     }
 
-    /// Bytes of all views.
-    pub(crate) fn bytes(&self) -> Bytes {
-        self.before.last().copied().unwrap_or(0)
-    }
-
     fn over(&self, start: Address, end: Address) -> std::ops::Range<usize> {
         let first = self.spans.partition_point(|span| span.1 <= start);
         let last = self.spans.partition_point(|span| span.0 < end);

@@ -87,14 +87,14 @@ impl Tally {
     fn raise_active(&mut self) {
         let mut all = [0; 2];
         for pool in 0..2 {
-            for k in 0..2 {
+            for (k, sum) in all.iter_mut().enumerate() {
                 let value = self.live[pool][k] + self.waiting[pool][k];
-                all[k] += value;
+                *sum += value;
                 self.high_active[pool][k] = self.high_active[pool][k].max(value);
             }
         }
-        for k in 0..2 {
-            self.high_active[2][k] = self.high_active[2][k].max(all[k]);
+        for (high, sum) in self.high_active[2].iter_mut().zip(all) {
+            *high = (*high).max(sum);
         }
     }
 
@@ -163,4 +163,7 @@ pub(crate) struct Turn {
     pub(crate) excused: u32,
     /// Whether it changed without being active.
     pub(crate) strayed: bool,
+    /// Whether its stream is about to be destroyed, or was: it is not active then, so that the next
+    /// allocation is seen to be one of a new stream.
+    pub(crate) retired: bool,
 }

@@ -116,7 +116,7 @@ impl Job<'_> {
         let bench = Bench { allocator: &allocator, machine: &machine, streams: &streams };
         let sample = match self.via {
             Via::Rust => self.measure(&RustClient(Arc::clone(&allocator)), bench, policy),
-            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator)), bench, policy),
+            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator))?, bench, policy),
         };
         // The allocator may use its streams until its end.
         drop(allocator);
@@ -133,7 +133,7 @@ impl Job<'_> {
         let Bench { allocator, machine, streams } = bench;
         let total = machine.total()?;
         machine.reset_usage();
-        let mut outcome = replay(client, self.trace, streams, policy);
+        let mut outcome = replay(client, self.trace, streams, allocator.clock(), policy);
         let usage = machine.usage();
         let mut problems: Vec<String> = outcome.failure.take().into_iter().collect();
         if problems.is_empty() {

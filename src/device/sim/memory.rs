@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::os::{self, HostRange, MemoryFile};
+use super::os::{self, HostRange, MemoryFile, SpareMappings};
 use super::refusal::{Outcome, host_failure, misuse, out_of_memory};
 use super::vmm::{Handle, Mapping};
 use crate::device::{HandleId, MemoryInfo};
@@ -20,6 +20,7 @@ pub(super) struct Memory {
     pub(super) mappings: BTreeMap<Address, Mapping>,
     pub(super) handles: BTreeMap<HandleId, Handle>,
     pub(super) next_handle: u64,
+    pub(super) spare: SpareMappings,
 }
 
 /// The physical memory of one device.
@@ -113,6 +114,8 @@ impl Memory {
             mappings: BTreeMap::new(),
             handles: BTreeMap::new(),
             next_handle: 1,
+            spare: SpareMappings::new()
+                .map_err(|error| host_failure("reserve address space", &error))?,
         })
     }
 

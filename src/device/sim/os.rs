@@ -28,6 +28,7 @@ unsafe extern "C" {
 }
 
 const PROT_NONE: c_int = 0;
+const PROT_READ: c_int = 1;
 const PROT_READ_WRITE: c_int = 1 | 2;
 const MAP_SHARED: c_int = 0x01;
 const MAP_PRIVATE: c_int = 0x02;
@@ -38,6 +39,8 @@ const MFD_CLOEXEC: c_uint = 1;
 const FALLOC_FL_KEEP_SIZE: c_int = 1;
 const FALLOC_FL_PUNCH_HOLE: c_int = 2;
 const MS_ASYNC: c_int = 1;
+/// The error of a kernel that is out of memory, address space or mappings.
+pub(super) const ENOMEM: i32 = 12;
 
 /// The length of a [`MemoryFile`]: so long that offsets never need to be used twice. It costs nothing,
 /// because only touched pages exist.
@@ -138,9 +141,13 @@ impl HostRange {
     }
 
     /// Makes nothing appear at `at` again.
-    pub(super) fn unmap(&self, at: Address, bytes: Bytes) -> Result<()> {
+    pub(super) fn unmap(&self, at: Address, bytes: Bytes, spare: &SpareMappings) -> Result<()> {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        self.place(at, bytes, flags, -1, 0)
+        let place = || self.place(at, bytes, flags, -1, 0);
+        match place() {
+            Err(error) if error.raw_os_error() == Some(ENOMEM) => spare.lend(place),
+            other => other,
+        }
     }
 
     fn place(
@@ -165,9 +172,13 @@ impl HostRange {
 
     /// Makes the span readable and writable.
     pub(super) fn open(&self, at: Address, bytes: Bytes) -> Result<()> {
+        self.protect(at, bytes, PROT_READ_WRITE)
+    }
+
+    fn protect(&self, at: Address, bytes: Bytes, protection: c_int) -> Result<()> {
         self.assert_inside(at, bytes);
         // SAFETY: the span lies inside this range, which belongs to its holder alone.
-        check(unsafe { mprotect(at as *mut c_void, bytes as usize, PROT_READ_WRITE) })
+        check(unsafe { mprotect(at as *mut c_void, bytes as usize, protection) })
     }
 
     fn assert_inside(&self, at: Address, bytes: Bytes) {
@@ -186,6 +197,43 @@ impl Drop for HostRange {
         let _status = unsafe { munmap(self.start as *mut c_void, self.bytes as usize) };
         // It fails only where the kernel has no mapping left to split one; the addresses then stay
         // taken, which harms nobody.
+    }
+}
+
+/// Mappings that serve nothing but to be given up. At its limit (`vm.max_map_count`) the kernel refuses
+/// even the call that takes a mapping away, so a process there could not unmap its way out.
+#[derive(Debug)]
+pub(super) struct SpareMappings {
+    range: HostRange,
+}
+
+impl SpareMappings {
+    /// Each adds two mappings: itself, and the part of the range that it cuts off.
+    const COUNT: u64 = 8;
+
+    pub(super) fn new() -> Result<SpareMappings> {
+        let spare = SpareMappings { range: HostRange::reserve(GRANULE)? };
+        spare.protect_all(PROT_READ)?;
+        Ok(spare)
+    }
+
+    /// Makes a call while the spare mappings are given up.
+    fn lend(&self, call: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.protect_all(PROT_NONE)?;
+        let result = call();
+        // If there is no room for them yet, those that are missing are taken at the next occasion.
+        let _ = self.protect_all(PROT_READ);
+        result
+    }
+
+    /// Sets every second page apart by its protection, or joins them again.
+    fn protect_all(&self, protection: c_int) -> Result<()> {
+        let page = getpagesize() as u64;
+        for index in 0..Self::COUNT {
+            let at = self.range.start() + (2 * index + 1) * page;
+            self.range.protect(at, page, protection)?;
+        }
+        Ok(())
     }
 }
 
@@ -243,6 +291,6 @@ mod tests {
     #[should_panic(expected = "ends after the range")]
     fn a_span_outside_the_range_is_never_touched() {
         let range = HostRange::reserve(GRANULE).unwrap();
-        let _ = range.unmap(range.start() + GRANULE, GRANULE);
+        let _ = range.open(range.start() + GRANULE, GRANULE);
     }
 }

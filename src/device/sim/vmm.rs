@@ -174,7 +174,10 @@ impl Memory {
         self.require_virtual_memory()?;
         let region = self.reservation(device, address, bytes)?;
         self.check_whole_mappings(address, bytes)?;
-        region.range.unmap(address, bytes).map_err(|error| host_failure("unmap memory", &error))?;
+        region
+            .range
+            .unmap(address, bytes, &self.spare)
+            .map_err(|error| host_failure("unmap memory", &error))?;
         let end = address + bytes;
         while let Some((&start, _)) = self.mappings.range(address..end).next() {
             let Some(mapping) = self.mappings.remove(&start) else {
