@@ -1,5 +1,7 @@
 //! Peaks while threads are at work on streams of their own at the same time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::atomic::{AtomicI64, Ordering};

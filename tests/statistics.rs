@@ -1,5 +1,7 @@
 //! Statistics: the names, and that they are exact.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::thread;

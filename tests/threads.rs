@@ -1,5 +1,7 @@
 //! Threads that allocate and free at the same time, on streams of their own and on shared ones.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Mutex;
@@ -8,7 +10,6 @@ use std::thread;
 
 use common::{A, GPU, Random, Rig, capacity, config, plain};
 use plugalloc::Config;
-use plugalloc::device::Device;
 use plugalloc::device::sim::SimOptions;
 use plugalloc::units::{Address, Bytes, GIB, KIB, MIB, StreamId};
 
