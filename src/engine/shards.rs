@@ -284,6 +284,24 @@ mod tests {
     }
 
     #[test]
+    fn lanes_double_where_threads_collide_and_are_heaps_of_the_stream() {
+        let shards = Shards::new();
+        let (index, first) = shards.for_stream(StreamId(7)).unwrap();
+        assert_eq!(shards.lane(index, first).0, index);
+        for expected in [1, 2, 4, 8, 16, 16] {
+            assert_eq!(first.lanes().count(), expected);
+            (0..=COLLISIONS).for_each(|_| shards.collide(first));
+        }
+        let numbers: std::collections::HashSet<u32> = first.lanes().collect();
+        assert_eq!(numbers.len(), LANES);
+        assert!(numbers.iter().all(|&n| shards.get(n).unwrap().stream == StreamId(7)));
+        let mine = shards.lane(index, first).0;
+        assert!(numbers.contains(&mine));
+        assert_eq!(shards.lane(index, first).0, mine, "a thread keeps its lane");
+        assert_eq!(shards.for_stream(StreamId(7)).unwrap().0, index);
+    }
+
+    #[test]
     fn threads_agree_on_the_shard_of_a_stream() {
         let shards = Shards::new();
         let seen = Mutex::new(Vec::new());
