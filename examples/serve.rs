@@ -1,5 +1,5 @@
-//! What an inference server does with memory, in Rust: worker threads with a stream each serve requests
-//! of random shapes; inputs arrive on an upload stream and are used on the worker's.
+//! What an inference server does with memory, in Rust: worker threads with a stream each serve
+//! requests of random shapes; inputs arrive on an upload stream and are used on the worker's.
 //!
 //!     cargo run --release --example serve
 
@@ -26,7 +26,8 @@ impl Numbers {
     }
 }
 
-/// Serves one request of `tokens` tokens: an input, a chain of activations, an output that is checked.
+/// Serves one request of `tokens` tokens: an input, a chain of activations, an output that is
+/// checked.
 fn serve(allocator: &Arc<Allocator>, upload: &Stream, work: &Stream, tokens: u64) -> Result<bool> {
     let bytes = tokens * 4 * KIB;
     let input = allocator.alloc(DEVICE, bytes, upload.id())?;

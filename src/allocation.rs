@@ -9,8 +9,8 @@ use crate::units::{Address, Bytes, DeviceId, StreamId};
 
 /// Device memory that is freed when dropped.
 ///
-/// It may be dropped while work that uses it is still queued on its own stream: memory is used again in
-/// the order of that stream. For work on other streams, say so with
+/// It may be dropped while work that uses it is still queued on its own stream: memory is used
+/// again in the order of that stream. For work on other streams, say so with
 /// [`record_stream`](Allocation::record_stream) before dropping it.
 ///
 /// ```
@@ -56,8 +56,8 @@ impl Allocation {
         self.stream
     }
 
-    /// Tells that `stream` uses the memory too: once freed, it is not used again before what is queued
-    /// there by then has run.
+    /// Tells that `stream` uses the memory too: once freed, it is not used again before what is
+    /// queued there by then has run.
     ///
     /// # Errors
     /// As [`Allocator::record_stream`].
@@ -121,8 +121,8 @@ impl Stream {
     /// Makes a stream of an allocator's device.
     ///
     /// # Errors
-    /// [`Error::InvalidDevice`](crate::Error::InvalidDevice), or [`Error::Device`](crate::Error::Device)
-    /// where the driver makes no stream.
+    /// [`Error::InvalidDevice`](crate::Error::InvalidDevice), or
+    /// [`Error::Device`](crate::Error::Device) where the driver makes no stream.
     pub fn new(allocator: &Arc<Allocator>, device: DeviceId) -> Result<Stream> {
         let device = Arc::clone(allocator.device(device)?);
         let id = device.stream_create()?;
@@ -137,7 +137,8 @@ impl Stream {
     /// Waits until everything queued here has run.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) where the device is lost, or the stream is being captured.
+    /// [`Error::Device`](crate::Error::Device) where the device is lost, or the stream is being
+    /// captured.
     pub fn synchronize(&self) -> Result<()> {
         Ok(self.device.stream_synchronize(self.id)?)
     }
@@ -145,14 +146,14 @@ impl Stream {
     /// Queues filling `bytes` at `at` with `value`.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) where the driver refuses; the simulated device does for
-    /// memory that is not mapped.
+    /// [`Error::Device`](crate::Error::Device) where the driver refuses; the simulated device does
+    /// for memory that is not mapped.
     pub fn fill(&self, at: Address, value: u8, bytes: Bytes) -> Result<()> {
         Ok(self.device.fill_async(at, value, bytes, self.id)?)
     }
 
-    /// Queues a copy of `bytes` between any two of: device memory, a peer's, host memory that stays valid
-    /// until the copy has run.
+    /// Queues a copy of `bytes` between any two of: device memory, a peer's, host memory that stays
+    /// valid until the copy has run.
     ///
     /// # Errors
     /// As [`fill`](Stream::fill).
@@ -171,8 +172,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // A device that is lost has destroyed the stream already, and one that is being captured is lost
-        // to its owner: in neither case is anybody left to tell.
+        // A device that is lost has destroyed the stream already, and one that is being captured is
+        // lost to its owner: in neither case is anybody left to tell.
         let _ = self.allocator.retire_stream(self.device.id(), self.id);
         let _ = self.device.stream_destroy(self.id);
     }

@@ -9,8 +9,9 @@ use crate::error::Result;
 use crate::open::{SimSize, open_devices};
 use crate::units::Bytes;
 
-/// What an [`Allocator`] is made of. Everything has a default: the GPUs of the machine, or one simulated
-/// device of 80 GiB where there is none, and the options of the environment (`PLUGALLOC_CONF`).
+/// What an [`Allocator`] is made of. Everything has a default: the GPUs of the machine, or one
+/// simulated device of 80 GiB where there is none, and the options of the environment
+/// (`PLUGALLOC_CONF`).
 ///
 /// ```
 /// use plugalloc::{Allocator, DeviceId, StreamId};
@@ -53,8 +54,8 @@ impl Allocator {
 }
 
 impl AllocatorBuilder {
-    /// Which devices: `"cuda"`, `"sim"`, or `"auto"`, the default: CUDA where there is a driver and a GPU,
-    /// else the simulator.
+    /// Which devices: `"cuda"`, `"sim"`, or `"auto"`, the default: CUDA where there is a driver and
+    /// a GPU, else the simulator.
     pub fn device(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
         self
@@ -72,7 +73,8 @@ impl AllocatorBuilder {
         self
     }
 
-    /// Options in their text form, on top of the others; checked by [`build`](AllocatorBuilder::build).
+    /// Options in their text form, on top of the others; checked by
+    /// [`build`](AllocatorBuilder::build).
     pub fn conf(mut self, text: &str) -> Self {
         self.conf = Some(text.to_owned());
         self

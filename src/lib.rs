@@ -1,7 +1,7 @@
 //! A caching allocator for CUDA device memory, which C++ frameworks swap in as a subclass and Rust
-//! programs use directly. On a machine without a GPU a simulated device stands in, with memory, streams,
-//! events and a driver that fails on request, so that everything here can be tried, tested and measured
-//! there.
+//! programs use directly. On a machine without a GPU a simulated device stands in, with memory,
+//! streams, events and a driver that fails on request, so that everything here can be tried, tested
+//! and measured there.
 //!
 //! ```
 //! use plugalloc::{Allocator, DeviceId, Stream};
@@ -16,9 +16,9 @@
 //! # Ok::<(), plugalloc::Error>(())
 //! ```
 //!
-//! Start with [`Allocator`] and [`Allocator::builder`]. Options are in [`Config`], errors in [`Error`],
-//! devices in [`device`]. `docs/ARCHITECTURE.md` walks through the rooms, which are listed here in the
-//! order in which they build on each other.
+//! Start with [`Allocator`] and [`Allocator::builder`]. Options are in [`Config`], errors in
+//! [`Error`], devices in [`device`]. `docs/ARCHITECTURE.md` walks through the rooms, which are
+//! listed here in the order in which they build on each other.
 
 pub mod allocation;
 pub mod allocator;
@@ -34,6 +34,7 @@ pub mod observe;
 pub mod open;
 mod pages;
 pub mod pluggable;
+mod stat;
 mod streams;
 pub mod units;
 

@@ -1,5 +1,5 @@
-//! Streams that are being captured: nothing is asked of them, nothing is taken from them, and nothing
-//! that the allocator does spoils the capture.
+//! Streams that are being captured: nothing is asked of them, nothing is taken from them, and
+//! nothing that the allocator does spoils the capture.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

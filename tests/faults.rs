@@ -1,5 +1,5 @@
-//! Every call of the driver fails once, at every place where it is made, and then always: the allocator
-//! answers with an error or a success, and loses nothing.
+//! Every call of the driver fails once, at every place where it is made, and then always: the
+//! allocator answers with an error or a success, and loses nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! Devices without virtual memory management, where memory comes in whole segments, and no caching at
-//! all.
+//! Devices without virtual memory management, where memory comes in whole segments, and no caching
+//! at all.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

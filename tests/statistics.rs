@@ -122,8 +122,8 @@ impl Model {
     }
 }
 
-/// Random allocations and frees on these streams, counted by the model too, which is compared rarely:
-/// a comparison reads the statistics, and reading must not be what makes them right.
+/// Random allocations and frees on these streams, counted by the model too, which is compared
+/// rarely: a comparison reads the statistics, and reading must not be what makes them right.
 fn work(rig: &Rig, model: &mut Model, streams: &[StreamId], seed: u64, steps: u64) {
     let mut random = Random::new(seed);
     let mut live: Vec<(Address, Bytes)> = Vec::new();

@@ -1,7 +1,7 @@
 //! Several streams: memory passes between them only in an order that their work keeps.
 //!
-//! Work is held back on one stream, the allocator hands the memory on, and the pattern tells whether
-//! the work found what was there when it was queued.
+//! Work is held back on one stream, the allocator hands the memory on, and the pattern tells
+//! whether the work found what was there when it was queued.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -17,8 +17,8 @@ use plugalloc::device::sim::SimOptions;
 use plugalloc::error::DriverCall;
 use plugalloc::units::{Address, GIB, KIB, MIB, StreamId};
 
-/// Work of B, held back, is to read a block of A that A then frees, reuses and overwrites. Gives what
-/// the work read.
+/// Work of B, held back, is to read a block of A that A then frees, reuses and overwrites. Gives
+/// what the work read.
 fn read_late(record: bool) -> Vec<u8> {
     let rig = Rig::of(GIB);
     let block = rig.allocate(MIB, A);
@@ -112,8 +112,8 @@ fn a_stream_reuses_its_own_memory_under_queued_work_without_waiting() {
     rig.finish();
 }
 
-/// A's queued work writes a block that is freed; B takes its pages and writes them too. The streams are
-/// resumed in this order.
+/// A's queued work writes a block that is freed; B takes its pages and writes them too. The streams
+/// are resumed in this order.
 fn steal_and_resume(order: [StreamId; 2]) {
     let rig = Rig::of(8 * MIB);
     rig.device().hold(A).unwrap();
@@ -160,8 +160,8 @@ fn memory_that_wanders_over_three_streams_is_used_in_that_order() {
     rig.finish();
 }
 
-/// Leaves a block of A at addresses behind which nothing is free, with work on it held back, and lets A
-/// use its pages elsewhere. Gives what is live: the block in the way and the new one.
+/// Leaves a block of A at addresses behind which nothing is free, with work on it held back, and
+/// lets A use its pages elsewhere. Gives what is live: the block in the way and the new one.
 fn alias(rig: &Rig) -> [Address; 2] {
     rig.device().hold(A).unwrap();
     let old = rig.allocate(4 * MIB, A);

@@ -6,8 +6,8 @@ use std::time::Instant;
 /// Means that the time is real.
 const REAL: u64 = u64::MAX;
 
-/// Microseconds since the allocator was made: real ones, or those of a recorded run that is replayed
-/// faster than it happened.
+/// Microseconds since the allocator was made: real ones, or those of a recorded run that is
+/// replayed faster than it happened.
 #[derive(Debug)]
 pub struct Clock {
     start: Instant,
@@ -29,8 +29,9 @@ impl Clock {
         }
     }
 
-    /// From here on the clock stands at `us` until it is set again. A replay sets it to the time of each
-    /// event, so that what is limited by time is limited by the time of the run that was recorded.
+    /// From here on the clock stands at `us` until it is set again. A replay sets it to the time of
+    /// each event, so that what is limited by time is limited by the time of the run that was
+    /// recorded.
     ///
     /// ```
     /// let clock = plugalloc::device::Clock::default();

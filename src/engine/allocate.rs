@@ -52,8 +52,8 @@ impl Engine {
     ) -> Result<Option<Address>> {
         let flags = self.flags.load(Ordering::Relaxed);
         if flags & flag::DEFERRED != 0 {
-            // An event costs half a microsecond to ask: not every call does. Whoever finds no memory
-            // asks before taking more.
+            // An event costs half a microsecond to ask: not every call does. Whoever finds no
+            // memory asks before taking more.
             if self.polls.fetch_add(1, Ordering::Relaxed).is_multiple_of(4) {
                 self.poll_deferred()?;
             }

@@ -148,8 +148,8 @@ impl Engine {
         if let Some(address) = self.grow_from(growth, heap, request, supply)? {
             return Ok(Some(address));
         }
-        // With idle memory of every heap; then also with handles that are too long, cut up; then with as
-        // much growth as is needed beyond that.
+        // With idle memory of every heap; then also with handles that are too long, cut up; then
+        // with as much growth as is needed beyond that.
         let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
         for (most, effort) in stages {
             let idle = self.all_idle(request.shard, heap);
@@ -158,8 +158,8 @@ impl Engine {
                 return Ok(Some(address));
             }
         }
-        // A stage fails where it counted on memory that turns out to belong to a stream that is being
-        // captured: without that.
+        // A stage fails where it counted on memory that turns out to belong to a stream that is
+        // being captured: without that.
         let mut idle = self.all_idle(request.shard, heap);
         if !self.retain_orderable(request.shard, &mut idle)? {
             return Ok(None);
@@ -258,8 +258,8 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: room for the device's whole memory in large requests, so that a
-    /// second range is rare, and halved until the system grants it.
+    /// Reserves addresses for the heap: room for the device's whole memory in large requests, so
+    /// that a second range is rare, and halved until the system grants it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
@@ -316,7 +316,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Fills a gap with handles: spare ones, new ones as far as ready, stolen ones, new ones at last.
+    /// Fills a gap with handles: spare ones, new ones as far as ready, stolen ones, new ones at
+    /// last.
     fn fill(
         &self,
         growth: &mut Growth,

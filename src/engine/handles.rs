@@ -14,8 +14,8 @@ use crate::pages::PageEntry;
 use crate::units::{Address, Bytes, GRANULE, StreamId};
 
 impl Engine {
-    /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare afterwards,
-    /// and work queued on the request's stream runs after whatever still uses it.
+    /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare
+    /// afterwards, and work queued on the request's stream runs after whatever still uses it.
     pub(super) fn obtain(
         &self,
         growth: &mut Growth,
@@ -52,7 +52,8 @@ impl Engine {
         self.make(growth, heap, request, remaining, supply)
     }
 
-    /// Makes a handle, smaller if need be; at last out of the memory of unused ones of a wrong size.
+    /// Makes a handle, smaller if need be; at last out of the memory of unused ones of a wrong
+    /// size.
     fn make(
         &self,
         growth: &mut Growth,
@@ -114,9 +115,9 @@ impl Engine {
         }
     }
 
-    /// Makes a spare handle the taker's: work queued on the taker's stream runs after whatever still
-    /// uses it where it was last. A step that failed may have left it spare for another stream. False
-    /// where the streams cannot be ordered because one is being captured.
+    /// Makes a spare handle the taker's: work queued on the taker's stream runs after whatever
+    /// still uses it where it was last. A step that failed may have left it spare for another
+    /// stream. False where the streams cannot be ordered because one is being captured.
     pub(super) fn claim(&self, growth: &Growth, taker: u32, number: u32) -> DeviceResult<bool> {
         match self.last_user(growth, taker, number) {
             Some((from, to)) => self.deferred.lock().order(from, to),
@@ -165,9 +166,9 @@ impl Engine {
         Ok(idle.len() < before)
     }
 
-    /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work queued
-    /// on the taker's stream runs after whatever still uses it. False where it is not idle any more, or
-    /// where the streams cannot be ordered because one is being captured.
+    /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work
+    /// queued on the taker's stream runs after whatever still uses it. False where it is not idle
+    /// any more, or where the streams cannot be ordered because one is being captured.
     pub(super) fn take_from(
         &self,
         growth: &mut Growth,
@@ -210,10 +211,10 @@ impl Engine {
         }
     }
 
-    /// Removes every mapping of a spare handle and gives it back to the device. All work that could use
-    /// it through an old mapping is waited for; where that stream is being captured, nothing more is done
-    /// and the handle stays spare, which is told by `false`. `held` is the heap whose lock the caller
-    /// holds.
+    /// Removes every mapping of a spare handle and gives it back to the device. All work that could
+    /// use it through an old mapping is waited for; where that stream is being captured, nothing
+    /// more is done and the handle stays spare, which is told by `false`. `held` is the heap whose
+    /// lock the caller holds.
     pub(super) fn dissolve(
         &self,
         growth: &mut Growth,

@@ -1,12 +1,12 @@
 //! One device's allocator: the order of steps.
 //!
 //! An allocation goes through at most four stages, each dearer than the one before: the heap of its
-//! stream ([`allocate`](Engine::allocate)); then, under the lock that guards the device's physical memory,
-//! the heap again after frees that have completed meanwhile; new memory under it, stolen or made
-//! (`grow`); and the ladder before out of memory (`reclaim`).
+//! stream ([`allocate`](Engine::allocate)); then, under the lock that guards the device's physical
+//! memory, the heap again after frees that have completed meanwhile; new memory under it, stolen or
+//! made (`grow`); and the ladder before out of memory (`reclaim`).
 //!
-//! Locks are taken in one order: `growth`, then heaps, then `deferred`. Whoever holds `growth` may hold
-//! several heaps; nobody else holds more than one.
+//! Locks are taken in one order: `growth`, then heaps, then `deferred`. Whoever holds `growth` may
+//! hold several heaps; nobody else holds more than one.
 
 #![forbid(unsafe_code)]
 
@@ -93,7 +93,8 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// The allocator of `device`, which is the `index`-th and shares the map and the clock with the others.
+    /// The allocator of `device`, which is the `index`-th and shares the map and the clock with the
+    /// others.
     pub(crate) fn new(
         index: u32,
         device: Arc<dyn Device>,

@@ -98,7 +98,8 @@ impl Engine {
                 .to_owned();
         }
         if !self.config.steal {
-            return "Memory cached by other streams could serve the request: steal:True would allow it."
+            return "Memory cached by other streams could serve the request: steal:True would \
+                    allow it."
                 .to_owned();
         }
         "Cached memory lies in handles that live allocations share; a smaller max_handle_mb leaves \

@@ -1,13 +1,13 @@
 //! Exact peaks over heaps that are counted apart.
 //!
-//! Each heap counts for itself, and only one heap at a time is *active*: while it is, the others do not
-//! change, so that the device's peak is the others' sum plus the active heap's own peak since it became
-//! active (its *window*). A heap that is used while another is active becomes active itself, which folds
-//! the other's window into the device's peaks. That costs tens of nanoseconds, so that threads that work
-//! at the same time on heaps of their own must not do it at each call: a heap whose turn came right after
-//! another thread's is *excused* for its next calls. Between two reads while any heap was
-//! excused, peaks are an upper bound: the sum of the heaps' own peaks since the first read, above the
-//! truth by at most what the heaps' values vary.
+//! Each heap counts for itself, and only one heap at a time is *active*: while it is, the others do
+//! not change, so that the device's peak is the others' sum plus the active heap's own peak since
+//! it became active (its *window*). A heap that is used while another is active becomes active
+//! itself, which folds the other's window into the device's peaks. That costs tens of nanoseconds,
+//! so that threads that work at the same time on heaps of their own must not do it at each call: a
+//! heap whose turn came right after another thread's is *excused* for its next calls. Between two
+//! reads while any heap was excused, peaks are an upper bound: the sum of the heaps' own peaks
+//! since the first read, above the truth by at most what the heaps' values vary.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -149,7 +149,8 @@ impl Peaks {
         self.active.store(NOBODY, Ordering::Relaxed);
     }
 
-    /// The totals and peaks as last folded, and with this heap, which is locked: good enough for policy.
+    /// The totals and peaks as last folded, and with this heap, which is locked: good enough for
+    /// policy.
     pub(crate) fn estimate(&self, metric: usize, heap: &Heap) -> (i64, i64) {
         let state = self.state.lock();
         let others = state.total[metric] - heap.turn.folded[metric];
@@ -164,7 +165,8 @@ fn excuse(heap: &mut Heap) {
 }
 
 impl State {
-    /// Whether this thread's turn follows another's so closely, again and again, that both are at work.
+    /// Whether this thread's turn follows another's so closely, again and again, that both are at
+    /// work.
     fn at_the_same_time(&mut self) -> bool {
         let thread = thread_number();
         if thread == self.thread {

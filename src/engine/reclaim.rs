@@ -47,7 +47,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives idle handles back, save those of streams that are being captured, up to about `wanted` bytes; gives how many bytes it came to.
+    /// Gives idle handles back, save those of streams that are being captured, up to about `wanted`
+    /// bytes; gives how many bytes it came to.
     pub(super) fn release_idle(&self, growth: &mut Growth, wanted: Bytes) -> DeviceResult<Bytes> {
         let mut released = 0;
         let mut found = Vec::new();
@@ -74,8 +75,8 @@ impl Engine {
         Ok(released)
     }
 
-    /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that share of
-    /// the limit. PyTorch's `garbage_collection_threshold`.
+    /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that
+    /// share of the limit. PyTorch's `garbage_collection_threshold`.
     pub(super) fn collect_garbage(&self, growth: &mut Growth, bytes: Bytes) {
         let threshold = self.config.garbage_collection_threshold;
         let limit = growth.store.limit;

@@ -98,8 +98,8 @@ impl Shards {
         (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard)))
     }
 
-    /// The default pool's shard for `stream` with its number, made on first use; `None` where there are
-    /// 2^20 shards already.
+    /// The default pool's shard for `stream` with its number, made on first use; `None` where there
+    /// are 2^20 shards already.
     #[inline]
     pub(crate) fn for_stream(&self, stream: StreamId) -> Option<(u32, &Shard)> {
         match self.directory.find(stream) {
@@ -183,9 +183,9 @@ pub(crate) fn thread_number() -> usize {
     THREAD.with(|&number| number)
 }
 
-/// A hash table from streams to numbers, read without a lock. It is written under the lock of `Shards`,
-/// only grows, and moves to a table of twice the size when half full; old tables stay, for readers that
-/// are still in them.
+/// A hash table from streams to numbers, read without a lock. It is written under the lock of
+/// `Shards`, only grows, and moves to a table of twice the size when half full; old tables stay,
+/// for readers that are still in them.
 #[derive(Debug)]
 struct Directory {
     tables: [OnceLock<Box<[Entry]>>; 20],
@@ -255,7 +255,8 @@ fn insert_into(table: &[Entry], stream: StreamId, index: u32, shard: Arc<Shard>)
     let entry = &table[at & (table.len() - 1)];
     entry.stream.store(stream.0, Ordering::Relaxed);
     entry.index.store(index, Ordering::Relaxed);
-    // Nobody else inserts: the lock of `Shards` is held. Readers see the two stores above through this.
+    // Nobody else inserts: the lock of `Shards` is held. Readers see the two stores above through
+    // this.
     let _ = entry.shard.set(shard);
 }
 

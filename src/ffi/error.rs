@@ -24,8 +24,8 @@ pub(crate) const FAILED: u32 = 1;
 
 /// Runs an exported function: its error, or its panic, waits in the thread.
 ///
-/// The error is kept inside of what is guarded, so that only a number passes through: an error is large,
-/// and a result that holds one would be copied on every call.
+/// The error is kept inside of what is guarded, so that only a number passes through: an error is
+/// large, and a result that holds one would be copied on every call.
 #[inline]
 pub(crate) fn guarded(body: impl FnOnce() -> Result<()>) -> u32 {
     let status = || match body() {

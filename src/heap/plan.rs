@@ -1,5 +1,5 @@
-//! Where to put a request for which no free block is large enough: a window over free blocks, holes and
-//! dormant views that lie side by side, and what has to be done to make it memory.
+//! Where to put a request for which no free block is large enough: a window over free blocks, holes
+//! and dormant views that lie side by side, and what has to be done to make it memory.
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
@@ -177,8 +177,8 @@ impl Heap {
         }
     }
 
-    /// How much of the supply the window takes: what it needs filled, and what idle memory it covers.
-    /// `None` where it would need one handle at two places.
+    /// How much of the supply the window takes: what it needs filled, and what idle memory it
+    /// covers. `None` where it would need one handle at two places.
     fn needed(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Bytes> {
         let over = rules.idle.over(plan.start, plan.start + bytes);
         let covered = rules.idle.before[over.end] - rules.idle.before[over.start];

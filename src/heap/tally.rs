@@ -3,9 +3,9 @@
 use super::size::ArenaKind;
 use crate::units::Bytes;
 
-/// How many quantities have an exact peak: three (allocations, their bytes, the bytes asked for), and two
-/// of them again including blocks that wait for other streams; each in all and for both of PyTorch's
-/// pools.
+/// How many quantities have an exact peak: three (allocations, their bytes, the bytes asked for),
+/// and two of them again including blocks that wait for other streams; each in all and for both of
+/// PyTorch's pools.
 pub(crate) const METRICS: usize = 15;
 
 /// The place of a quantity among the [`METRICS`]: in all, then small, then large.

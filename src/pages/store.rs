@@ -1,12 +1,12 @@
-//! The device's handles, and the driver calls that make, map, unmap and release them. Every method leaves
-//! the store as it was, or as it should be: a failed step is undone.
+//! The device's handles, and the driver calls that make, map, unmap and release them. Every method
+//! leaves the store as it was, or as it should be: a failed step is undone.
 
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceResult, HandleId};
 use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
-use crate::observe::{Stat, StatArray};
+use crate::stat::{Stat, StatArray};
 use crate::units::{Address, Bytes};
 
 /// Where a handle is mapped.

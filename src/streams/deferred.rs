@@ -19,7 +19,8 @@ pub(crate) struct Ticket {
 struct Epoch {
     event: EventId,
     tickets: Vec<Ticket>,
-    /// Whether it was looked at since: then it stays where it is, and later frees open another epoch.
+    /// Whether it was looked at since: then it stays where it is, and later frees open another
+    /// epoch.
     asked: bool,
 }
 
@@ -71,9 +72,9 @@ impl Deferred {
         }
     }
 
-    /// Starts the wait of a block that was freed; false where nobody was recorded for it. The event is
-    /// recorded now, since the program may destroy the stream next; it is the last one of the stream,
-    /// moved on, unless that was looked at already.
+    /// Starts the wait of a block that was freed; false where nobody was recorded for it. The event
+    /// is recorded now, since the program may destroy the stream next; it is the last one of the
+    /// stream, moved on, unless that was looked at already.
     pub(crate) fn defer(&mut self, address: Address, ticket: Ticket) -> bool {
         let Some(users) = self.users.remove(&address) else {
             return false;
@@ -97,13 +98,14 @@ impl Deferred {
         self.users.len()
     }
 
-    /// Looks which waits are over; adds the blocks that nobody uses any more to `done`. What was found
-    /// before an error is in `done` all the same.
+    /// Looks which waits are over; adds the blocks that nobody uses any more to `done`. What was
+    /// found before an error is in `done` all the same.
     pub(crate) fn poll(&mut self, done: &mut Vec<Ticket>) -> DeviceResult<()> {
         self.settle(done, |device, event| device.event_query(event))
     }
 
-    /// Waits until no block waits, save for streams that are being captured, which cannot be waited for.
+    /// Waits until no block waits, save for streams that are being captured, which cannot be waited
+    /// for.
     pub(crate) fn wait_all(&mut self, done: &mut Vec<Ticket>) -> DeviceResult<()> {
         self.settle(done, |device, event| device.event_synchronize(event).map(|()| true))
     }
@@ -189,8 +191,8 @@ impl Deferred {
             Ok(Some(_)) => Ok(Status::Capturing),
             Ok(None) => Ok(Status::Usual),
             Err(error) if error.kind == DeviceErrorKind::Misuse => {
-                // The stream was destroyed. Its work may still run, and nothing is left to ask but the
-                // device as a whole.
+                // The stream was destroyed. Its work may still run, and nothing is left to ask but
+                // the device as a whole.
                 self.device.synchronize()?;
                 Ok(Status::Gone)
             }
@@ -205,8 +207,8 @@ impl Deferred {
         }
     }
 
-    /// Takes note that `stream` is about to be destroyed: what it leaves is ordered by an event from now
-    /// on, and nothing more is asked of it.
+    /// Takes note that `stream` is about to be destroyed: what it leaves is ordered by an event
+    /// from now on, and nothing more is asked of it.
     pub(crate) fn retire(&mut self, stream: StreamId) -> DeviceResult<()> {
         self.record_open(stream)?;
         let event = self.event()?;
@@ -230,8 +232,8 @@ impl Deferred {
         Ok(())
     }
 
-    /// Makes `later` wait for what is queued on `earlier` now, unless that has run already. False where
-    /// one of them is being captured, so that nothing may be recorded or made to wait.
+    /// Makes `later` wait for what is queued on `earlier` now, unless that has run already. False
+    /// where one of them is being captured, so that nothing may be recorded or made to wait.
     pub(crate) fn order(&mut self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
         if earlier == later {
             return Ok(true);
@@ -259,8 +261,8 @@ impl Deferred {
         self.at_end_of(stream, |device, event| device.event_synchronize(event))
     }
 
-    /// Calls `then` with an event at the end of what is queued on `stream` now. False, without a call,
-    /// where it is being captured.
+    /// Calls `then` with an event at the end of what is queued on `stream` now. False, without a
+    /// call, where it is being captured.
     fn at_end_of(
         &mut self,
         stream: StreamId,

@@ -120,8 +120,8 @@ impl Rig {
         }
     }
 
-    /// How every test ends: nothing live, nothing pending, every invariant holds, and nothing is left
-    /// on the devices once the cache is empty.
+    /// How every test ends: nothing live, nothing pending, every invariant holds, and nothing is
+    /// left on the devices once the cache is empty.
     #[track_caller]
     pub(crate) fn finish(self) {
         self.allocator.process_events().unwrap();

@@ -1,5 +1,5 @@
-//! What the simulated device does beyond the contract of `Device`: it tells misuse, holds work back,
-//! fails on request, and keeps a ledger.
+//! What the simulated device does beyond the contract of `Device`: it tells misuse, holds work
+//! back, fails on request, and keeps a ledger.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 

@@ -1,4 +1,5 @@
-//! One trace on one device: a fresh allocator over a fresh device for each run, and the checks after it.
+//! One trace on one device: a fresh allocator over a fresh device for each run, and the checks
+//! after it.
 
 use std::sync::Arc;
 
@@ -50,7 +51,8 @@ impl Job<'_> {
     /// Replays the trace, and where `least` is set looks for the least capacity that suffices.
     ///
     /// # Errors
-    /// Only where there is no such device or no allocator over it; what goes wrong later is in the report.
+    /// Only where there is no such device or no allocator over it; what goes wrong later is in the
+    /// report.
     pub(crate) fn run(&self, least: bool, progress: &ProgressBar) -> Result<Report, Error> {
         let sample = self.sample(self.capacity, OnOutOfMemory::Count)?;
         let mut report = Report {

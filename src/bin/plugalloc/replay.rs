@@ -40,9 +40,10 @@ impl Outcome {
     }
 }
 
-/// Replays the trace, whose streams are those of `streams` in order. The allocator's clock is set to the
-/// times of the trace, so that it takes no more of a second for itself than it would have had. Reading the clock and everything else
-/// that is not the allocator's happens before or after the loop that is timed.
+/// Replays the trace, whose streams are those of `streams` in order. The allocator's clock is set
+/// to the times of the trace, so that it takes no more of a second for itself than it would have
+/// had. Reading the clock and everything else that is not the allocator's happens before or after
+/// the loop that is timed.
 pub(crate) fn replay(
     client: &impl Client,
     trace: &Trace,

@@ -16,7 +16,8 @@ pub(super) struct Memory {
     pub(super) banks: Vec<Bank>,
     /// By start. No two overlap.
     pub(super) regions: BTreeMap<Address, Region>,
-    /// By start, over all reservations. No two overlap, and none crosses the end of its reservation.
+    /// By start, over all reservations. No two overlap, and none crosses the end of its
+    /// reservation.
     pub(super) mappings: BTreeMap<Address, Mapping>,
     pub(super) handles: BTreeMap<HandleId, Handle>,
     pub(super) next_handle: u64,
@@ -27,9 +28,9 @@ pub(super) struct Memory {
 #[derive(Debug)]
 pub(super) struct Bank {
     pub(super) file: MemoryFile,
-    /// Where the next handle's bytes start in the file. Offsets are never used twice: handles made one
-    /// after the other lie side by side, so that the kernel joins their mappings where they are mapped
-    /// side by side too, and no byte of an old handle shows in a new one.
+    /// Where the next handle's bytes start in the file. Offsets are never used twice: handles made
+    /// one after the other lie side by side, so that the kernel joins their mappings where they are
+    /// mapped side by side too, and no byte of an old handle shows in a new one.
     pub(super) next_offset: Bytes,
     capacity: Bytes,
     used: Bytes,
@@ -179,8 +180,8 @@ impl Memory {
         Ok(bytes)
     }
 
-    /// Fails unless work of `device` may read and write the span. What lies in no region of the machine
-    /// counts as memory of the host, if it is there at all.
+    /// Fails unless work of `device` may read and write the span. What lies in no region of the
+    /// machine counts as memory of the host, if it is there at all.
     pub(super) fn check_access(&self, device: usize, at: Address, bytes: Bytes) -> Outcome<()> {
         let span = || format!("{bytes} bytes at {at:#x}");
         let Some(end) = at.checked_add(bytes) else {
@@ -212,7 +213,8 @@ impl Memory {
     fn check_host(&self, at: Address, end: Address) -> Outcome<()> {
         if let Some((start, _)) = self.regions.range(at..end).next() {
             return Err(misuse(format!(
-                "the span from {at:#x} to {end:#x} runs from host memory into a device's at {start:#x}"
+                "the span from {at:#x} to {end:#x} runs from host memory into a device's at \
+                 {start:#x}"
             )));
         }
         if !os::is_present(at, end - at) {

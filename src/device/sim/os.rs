@@ -1,5 +1,5 @@
-//! The host's memory: address space, files of memory and raw bytes. All unsafe code of the simulated
-//! device stands here, behind functions that check what can be checked.
+//! The host's memory: address space, files of memory and raw bytes. All unsafe code of the
+//! simulated device stands here, behind functions that check what can be checked.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::io::{Error, Result};
@@ -42,8 +42,8 @@ const MS_ASYNC: c_int = 1;
 /// The error of a kernel that is out of memory, address space or mappings.
 pub(super) const ENOMEM: i32 = 12;
 
-/// The length of a [`MemoryFile`]: so long that offsets never need to be used twice. It costs nothing,
-/// because only touched pages exist.
+/// The length of a [`MemoryFile`]: so long that offsets never need to be used twice. It costs
+/// nothing, because only touched pages exist.
 const FILE_BYTES: i64 = 1 << 62;
 
 /// The result of a call of the C library that returns 0 or -1.
@@ -83,8 +83,8 @@ impl MemoryFile {
     }
 }
 
-/// Address space of this process that belongs to its holder: nothing else is ever placed there. It is
-/// inaccessible until [`open`](HostRange::open)ed, and starts at a multiple of the granule.
+/// Address space of this process that belongs to its holder: nothing else is ever placed there. It
+/// is inaccessible until [`open`](HostRange::open)ed, and starts at a multiple of the granule.
 #[derive(Debug)]
 pub(super) struct HostRange {
     start: Address,
@@ -200,8 +200,8 @@ impl Drop for HostRange {
     }
 }
 
-/// Mappings that serve nothing but to be given up. At its limit (`vm.max_map_count`) the kernel refuses
-/// even the call that takes a mapping away, so a process there could not unmap its way out.
+/// Mappings that serve nothing but to be given up. At its limit (`vm.max_map_count`) the kernel
+/// refuses even the call that takes a mapping away, so a process there could not unmap its way out.
 #[derive(Debug)]
 pub(super) struct SpareMappings {
     range: HostRange,
@@ -249,11 +249,11 @@ pub(super) fn is_present(at: Address, bytes: Bytes) -> bool {
 
 /// Copies bytes; the spans may overlap, as they may where one handle is mapped at two addresses.
 ///
-/// The caller has checked that each span is accessible memory of the machine, or present host memory,
-/// which `Device::copy_async` obliges its caller to keep valid and writable.
+/// The caller has checked that each span is accessible memory of the machine, or present host
+/// memory, which `Device::copy_async` obliges its caller to keep valid and writable.
 pub(super) fn copy(to: Address, from: Address, bytes: Bytes) {
-    // SAFETY: the spans are valid by the checks and the contract that the function names; a copy that
-    // allows overlap needs no more.
+    // SAFETY: the spans are valid by the checks and the contract that the function names; a copy
+    // that allows overlap needs no more.
     unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) }
 }
 

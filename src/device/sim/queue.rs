@@ -53,8 +53,8 @@ pub(super) struct Stream {
     pub(super) id: u64,
     pub(super) device: usize,
     pub(super) queue: VecDeque<Task>,
-    /// Entries queued and entries run, ever. A slot keeps counting for the next stream that lives in
-    /// it, so a point that was reached stays reached.
+    /// Entries queued and entries run, ever. A slot keeps counting for the next stream that lives
+    /// in it, so a point that was reached stays reached.
     pub(super) submitted: u64,
     pub(super) completed: u64,
     pub(super) held: bool,
