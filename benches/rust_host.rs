@@ -4,8 +4,8 @@
 //! cargo bench --bench rust_host -- [--quick] [--device auto|cuda|sim]
 //! ```
 //!
-//! The sizes come from the same generator and the samples are taken in the same way; what the workloads
-//! are is said in `benches/cpp/workloads.hpp`.
+//! The sizes come from the same generator and the samples are taken in the same way; what the
+//! workloads are is said in `benches/cpp/workloads.hpp`.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -2,8 +2,8 @@
 //
 //     torch_host --mode native|dataptr|pluggable [--suite ...] [--name NAME]
 //
-// Its options come from PYTORCH_ALLOC_CONF, as always. `pluggable` needs libtorch_cuda, and is there
-// when the program was compiled with WITH_PLUGGABLE.
+// Its options come from PYTORCH_ALLOC_CONF, as always. `pluggable` needs libtorch_cuda, and is
+// there when the program was compiled with WITH_PLUGGABLE.
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
