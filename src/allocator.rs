@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
-use crate::device::{Device, MemoryInfo};
+use crate::device::{Clock, Device, MemoryInfo};
 use crate::engine::{Engine, foreign};
 use crate::error::{Error, Result};
 use crate::observe::DeviceStatistics;
@@ -53,6 +53,7 @@ pub struct Allocator {
     engines: Vec<Engine>,
     map: Arc<PageMap>,
     config: Config,
+    clock: Arc<Clock>,
     /// Whether allocations outside the address map may exist: caching was off at some time.
     direct: AtomicBool,
 }
@@ -72,11 +73,14 @@ impl Allocator {
             });
         }
         let map = Arc::new(PageMap::new());
-        let engine =
-            |(index, device)| Engine::new(index as u32, device, config.clone(), Arc::clone(&map));
+        let clock = Arc::new(Clock::default());
+        let engine = |(index, device)| {
+            let shared = (Arc::clone(&map), Arc::clone(&clock));
+            Engine::new(index as u32, device, config.clone(), shared)
+        };
         let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
         let direct = AtomicBool::new(!config.caching);
-        Ok(Allocator { engines, map, config, direct })
+        Ok(Allocator { engines, map, config, clock, direct })
     }
 
     /// How many devices there are.
@@ -90,6 +94,12 @@ impl Allocator {
     /// [`Error::InvalidDevice`] where there is no such device; so for every method that takes one.
     pub fn device(&self, device: DeviceId) -> Result<&Arc<dyn Device>> {
         Ok(self.engine(device)?.device())
+    }
+
+    /// The time by which the allocator limits its own: how much of each second it may spend on moving
+    /// memory between heaps. Programs leave it alone; a replay sets it.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The options with which the allocator was made.

@@ -1,6 +1,6 @@
-//! The C++ classes, as Rust programs drive them: tests and tools that want to see what a C++ program
-//! sees. Every method here is one call of a virtual C++ method; its exception comes back as
-//! [`Error`](crate::Error) with all numbers.
+//! The C++ classes, as Rust programs drive them: tests and tools that want to see what a C++
+//! program sees. Every method here is one call of a virtual C++ method; its exception comes back as
+//! [`Error`] with all numbers.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -179,8 +179,8 @@ impl CudaAllocator {
     ///
     /// # Safety
     ///
-    /// Both addresses must be valid for `bytes` where the allocator copies by following them, as one
-    /// over user functions may.
+    /// Both addresses must be valid for `bytes` where the allocator copies by following them, as
+    /// one over user functions may.
     pub unsafe fn copy_data(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         check(ffi::copy_data(self.object(), to, from, bytes))
     }
@@ -201,8 +201,8 @@ pub struct CachingAllocator {
 impl CachingAllocator {
     /// A C++ object over this engine.
     ///
-    /// The C++ object, once all its copies are gone, lets the engine go if nothing is allocated, and
-    /// keeps it for the life of the process otherwise.
+    /// The C++ object, once all its copies are gone, lets the engine go if nothing is allocated,
+    /// and keeps it for the life of the process otherwise.
     pub fn new(allocator: Arc<Allocator>) -> Result<CachingAllocator> {
         let mut shared = SharedPtr::null();
         check(ffi::make_caching(Box::new(CachingCore(allocator)), &mut shared))?;

@@ -1,5 +1,7 @@
-//! Rust drives the C++ classes, which drive the Rust engine: values, errors and ownership survive both
-//! ways over the bridge.
+//! Rust drives the C++ classes, which drive the Rust engine: values, errors and ownership survive
+//! both ways over the bridge.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

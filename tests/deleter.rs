@@ -1,5 +1,7 @@
-//! Errors inside deleters, which never throw: kept, and reported by the next call that may. A process
-//! of its own, since what is kept is the process's.
+//! Errors inside deleters, which never throw: kept, and reported by the next call that may. A
+//! process of its own, since what is kept is the process's.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use plugalloc::Error;
 use plugalloc::cpp::PluggableAllocator;

@@ -1,4 +1,7 @@
-//! The allocator over user functions, from Rust and through the C++ class: the same behaviour twice.
+//! The allocator over user functions, from Rust and through the C++ class: the same behaviour
+//! twice.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

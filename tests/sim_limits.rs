@@ -1,6 +1,8 @@
 //! The simulated device where the kernel refuses further mappings. A test program of its own, because
 //! nothing else in the process can map memory meanwhile.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimMachine, SimOptions};
 use plugalloc::error::DeviceErrorKind;

@@ -63,9 +63,7 @@ void CachingAllocator::copy_data(void* dest, const void* src, std::size_t count)
   check(state_->core->synchronize(device, stream));
 }
 
-bool CachingAllocator::initialized() {
-  return state_->initialized.load(std::memory_order_relaxed);
-}
+bool CachingAllocator::initialized() { return state_->initialized.load(std::memory_order_relaxed); }
 
 void CachingAllocator::init(int) { state_->markInitialized(); }
 

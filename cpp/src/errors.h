@@ -37,9 +37,7 @@ void reportFromDeleter() noexcept;
 InvalidPointerError foreignPointer(const void* pointer);
 
 inline rust::String toRust(const std::string& text) { return rust::String::lossy(text); }
-inline std::string toStd(const rust::String& text) {
-  return std::string(text.data(), text.size());
-}
+inline std::string toStd(const rust::String& text) { return std::string(text.data(), text.size()); }
 
 }  // namespace bridge
 }  // namespace plugalloc

@@ -64,8 +64,7 @@ void PluggableAllocator::set_begin_allocate_to_pool(
     std::function<void(int, MempoolId_t, std::function<bool(cudaStream_t)>)> begin_fn) {
   state_->call.begin_pool = std::move(begin_fn);
 }
-void PluggableAllocator::set_end_allocate_to_pool_fn(
-    std::function<void(int, MempoolId_t)> end_fn) {
+void PluggableAllocator::set_end_allocate_to_pool_fn(std::function<void(int, MempoolId_t)> end_fn) {
   state_->call.end_pool = std::move(end_fn);
 }
 void PluggableAllocator::set_end_allocate_to_pool(std::function<void(int, MempoolId_t)> end_fn) {

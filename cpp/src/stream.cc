@@ -41,9 +41,7 @@ int checkedDevice(int device, int lowest) {
   return device;
 }
 
-int chosenDevice(int device) {
-  return checkedDevice(device == -1 ? currentDevice() : device, 0);
-}
+int chosenDevice(int device) { return checkedDevice(device == -1 ? currentDevice() : device, 0); }
 
 }  // namespace
 

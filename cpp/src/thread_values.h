@@ -9,7 +9,8 @@ namespace plugalloc {
 namespace bridge {
 
 /// The device that this thread has set; -1: none. It lies where a thread finds it with one
-/// instruction, also when the library was loaded late: it is small enough for the room kept for that.
+/// instruction, also when the library was loaded late: it is small enough for the room kept for
+/// that.
 extern __attribute__((visibility("hidden"), tls_model("initial-exec"))) __thread int thread_device;
 
 /// What is asked where a thread has set none.

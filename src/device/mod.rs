@@ -4,7 +4,11 @@
 //! A device gives memory and orders work. It decides nothing: no caching, rounding, retry or statistics
 //! stands here.
 
+mod clock;
+pub mod cuda;
 pub mod sim;
+
+pub use clock::Clock;
 
 use crate::error::DeviceError;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
@@ -148,10 +152,11 @@ pub trait Device: Send + Sync {
         bytes: Bytes,
         stream: StreamId,
     ) -> DeviceResult<()>;
-    /// Queues a function of the host. It must not call the device.
+    /// Queues a function of the host. It must not call the device. `Unsupported` on a capturing stream,
+    /// because it can run only once.
     fn host_function(&self, stream: StreamId, function: HostFunction) -> DeviceResult<()>;
 
-    /// True where this device can reach the memory of `peer`.
+    /// True where this device can reach the memory of `peer`. A device is no peer of itself.
     fn can_access_peer(&self, peer: DeviceId) -> DeviceResult<bool>;
     /// Lets this device reach the memory of `peer`, mapped before or later. Enabling twice is fine.
     fn enable_peer_access(&self, peer: DeviceId) -> DeviceResult<()>;

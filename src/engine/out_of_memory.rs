@@ -49,6 +49,9 @@ impl Engine {
 
     /// What would help, given what is configured and what was found.
     fn hint(&self, report: &OutOfMemory, cached: Bytes) -> String {
+        if report.requested > report.total {
+            return "The request is more than the device has.".to_owned();
+        }
         if report.limit < report.total && report.requested <= report.free {
             return format!(
                 "The device has room: the memory fraction allows {} only \
@@ -63,17 +66,23 @@ impl Engine {
                 format_bytes(elsewhere)
             );
         }
+        let unused = report.free + report.reserved.saturating_sub(report.allocated);
+        if unused >= report.requested && self.any_capture() {
+            return "Memory of a stream that is being captured serves no other stream before the \
+                    capture has ended."
+                .to_owned();
+        }
         if cached < report.requested {
             return "The memory is in use: only freeing allocations helps.".to_owned();
+        }
+        if self.device.capabilities().virtual_memory.is_none() {
+            return "Cached memory is fragmented, and this device has no virtual memory management \
+                    to move it with."
+                .to_owned();
         }
         if !self.config.expandable_segments {
             return "Cached memory is fragmented, and cannot be moved without virtual memory: \
                     expandable_segments:True would allow it."
-                .to_owned();
-        }
-        if !self.virtual_memory {
-            return "Cached memory is fragmented, and this device has no virtual memory management \
-                    to move it with."
                 .to_owned();
         }
         if !self.config.steal {
@@ -83,5 +92,11 @@ impl Engine {
         "Cached memory lies in handles that live allocations share; a smaller max_handle_mb leaves \
          less of it."
             .to_owned()
+    }
+
+    /// Whether a stream with memory of this device is being captured.
+    fn any_capture(&self) -> bool {
+        let status = |stream| self.device.capture_status(stream);
+        self.shards.iter().any(|(_, shard)| status(shard.stream).is_ok_and(|id| id.is_some()))
     }
 }

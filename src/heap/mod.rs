@@ -125,6 +125,13 @@ impl Heap {
         Some(self.carve(id, requested, bytes))
     }
 
+    /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
+    pub(crate) fn allocate_any(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
+        let id = free.at_least(&self.blocks, bytes).next()?;
+        Some(self.carve(id, requested, bytes))
+    }
+
     /// Takes the front of a free block.
     #[inline]
     fn carve(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {

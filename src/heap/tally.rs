@@ -157,6 +157,8 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
 pub(crate) struct Turn {
     /// The values when they were last added to the device's.
     pub(crate) folded: [i64; METRICS],
+    /// The highest values since the device's peaks were last read, as far as they were added.
+    pub(crate) high: [i64; METRICS],
     /// For how many calls the heap need not become active.
     pub(crate) excused: u32,
     /// Whether it changed without being active.

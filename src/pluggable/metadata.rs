@@ -1,4 +1,5 @@
-//! What is known of the allocations of user functions: a map from pointers, in shards, and counters.
+//! What is known of the allocations of user functions: a map from pointers, in shards, and
+//! counters.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

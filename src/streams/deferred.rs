@@ -236,7 +236,7 @@ impl Deferred {
         if earlier == later {
             return Ok(true);
         }
-        if matches!(self.is_capturing(later)?, Status::Capturing) {
+        if !self.can_order(earlier, later)? {
             return Ok(false);
         }
         self.at_end_of(earlier, |device, event| {
@@ -245,6 +245,13 @@ impl Deferred {
             }
             Ok(())
         })
+    }
+
+    /// Whether [`order`](Deferred::order) would not refuse.
+    pub(crate) fn can_order(&self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
+        let free = |stream| Ok(!matches!(self.is_capturing(stream)?, Status::Capturing));
+        Ok(earlier == later
+            || ((self.retired.contains_key(&earlier) || free(earlier)?) && free(later)?))
     }
 
     /// Waits on the host for everything queued on `stream`. False where it is being captured.

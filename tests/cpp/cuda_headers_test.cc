@@ -15,4 +15,6 @@ static_assert(std::is_nothrow_move_constructible<plugalloc::DataPtr>::value, "mo
 static_assert(!std::is_copy_constructible<plugalloc::DataPtr>::value, "owns alone");
 static_assert(std::is_base_of<std::runtime_error, plugalloc::OutOfMemoryError>::value, "typed");
 
-TEST_CASE("VersionIsKnown") { CHECK(std::string(plugalloc::version()).find('.') != std::string::npos); }
+TEST_CASE("VersionIsKnown") {
+  CHECK(std::string(plugalloc::version()).find('.') != std::string::npos);
+}

@@ -51,11 +51,17 @@ TEST_CASE("AssignmentGivesTheOldContextBack") {
 
 TEST_CASE("NullContextIsNotDeleted") {
   deleted = 0;
-  { const DataPtr pointer(nullptr, nullptr, &countDelete, kCuda0); }
+  {
+    const DataPtr pointer(nullptr, nullptr, &countDelete, kCuda0);
+  }
   CHECK(deleted == 0);
-  { const DataPtr nothing; }
+  {
+    const DataPtr nothing;
+  }
   int value = 0;
-  { const DataPtr borrowed(&value, kCuda0); }
+  {
+    const DataPtr borrowed(&value, kCuda0);
+  }
   CHECK(deleted == 0);
 }
 

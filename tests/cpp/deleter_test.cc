@@ -37,7 +37,9 @@ TEST_CASE("ErrorIsReportedByTheNextAllocation") {
 TEST_CASE("ExceptionOfTheSourceIsReportedAsItIs") {
   bool fail = true;
   const auto allocator = makeMalloc(&fail);
-  { const DataPtr data = allocator->allocate(8); }
+  {
+    const DataPtr data = allocator->allocate(8);
+  }
   CHECK_THROWS_AS(allocator->emptyCache(), std::logic_error);
   CHECK(allocator->getDeviceStats(0).allocation[0].current == 0);
   void* const block = allocator->raw_alloc(8);

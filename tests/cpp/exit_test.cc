@@ -1,5 +1,5 @@
-// A process may end with live memory, live threads' values and live allocators: nothing is torn down,
-// and deleters that run among the last destructors still work.
+// A process may end with live memory, live threads' values and live allocators: nothing is torn
+// down, and deleters that run among the last destructors still work.
 #include <plugalloc/plugalloc.h>
 
 #include <cstdio>

@@ -69,9 +69,8 @@ TEST_CASE("WhatIsMissingSaysSo") {
   CUDAAllocator& a = own;
   const MempoolId_t pool{0, 1};
   checkUnsupported("snapshot", [&] { (void)a.snapshot(); });
-  checkUnsupported("recordHistory", [&] {
-    a.recordHistory(true, nullptr, 1, RecordContext::NEVER, false, {});
-  });
+  checkUnsupported("recordHistory",
+                   [&] { a.recordHistory(true, nullptr, 1, RecordContext::NEVER, false, {}); });
   checkUnsupported("beginAllocateToPool", [&] { a.beginAllocateToPool(0, pool, {}); });
   checkUnsupported("endAllocateToPool", [&] { a.endAllocateToPool(0, pool); });
   checkUnsupported("releasePool", [&] { a.releasePool(0, pool); });

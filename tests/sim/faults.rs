@@ -123,6 +123,16 @@ fn memory_runs_out_at_the_capacity() {
 }
 
 #[test]
+fn malloc_takes_whole_granules_of_the_capacity() {
+    let device = device();
+    device.set_capacity(2 * GRANULE - 1);
+    let first = device.malloc(1).unwrap();
+    assert_refused(device.malloc(1), DeviceErrorKind::OutOfMemory, "of 4194303 free");
+    device.free(first).unwrap();
+    device.malloc(GRANULE).unwrap();
+}
+
+#[test]
 fn the_capacity_can_shrink_below_what_is_in_use_and_grow_again() {
     let device = device();
     let handle = device.create(8 * GRANULE).unwrap();

@@ -1,5 +1,7 @@
 //! Work that is held back, and what must not happen to memory meanwhile.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -111,6 +113,34 @@ fn waiting_blocks_until_another_thread_resumes_where_that_is_wanted() {
     device.resume(STREAM).unwrap();
     waiter.join().unwrap().unwrap();
     assert!(device.event_query(event).unwrap());
+}
+
+#[test]
+fn a_waiting_thread_goes_on_while_a_later_host_function_still_runs() {
+    let device = device_with(SimOptions { wait_for_release: true, ..SimOptions::default() });
+    let event = device.event_create().unwrap();
+    let (open, gate) = channel::<()>();
+    let opened = Arc::new(AtomicBool::new(false));
+    device.hold(STREAM).unwrap();
+    device.event_record(event, STREAM).unwrap();
+    device.stream_wait_event(OTHER, event).unwrap();
+    let seen = Arc::clone(&opened);
+    let function = move || {
+        let in_time = gate.recv_timeout(Duration::from_secs(5)).is_ok();
+        seen.store(in_time, Ordering::Relaxed);
+    };
+    device.host_function(OTHER, Box::new(function)).unwrap();
+    let waiter = {
+        let device = Arc::clone(&device);
+        thread::spawn(move || {
+            device.event_synchronize(event).unwrap();
+            open.send(()).unwrap();
+        })
+    };
+    thread::sleep(Duration::from_millis(20));
+    device.resume(STREAM).unwrap();
+    waiter.join().unwrap();
+    assert!(opened.load(Ordering::Relaxed), "the waiter was not told in time");
 }
 
 #[test]

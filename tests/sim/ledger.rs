@@ -84,6 +84,7 @@ fn memory_in_use_counts_until_it_is_neither_owned_nor_mapped() {
     assert_eq!(device.ledger().used, GRANULE);
     device.free(small).unwrap();
     assert_eq!(device.ledger().used, 0);
+    device.create(GRANULE).unwrap();
     assert_eq!(device.ledger().used_peak, 5 * GRANULE);
 }
 

@@ -133,7 +133,7 @@ impl Job<'_> {
         let Bench { allocator, machine, streams } = bench;
         let total = machine.total()?;
         machine.reset_usage();
-        let mut outcome = replay(client, self.trace, streams, policy);
+        let mut outcome = replay(client, self.trace, streams, allocator.clock(), policy);
         let usage = machine.usage();
         let mut problems: Vec<String> = outcome.failure.take().into_iter().collect();
         if problems.is_empty() {

@@ -209,6 +209,8 @@ impl Shared {
         slot: usize,
         function: HostFunction,
     ) {
+        // What has run so far may be all that another thread waits for.
+        self.progress.notify_all();
         let outcome = MutexGuard::unlocked(state, || {
             let outer = IN_HOST_FUNCTION.replace(true);
             let outcome = catch_unwind(AssertUnwindSafe(function));

@@ -11,6 +11,25 @@
 //!   exception is a call that is forbidden during a capture, which also invalidates the capture.
 //! - A [ledger](SimDevice::ledger) counts the calls, and prices them by what an H100 takes for them.
 //!
+//! # Captures
+//!
+//! Copies and fills queued on a capturing stream are recorded, a graph launched on it becomes a part of
+//! the capture, and all spans are checked when they are recorded and again at each launch: a graph
+//! whose memory was unmapped is refused whole. What CUDA forbids fails with `NotPermitted` and
+//! invalidates the capture:
+//!
+//! - `event_record` and `stream_synchronize` on the capturing stream, `stream_wait_event` on it for an
+//!   event that was ever recorded (which can only have been outside the capture), and `synchronize` on
+//!   its device;
+//! - with [`SimOptions::global_capture`], also `malloc`, `free`, `event_query` and `event_synchronize`
+//!   on any stream or device of the machine.
+//!
+//! After that, whatever is queued on the stream fails, and so does `capture_end`, which brings the
+//! stream out of the capture. `host_function` on a capturing stream and a capture of the default stream
+//! are `Unsupported`, and harm no capture. The calls on addresses and handles are always allowed.
+//!
+//! # Differences
+//!
 //! What is simpler than on a real device: no stream synchronises with the default stream by itself,
 //! functions of the host cannot be captured, and work runs in the thread of a caller, not beside it.
 
@@ -40,6 +59,32 @@ use parking_lot::MutexGuard;
 use refusal::Outcome;
 
 /// One simulated device of a [`SimMachine`].
+///
+/// ```
+/// use plugalloc::StreamId;
+/// use plugalloc::device::Device;
+/// use plugalloc::device::sim::{SimMachine, SimOptions};
+/// use plugalloc::error::{DeviceErrorKind, DriverCall};
+///
+/// let device = SimMachine::new(SimOptions::default())?.device(0);
+/// let (stream, memory) = (StreamId(8), device.malloc(4096)?);
+///
+/// // Work that is held back has not happened.
+/// let event = device.event_create()?;
+/// device.hold(stream)?;
+/// device.fill_async(memory, 7, 4096, stream)?;
+/// device.event_record(event, stream)?;
+/// assert!(!device.event_query(event)?);
+/// device.resume(stream)?;
+/// assert!(device.event_query(event)?);
+///
+/// // A call fails on request, and the ledger knows of all of them.
+/// device.fail_nth(DriverCall::Malloc, 1);
+/// let error = device.malloc(4096).unwrap_err();
+/// assert_eq!(error.kind, DeviceErrorKind::OutOfMemory);
+/// assert_eq!(device.ledger().calls(DriverCall::Malloc), 2);
+/// # Ok::<(), plugalloc::error::DeviceError>(())
+/// ```
 pub struct SimDevice {
     index: usize,
     shared: Arc<Shared>,

@@ -79,7 +79,7 @@ pub(super) enum Obstacle {
 pub(super) enum Step {
     /// Something ran, or a wait was over.
     Advanced,
-    /// The function must be run with the machine unlocked, then [`Work::finish_host`] called.
+    /// The function must be run with the machine unlocked, then `Work::finish_host` called.
     Host(HostFunction),
     /// Nothing can run.
     Blocked,

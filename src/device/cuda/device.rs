@@ -1,0 +1,153 @@
+//! A GPU as a [`Device`]: each method leaves the rest to the part that knows.
+
+use super::{CudaDevice, events, graphs, memory, peers, streams, vmm};
+use crate::device::{
+    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
+};
+use crate::units::{Address, Bytes, DeviceId, StreamId};
+
+impl Device for CudaDevice {
+    fn id(&self) -> DeviceId {
+        DeviceId(self.ordinal)
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(self.granularity)
+    }
+
+    fn memory_info(&self) -> DeviceResult<MemoryInfo> {
+        memory::info(self)
+    }
+
+    fn reserve(&self, bytes: Bytes) -> DeviceResult<Address> {
+        vmm::reserve(self, bytes)
+    }
+
+    fn free_address(&self, address: Address, bytes: Bytes) -> DeviceResult<()> {
+        vmm::free_address(self, address, bytes)
+    }
+
+    fn create(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        vmm::create(self, bytes)
+    }
+
+    fn release(&self, handle: HandleId) -> DeviceResult<()> {
+        vmm::release(self, handle)
+    }
+
+    fn map(&self, address: Address, bytes: Bytes, handle: HandleId) -> DeviceResult<()> {
+        vmm::map(self, address, bytes, handle)
+    }
+
+    fn set_access(&self, address: Address, bytes: Bytes) -> DeviceResult<()> {
+        vmm::set_access(self, address, bytes)
+    }
+
+    fn unmap(&self, address: Address, bytes: Bytes) -> DeviceResult<()> {
+        vmm::unmap(self, address, bytes)
+    }
+
+    fn malloc(&self, bytes: Bytes) -> DeviceResult<Address> {
+        memory::malloc(self, bytes)
+    }
+
+    fn free(&self, address: Address) -> DeviceResult<()> {
+        memory::free(self, address)
+    }
+
+    fn stream_create(&self) -> DeviceResult<StreamId> {
+        streams::create(self)
+    }
+
+    fn stream_destroy(&self, stream: StreamId) -> DeviceResult<()> {
+        streams::destroy(self, stream)
+    }
+
+    fn stream_synchronize(&self, stream: StreamId) -> DeviceResult<()> {
+        streams::synchronize(self, stream)
+    }
+
+    fn stream_wait_event(&self, stream: StreamId, event: EventId) -> DeviceResult<()> {
+        streams::wait_event(self, stream, event)
+    }
+
+    fn synchronize(&self) -> DeviceResult<()> {
+        streams::synchronize_all(self)
+    }
+
+    fn event_create(&self) -> DeviceResult<EventId> {
+        events::create(self)
+    }
+
+    fn event_destroy(&self, event: EventId) -> DeviceResult<()> {
+        events::destroy(self, event)
+    }
+
+    fn event_record(&self, event: EventId, stream: StreamId) -> DeviceResult<()> {
+        events::record(self, event, stream)
+    }
+
+    fn event_query(&self, event: EventId) -> DeviceResult<bool> {
+        events::query(self, event)
+    }
+
+    fn event_synchronize(&self, event: EventId) -> DeviceResult<()> {
+        events::synchronize(self, event)
+    }
+
+    fn capture_begin(&self, stream: StreamId) -> DeviceResult<CaptureId> {
+        graphs::begin(self, stream)
+    }
+
+    fn capture_end(&self, stream: StreamId) -> DeviceResult<CaptureId> {
+        graphs::end(self, stream)
+    }
+
+    fn capture_status(&self, stream: StreamId) -> DeviceResult<Option<CaptureId>> {
+        graphs::status(self, stream)
+    }
+
+    fn graph_launch(&self, graph: CaptureId, stream: StreamId) -> DeviceResult<()> {
+        graphs::launch(self, graph, stream)
+    }
+
+    fn graph_destroy(&self, graph: CaptureId) -> DeviceResult<()> {
+        graphs::destroy(self, graph)
+    }
+
+    fn copy_async(
+        &self,
+        to: Address,
+        from: Address,
+        bytes: Bytes,
+        stream: StreamId,
+    ) -> DeviceResult<()> {
+        memory::copy(self, to, from, bytes, stream)
+    }
+
+    fn fill_async(
+        &self,
+        at: Address,
+        value: u8,
+        bytes: Bytes,
+        stream: StreamId,
+    ) -> DeviceResult<()> {
+        memory::fill(self, at, value, bytes, stream)
+    }
+
+    fn host_function(&self, stream: StreamId, function: HostFunction) -> DeviceResult<()> {
+        memory::host_function(self, stream, function)
+    }
+
+    fn can_access_peer(&self, peer: DeviceId) -> DeviceResult<bool> {
+        peers::can_access(self, peer)
+    }
+
+    fn enable_peer_access(&self, peer: DeviceId) -> DeviceResult<()> {
+        peers::enable(self, peer)
+    }
+}

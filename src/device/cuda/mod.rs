@@ -1,0 +1,133 @@
+//! The GPUs of this machine, through the CUDA driver.
+//!
+//! - Nothing of CUDA is needed to build, and no GPU to run: the driver is looked for when devices are
+//!   [opened](open_all), and what is missing is an error of the kind
+//!   [`NoDevice`](crate::error::DeviceErrorKind::NoDevice) that says what was looked for.
+//! - Work goes to the primary context of each device, which the CUDA runtime and everything built on it
+//!   use as well. It is made at the first use of the device. A call changes the calling thread's current
+//!   context only while it runs.
+//! - A stream is the value of its `cudaStream_t`: 0 and 1 are the legacy default stream, 2 that of the
+//!   calling thread. A stream that belongs to another context is refused by the driver.
+//! - No call here disturbs a capture of the program around it: what CUDA forbids in every thread while
+//!   one thread captures is called in the relaxed mode, which is meant for calls that concern no
+//!   captured work.
+//! - In a process that was forked from one which had opened devices, every call is an error, because CUDA
+//!   does not work there.
+//!
+//! The parts have the names that they have in [`sim`](super::sim): `device` is the contract, `machine`
+//! finds the devices, and each kind of call has a file of its own.
+
+mod attributes;
+mod context;
+mod device;
+mod driver;
+mod events;
+mod fork;
+mod graphs;
+mod machine;
+mod memory;
+mod peers;
+mod refusal;
+pub mod report;
+mod streams;
+mod vmm;
+
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+pub use machine::{CudaMachine, open_all};
+
+use crate::device::DeviceResult;
+use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
+use crate::units::Bytes;
+use context::{Context, Relaxed};
+use driver::{Code, Driver};
+use graphs::Graphs;
+use peers::Peers;
+use vmm::Placement;
+
+/// One GPU of a [`CudaMachine`].
+pub struct CudaDevice {
+    /// Its number for the driver, and for users.
+    ordinal: i32,
+    name: String,
+    driver: &'static Driver,
+    /// The primary context, from the first use on. It is never given back, as in the CUDA runtime: memory
+    /// that is still in use would end with it.
+    context: OnceLock<Context>,
+    /// The grain of physical memory, where there is virtual memory management.
+    granularity: Option<Bytes>,
+    /// What kind of physical memory is made, once that has been tried.
+    placement: OnceLock<Placement>,
+    graphs: Mutex<Graphs>,
+    peers: Arc<Peers>,
+}
+
+impl std::fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaDevice")
+            .field("ordinal", &self.ordinal)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CudaDevice {
+    /// Makes one call of the driver, with this device's context current in this thread meanwhile.
+    fn call(&self, call: DriverCall, body: impl FnOnce(&Driver) -> Code) -> DeviceResult<()> {
+        let context = self.context(call)?;
+        let entered = context.enter(self.driver);
+        let _current = entered.map_err(|code| self.refused(call, code))?;
+        body(self.driver).check().map_err(|code| self.refused(call, code))
+    }
+
+    /// Makes one call that is forbidden in all threads while one of them captures, though it concerns no
+    /// captured work.
+    fn relaxed_call(
+        &self,
+        call: DriverCall,
+        body: impl FnOnce(&Driver) -> Code,
+    ) -> DeviceResult<()> {
+        self.call(call, |driver| match Relaxed::enter(driver) {
+            Ok(_relaxed) => body(driver),
+            Err(code) => code,
+        })
+    }
+
+    /// The context to which this device's work goes, made if need be.
+    fn context(&self, call: DriverCall) -> DeviceResult<Context> {
+        if fork::is_child() {
+            return Err(self.error(call, DeviceErrorKind::Lost, fork::REFUSAL));
+        }
+        if let Some(context) = self.context.get() {
+            return Ok(*context);
+        }
+        let made = Context::retain(self.driver, self.ordinal);
+        let made = made.map_err(|code| self.refused(call, code))?;
+        if self.context.set(made).is_err() {
+            // Another thread was faster. The context is the same, and was counted twice.
+            Context::release(self.driver, self.ordinal);
+        }
+        Ok(made)
+    }
+
+    /// The error for what the driver answered.
+    fn refused(&self, call: DriverCall, code: Code) -> DeviceError {
+        self.error(call, code.kind(), self.driver.describe(code))
+    }
+
+    /// The error for a call that breaks its contract.
+    fn misuse(&self, call: DriverCall, detail: impl Into<String>) -> DeviceError {
+        self.error(call, DeviceErrorKind::Misuse, detail)
+    }
+
+    fn error(
+        &self,
+        call: DriverCall,
+        kind: DeviceErrorKind,
+        detail: impl Into<String>,
+    ) -> DeviceError {
+        DeviceError { call, device: self.ordinal, kind, detail: detail.into() }
+    }
+}

@@ -1,0 +1,277 @@
+//! Virtual memory management: address ranges, physical memory, and mapping the one to the other.
+
+use std::ffi::{c_int, c_uint, c_ushort, c_void};
+
+use cudarc::driver::sys::{self, CUmemAllocationGranularity_flags as Granularity};
+
+use super::attributes::Attribute;
+use super::driver::{Code, Driver};
+use super::{CudaDevice, peers};
+use crate::device::{DeviceResult, HandleId};
+use crate::error::{DeviceErrorKind, DriverCall};
+use crate::units::{Address, Bytes, GRANULE};
+
+/// The driver's `CUmemLocation`: a device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Location {
+    kind: c_uint,
+    ordinal: c_int,
+}
+
+/// The driver's `CUmemAllocationProp`: what physical memory is made of, and what may be done with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AllocationProperties {
+    kind: c_uint,
+    handle_types: c_uint,
+    location: Location,
+    security: *const c_void,
+    compression: u8,
+    rdma: u8,
+    usage: c_ushort,
+    reserved: [u8; 4],
+}
+
+/// The driver's `CUmemAccessDesc`: who may do what.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AccessDescription {
+    location: Location,
+    flags: c_uint,
+}
+
+const _: () = {
+    assert!(size_of::<AllocationProperties>() == size_of::<sys::CUmemAllocationProp>());
+    assert!(size_of::<AccessDescription>() == size_of::<sys::CUmemAccessDesc>());
+};
+
+const PINNED: c_uint = 1;
+const ON_DEVICE: c_uint = 1;
+const READ_AND_WRITE: c_uint = 3;
+
+/// How physical memory can be handed to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandleKind {
+    /// Not at all.
+    None,
+    /// As a POSIX file descriptor.
+    FileDescriptor,
+    /// As a fabric handle, which other machines can open as well.
+    Fabric,
+}
+
+impl HandleKind {
+    fn number(self) -> c_uint {
+        match self {
+            HandleKind::None => 0,
+            HandleKind::FileDescriptor => 1,
+            HandleKind::Fabric => 8,
+        }
+    }
+}
+
+/// What kind of physical memory a device makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Placement {
+    /// How it can be shared.
+    pub(super) handles: HandleKind,
+    /// Whether a network card may write to it.
+    pub(super) rdma: bool,
+}
+
+impl Placement {
+    /// Memory with no ability beyond being memory.
+    pub(super) const PLAIN: Placement = Placement { handles: HandleKind::None, rdma: false };
+
+    fn properties(self, ordinal: i32) -> AllocationProperties {
+        AllocationProperties {
+            kind: PINNED,
+            handle_types: self.handles.number(),
+            location: Location { kind: ON_DEVICE, ordinal },
+            security: std::ptr::null(),
+            compression: 0,
+            rdma: u8::from(self.rdma),
+            usage: 0,
+            reserved: [0; 4],
+        }
+    }
+
+    /// What a device says it can do, from most to least.
+    fn candidates(driver: &Driver, ordinal: i32) -> Vec<Placement> {
+        let rdma = driver.has(ordinal, Attribute::RDMA)
+            && driver.has(ordinal, Attribute::RDMA_WITH_VIRTUAL_MEMORY);
+        let posix = driver.has(ordinal, Attribute::POSIX_HANDLES);
+        let kinds = [(posix, HandleKind::FileDescriptor), (true, HandleKind::None)];
+        let kinds = kinds.into_iter().filter(|(able, _)| *able);
+        kinds
+            .flat_map(|(_, handles)| {
+                let with = rdma.then_some(Placement { handles, rdma: true });
+                with.into_iter().chain([Placement { handles, rdma: false }])
+            })
+            .collect()
+    }
+}
+
+impl AccessDescription {
+    /// Reading and writing for one device.
+    pub(super) fn full(ordinal: i32) -> AccessDescription {
+        let location = Location { kind: ON_DEVICE, ordinal };
+        AccessDescription { location, flags: READ_AND_WRITE }
+    }
+}
+
+/// The grain of physical memory that the driver demands or recommends.
+pub(super) fn driver_granularity(
+    driver: &Driver,
+    ordinal: i32,
+    which: Granularity,
+) -> Option<Bytes> {
+    let mut bytes = 0;
+    let properties = Placement::PLAIN.properties(ordinal);
+    // SAFETY: reads one structure of the driver's layout, and writes one integer.
+    let code =
+        unsafe { (driver.mem_granularity)(&raw mut bytes, &raw const properties, which as c_uint) };
+    (code.check().is_ok() && bytes.is_power_of_two()).then_some(bytes as Bytes)
+}
+
+/// The grain of physical memory: that of the driver, or the larger one of the address map.
+pub(super) fn granularity(driver: &Driver, ordinal: i32) -> Option<Bytes> {
+    let minimum = Granularity::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+    Some(driver_granularity(driver, ordinal, minimum)?.max(GRANULE))
+}
+
+/// Makes physical memory, if the driver can.
+fn make(
+    driver: &Driver,
+    ordinal: i32,
+    bytes: Bytes,
+    placement: Placement,
+) -> Result<HandleId, Code> {
+    let mut handle = 0;
+    let properties = placement.properties(ordinal);
+    // SAFETY: reads one structure of the driver's layout, and writes one integer.
+    let code =
+        unsafe { (driver.mem_create)(&raw mut handle, bytes as usize, &raw const properties, 0) };
+    code.check().map(|()| HandleId(handle))
+}
+
+/// Whether the driver makes this kind of memory, which its attributes do not always tell truly.
+pub(super) fn try_placement(device: &CudaDevice, placement: Placement) -> DeviceResult<()> {
+    let bytes = device.granularity.unwrap_or(GRANULE);
+    device.call(DriverCall::Create, |driver| {
+        match make(driver, device.ordinal, bytes, placement) {
+            Ok(handle) => {
+                // SAFETY: this is the handle made just now, which nobody else has.
+                unsafe { (driver.mem_release)(handle.0) }
+            }
+            Err(code) => code,
+        }
+    })
+}
+
+/// What kind of memory the device makes: of what it claims to be able to do, the first that works.
+pub(super) fn placement(device: &CudaDevice) -> Placement {
+    if let Some(placement) = device.placement.get() {
+        return *placement;
+    }
+    let candidates = Placement::candidates(device.driver, device.ordinal);
+    for candidate in candidates {
+        match try_placement(device, candidate) {
+            Ok(()) => return *device.placement.get_or_init(|| candidate),
+            // Nothing was learnt about what works, so the claim stands, and is tried again next time.
+            Err(error) if error.kind == DeviceErrorKind::OutOfMemory => return candidate,
+            Err(_) => {}
+        }
+    }
+    Placement::PLAIN
+}
+
+fn require(device: &CudaDevice, call: DriverCall) -> DeviceResult<Bytes> {
+    device.granularity.ok_or_else(|| {
+        let detail = "this device has no virtual memory management";
+        device.error(call, DeviceErrorKind::Unsupported, detail)
+    })
+}
+
+pub(super) fn reserve(device: &CudaDevice, bytes: Bytes) -> DeviceResult<Address> {
+    let alignment = require(device, DriverCall::Reserve)? as usize;
+    let mut address = 0;
+    device.call(DriverCall::Reserve, |driver| {
+        // SAFETY: writes one address.
+        unsafe { (driver.mem_reserve)(&raw mut address, bytes as usize, alignment, 0, 0) }
+    })?;
+    Ok(address)
+}
+
+pub(super) fn free_address(
+    device: &CudaDevice,
+    address: Address,
+    bytes: Bytes,
+) -> DeviceResult<()> {
+    require(device, DriverCall::FreeAddress)?;
+    device.peers.refuse_in_use(device, address, bytes)?;
+    device.call(DriverCall::FreeAddress, |driver| {
+        // SAFETY: the driver checks that this is a reservation.
+        unsafe { (driver.mem_address_free)(address, bytes as usize) }
+    })
+}
+
+pub(super) fn create(device: &CudaDevice, bytes: Bytes) -> DeviceResult<HandleId> {
+    require(device, DriverCall::Create)?;
+    let placement = placement(device);
+    let mut made = HandleId(0);
+    device.call(DriverCall::Create, |driver| {
+        match make(driver, device.ordinal, bytes, placement) {
+            Ok(handle) => {
+                made = handle;
+                Code(0)
+            }
+            Err(code) => code,
+        }
+    })?;
+    Ok(made)
+}
+
+pub(super) fn release(device: &CudaDevice, handle: HandleId) -> DeviceResult<()> {
+    device.call(DriverCall::Release, |driver| {
+        // SAFETY: the driver checks the handle, and keeps the memory while it is mapped.
+        unsafe { (driver.mem_release)(handle.0) }
+    })
+}
+
+pub(super) fn map(
+    device: &CudaDevice,
+    address: Address,
+    bytes: Bytes,
+    handle: HandleId,
+) -> DeviceResult<()> {
+    let mut bank = device.peers.bank(device.ordinal);
+    device.call(DriverCall::Map, |driver| {
+        // SAFETY: the driver checks the handle, and that the addresses are reserved and unused.
+        unsafe { (driver.mem_map)(address, bytes as usize, 0, handle.0, 0) }
+    })?;
+    bank.mapped(address, bytes);
+    Ok(())
+}
+
+pub(super) fn set_access(device: &CudaDevice, address: Address, bytes: Bytes) -> DeviceResult<()> {
+    // Held for the call, so that a peer that is enabled meanwhile sees these mappings or is seen here.
+    let mut bank = device.peers.bank(device.ordinal);
+    let users = bank.users(device.ordinal);
+    peers::grant(device, DriverCall::SetAccess, (address, bytes), &users)?;
+    bank.opened(address, bytes);
+    Ok(())
+}
+
+pub(super) fn unmap(device: &CudaDevice, address: Address, bytes: Bytes) -> DeviceResult<()> {
+    let mut bank = device.peers.bank(device.ordinal);
+    device.call(DriverCall::Unmap, |driver| {
+        // SAFETY: the driver checks that these are whole mappings; that no queued work uses them any
+        // more is the caller's contract.
+        unsafe { (driver.mem_unmap)(address, bytes as usize) }
+    })?;
+    bank.unmapped(address, bytes);
+    Ok(())
+}
