@@ -5,7 +5,7 @@ use std::sync::Arc;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
 use plugalloc::units::GIB;
-use plugalloc::{Bytes, Error, StreamId};
+use plugalloc::{Bytes, DeviceId, Error, StreamId};
 
 use crate::arguments::DeviceChoice;
 use crate::metered::Metered;
@@ -119,9 +119,10 @@ impl Machine {
 }
 
 fn open_cuda(index: i32) -> Result<Arc<dyn Device>, Error> {
-    Err(Error::Unsupported {
-        operation: format!("opening cuda:{index}"),
-        by: "this build".to_owned(),
-        why: "it holds no CUDA device; use --device sim".to_owned(),
-    })
+    let mut devices = plugalloc::device::cuda::open_all()?;
+    let count = devices.len();
+    match usize::try_from(index) {
+        Ok(place) if place < count => Ok(devices.swap_remove(place)),
+        _ => Err(Error::InvalidDevice { device: DeviceId(index), count }),
+    }
 }
