@@ -39,8 +39,8 @@ fn sleeping_threads_hide_no_memory_from_another() {
             });
         }
         cached.wait();
-        // The sixteen have freed everything and sleep. All of the device is there for one request, on
-        // their stream as well as on another.
+        // The sixteen have freed everything and sleep. All of the device is there for one request,
+        // on their stream as well as on another.
         assert!(machine.device(0).ledger().used > 0, "something was cached");
         for stream in [STREAM, StreamId(128)] {
             let all = allocator.allocate(GPU, CAPACITY, stream).unwrap();

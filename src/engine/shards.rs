@@ -1,9 +1,9 @@
 //! The heaps of one device, in a list that only grows: a heap's number is valid for the life of the
 //! device's allocator, and finding a heap takes no lock.
 //!
-//! A stream has one heap, as long as its threads do not get into each other's way. When they do, it gets
-//! more, its *lanes*, among which threads are spread: they are heaps of one stream, so that memory moves
-//! between them with nothing to wait for.
+//! A stream has one heap, as long as its threads do not get into each other's way. When they do, it
+//! gets more, its *lanes*, among which threads are spread: they are heaps of one stream, so that
+//! memory moves between them with nothing to wait for.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -146,8 +146,8 @@ impl Shards {
         }
     }
 
-    /// A thread found the lock of one of a stream's lanes taken: where that happens often, there are to
-    /// be more lanes.
+    /// A thread found the lock of one of a stream's lanes taken: where that happens often, there
+    /// are to be more lanes.
     #[cold]
     pub(crate) fn collide(&self, first: &Shard) {
         if first.collisions.fetch_add(1, Ordering::Relaxed) < COLLISIONS {
