@@ -14,29 +14,21 @@
 //! |---|---|---|---|
 //! | `backend` | `native` | `native` | accepted for PyTorch's sake; `cudaMallocAsync` is refused |
 //! | `large_segment_size_mb` | MiB, at least 11 | 20 | [`Config::large_segment_size`] |
-//! | `max_split_size_mb` | MiB, at least the large segment's | no limit |
-//! [`Config::max_split_size`] |
-//! | `max_non_split_rounding_mb` | MiB, at least the large segment's | the large segment's |
-//! [`Config::max_non_split_rounding`] |
-//! | `roundup_power2_divisions` | 0, a power of two, or `[256:1,512:2,>:8]` | 0 |
-//! [`Config::roundup_power2_divisions`] |
-//! | `garbage_collection_threshold` | above 0, below 1 | off |
-//! [`Config::garbage_collection_threshold`] |
+//! | `max_split_size_mb` | MiB, at least the large segment's | no limit | [`Config::max_split_size`] |
+//! | `max_non_split_rounding_mb` | MiB, at least the large segment's | the large segment's | [`Config::max_non_split_rounding`] |
+//! | `roundup_power2_divisions` | 0, a power of two, or `[256:1,512:2,>:8]` | 0 | [`Config::roundup_power2_divisions`] |
+//! | `garbage_collection_threshold` | above 0, below 1 | off | [`Config::garbage_collection_threshold`] |
 //! | `expandable_segments` | boolean | `True` | [`Config::expandable_segments`] |
 //! | `per_process_memory_fraction` | 0 to 1 | 1 | [`Config::memory_fraction`] |
 //! | `throw_on_cudamalloc_oom` | boolean | `False` | [`Config::fail_at_limit`] |
-//! | `graph_capture_record_stream_reuse` | boolean | `False` |
-//! [`Config::graph_capture_record_stream_reuse`] |
+//! | `graph_capture_record_stream_reuse` | boolean | `False` | [`Config::graph_capture_record_stream_reuse`] |
 //! | `caching` | boolean | `True` | [`Config::caching`] |
 //! | `steal` | boolean | `True` | [`Config::steal`] |
 //! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 16 | [`Config::max_handle`] |
-//! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: it is
-//! always so here |
-//! | `expandable_segments_reserve` | fraction, or size such as `40G` | | no effect: addresses are
-//! reserved as needed |
+//! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: it is always so here |
+//! | `expandable_segments_reserve` | fraction, or size such as `40G` | | no effect: addresses are reserved as needed |
 //! | `expandable_segments_reserve_by_class` | `[name:0.25,other:40G]` | | no effect, as above |
-//! | `pinned_use_cuda_host_register`, `pinned_use_hip_host_register` | boolean | | no effect: there
-//! is no pinned host memory here, so too for all below |
+//! | `pinned_use_cuda_host_register`, `pinned_use_hip_host_register` | boolean | | no effect: there is no pinned host memory here, so too for all below |
 //! | `pinned_num_register_threads` | a power of two up to 128 | | |
 //! | `pinned_use_background_threads` | boolean | | |
 //! | `pinned_reserve_segment_size_mb` | MiB, at least 1 | | |
