@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
-use crate::device::{Device, MemoryInfo};
+use crate::device::{Clock, Device, MemoryInfo};
 use crate::engine::{Engine, foreign};
 use crate::error::{Error, Result};
 use crate::observe::DeviceStatistics;
@@ -32,8 +32,8 @@ pub struct BlockInfo {
 
 /// A caching allocator over a set of devices.
 ///
-/// Memory is handed out for use on one stream, and is used again for that stream as soon as it is freed:
-/// what is queued there later runs later. Further users are announced by
+/// Memory is handed out for use on one stream, and is used again for that stream as soon as it is
+/// freed: what is queued there later runs later. Further users are announced by
 /// [`record_stream`](Allocator::record_stream). All methods may be called from any thread.
 ///
 /// ```
@@ -53,6 +53,7 @@ pub struct Allocator {
     engines: Vec<Engine>,
     map: Arc<PageMap>,
     config: Config,
+    clock: Arc<Clock>,
     /// Whether allocations outside the address map may exist: caching was off at some time.
     direct: AtomicBool,
 }
@@ -61,8 +62,8 @@ impl Allocator {
     /// An allocator over these devices, which are numbered by their place in the vector.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for more than 255 devices; [`Error::Device`] where a device does not
-    /// tell its memory.
+    /// [`Error::InvalidArgument`] for more than 255 devices; [`Error::Device`] where a device does
+    /// not tell its memory.
     pub fn new(devices: Vec<Arc<dyn Device>>, config: Config) -> Result<Allocator> {
         if devices.len() > MAX_DEVICES {
             return Err(Error::InvalidArgument {
@@ -72,11 +73,14 @@ impl Allocator {
             });
         }
         let map = Arc::new(PageMap::new());
-        let engine =
-            |(index, device)| Engine::new(index as u32, device, config.clone(), Arc::clone(&map));
+        let clock = Arc::new(Clock::default());
+        let engine = |(index, device)| {
+            let shared = (Arc::clone(&map), Arc::clone(&clock));
+            Engine::new(index as u32, device, config.clone(), shared)
+        };
         let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
         let direct = AtomicBool::new(!config.caching);
-        Ok(Allocator { engines, map, config, direct })
+        Ok(Allocator { engines, map, config, clock, direct })
     }
 
     /// How many devices there are.
@@ -90,6 +94,12 @@ impl Allocator {
     /// [`Error::InvalidDevice`] where there is no such device; so for every method that takes one.
     pub fn device(&self, device: DeviceId) -> Result<&Arc<dyn Device>> {
         Ok(self.engine(device)?.device())
+    }
+
+    /// The time by which the allocator limits its own: how much of each second it may spend on
+    /// moving memory between heaps. Programs leave it alone; a replay sets it.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The options with which the allocator was made.
@@ -112,12 +122,12 @@ impl Allocator {
         Some((self.engines.get(entry.device as usize)?, entry))
     }
 
-    /// Allocates `bytes` on `device`, for use on `stream`. The address is a multiple of 512. Zero bytes
-    /// give address 0 and allocate nothing.
+    /// Allocates `bytes` on `device`, for use on `stream`. The address is a multiple of 512. Zero
+    /// bytes give address 0 and allocate nothing.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] with its numbers; [`Error::SizeTooLarge`]; [`Error::Device`] where the
-    /// driver fails otherwise.
+    /// [`Error::OutOfMemory`] with its numbers; [`Error::SizeTooLarge`]; [`Error::Device`] where
+    /// the driver fails otherwise.
     #[inline]
     pub fn allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
         self.engine(device)?.allocate(bytes, stream)
@@ -126,7 +136,8 @@ impl Allocator {
     /// Frees an allocation, whatever its device. Address 0 is ignored.
     ///
     /// # Errors
-    /// [`Error::InvalidPointer`] where the address is not the start of a live allocation; nothing changes.
+    /// [`Error::InvalidPointer`] where the address is not the start of a live allocation; nothing
+    /// changes.
     #[inline]
     pub fn free(&self, address: Address) -> Result<()> {
         match self.owner(address) {
@@ -224,8 +235,22 @@ impl Allocator {
         results.into_iter().collect()
     }
 
-    /// Looks which frees that wait for other streams have completed, on all devices. An allocation does so
-    /// by itself; a program that only frees may want to call it.
+    /// Takes note that a stream of `device` is about to be destroyed. Its cached memory then serves
+    /// other streams, ordered after what was queued on it, and nothing more is asked of its handle;
+    /// if the handle comes back for a new stream, that stream waits for what the old one left. A
+    /// stream that is destroyed without this costs a wait for the whole device when its memory is
+    /// needed elsewhere, as far as the driver recognises handles that are no longer valid.
+    /// [`Stream`](crate::Stream) does it when dropped.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where no event can be recorded on the stream, because it is being captured
+    /// for instance.
+    pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
+        self.engine(device)?.retire_stream(stream)
+    }
+
+    /// Looks which frees that wait for other streams have completed, on all devices. An allocation
+    /// does so by itself; a program that only frees may want to call it.
     ///
     /// # Errors
     /// [`Error::Device`] where an event cannot be asked.
@@ -236,8 +261,8 @@ impl Allocator {
         Ok(())
     }
 
-    /// Limits what is taken from the device to a share in `[0, 1]` of its memory; 1 removes the limit.
-    /// What is taken already stays.
+    /// Limits what is taken from the device to a share in `[0, 1]` of its memory; 1 removes the
+    /// limit. What is taken already stays.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for anything outside `[0, 1]`.
@@ -253,8 +278,8 @@ impl Allocator {
         Ok(self.engine(device)?.memory_fraction())
     }
 
-    /// Turns caching on or off. While off, every allocation is the device's own, and every free waits for
-    /// the whole device. Allocations made before stay what they are.
+    /// Turns caching on or off. While off, every allocation is the device's own, and every free
+    /// waits for the whole device. Allocations made before stay what they are.
     pub fn set_caching(&self, caching: bool) {
         if !caching {
             self.direct.store(true, Ordering::Relaxed);
@@ -309,7 +334,8 @@ impl Allocator {
         Ok(())
     }
 
-    /// Checks every invariant of every device, with everything locked: for tests and for finding faults.
+    /// Checks every invariant of every device, with everything locked: for tests and for finding
+    /// faults.
     ///
     /// # Errors
     /// [`Error::Internal`] with the name of the invariant that is broken.
@@ -317,8 +343,8 @@ impl Allocator {
         self.engines.iter().try_for_each(Engine::is_valid)
     }
 
-    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated and nothing waits for a
-    /// stream: how every test ends.
+    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated and nothing waits
+    /// for a stream: how every test ends.
     ///
     /// # Errors
     /// [`Error::Internal`] with what is left.

@@ -1,6 +1,6 @@
-//! The C++ classes, as Rust programs drive them: tests and tools that want to see what a C++ program
-//! sees. Every method here is one call of a virtual C++ method; its exception comes back as
-//! [`Error`](crate::Error) with all numbers.
+//! The C++ classes, as Rust programs drive them: tests and tools that want to see what a C++
+//! program sees. Every method here is one call of a virtual C++ method; its exception comes back as
+//! [`Error`] with all numbers.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -179,8 +179,8 @@ impl CudaAllocator {
     ///
     /// # Safety
     ///
-    /// Both addresses must be valid for `bytes` where the allocator copies by following them, as one
-    /// over user functions may.
+    /// Both addresses must be valid for `bytes` where the allocator copies by following them, as
+    /// one over user functions may.
     pub unsafe fn copy_data(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         check(ffi::copy_data(self.object(), to, from, bytes))
     }
@@ -201,11 +201,12 @@ pub struct CachingAllocator {
 impl CachingAllocator {
     /// A C++ object over this engine.
     ///
-    /// The C++ object, once all its copies are gone, lets the engine go if nothing is allocated, and
-    /// keeps it for the life of the process otherwise.
-    pub fn new(allocator: Arc<Allocator>) -> CachingAllocator {
-        let shared = ffi::make_caching(Box::new(CachingCore(allocator)));
-        CachingAllocator { object: CudaAllocator { shared } }
+    /// The C++ object, once all its copies are gone, lets the engine go if nothing is allocated,
+    /// and keeps it for the life of the process otherwise.
+    pub fn new(allocator: Arc<Allocator>) -> Result<CachingAllocator> {
+        let mut shared = SharedPtr::null();
+        check(ffi::make_caching(Box::new(CachingCore(allocator)), &mut shared))?;
+        Ok(CachingAllocator { object: CudaAllocator { shared } })
     }
 }
 
@@ -229,10 +230,11 @@ impl PluggableAllocator {
     pub fn new(
         alloc_fn: impl Fn(Bytes, DeviceId, StreamId) -> Result<Address> + Send + Sync + 'static,
         free_fn: impl Fn(Address, Bytes, DeviceId, StreamId) + Send + Sync + 'static,
-    ) -> PluggableAllocator {
+    ) -> Result<PluggableAllocator> {
         let source = Source { alloc_fn: Box::new(alloc_fn), free_fn: Box::new(free_fn) };
-        let shared = ffi::make_pluggable(Box::new(SourceFns(source)));
-        PluggableAllocator { object: CudaAllocator { shared } }
+        let mut shared = SharedPtr::null();
+        check(ffi::make_pluggable(Box::new(SourceFns(source)), &mut shared))?;
+        Ok(PluggableAllocator { object: CudaAllocator { shared } })
     }
 }
 

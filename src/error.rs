@@ -112,7 +112,8 @@ pub struct OutOfMemory {
     pub reserved: Bytes,
     /// Freed, but still waiting for other streams.
     pub pending: Bytes,
-    /// The most that this allocator may take (memory fraction); equal to `total` where there is no limit.
+    /// The most that this allocator may take (memory fraction); equal to `total` where there is no
+    /// limit.
     pub limit: Bytes,
     /// The largest cached block that could be handed out at once.
     pub largest_free_block: Bytes,
@@ -139,7 +140,8 @@ impl std::fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "CUDA out of memory. Tried to allocate {}. GPU {} has a total capacity of {} of which {} is free. ",
+            "CUDA out of memory. Tried to allocate {}. GPU {} has a total capacity of {} of which \
+             {} is free. ",
             format_bytes(self.requested),
             self.device,
             format_bytes(self.total),
@@ -210,7 +212,8 @@ impl std::fmt::Display for InvalidPointer {
             ),
             PointerFault::DoubleFree => write!(
                 f,
-                "Trying to free a pointer not allocated here: {address:#x} was freed already (double free)"
+                "Trying to free a pointer not allocated here: {address:#x} was freed already \
+                 (double free)"
             ),
         }
     }
@@ -247,7 +250,8 @@ impl std::fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The calls that an allocator makes of a device, for error reports, fault injection and the ledger.
+/// The calls that an allocator makes of a device, for error reports, fault injection and the
+/// ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each name is the device method of that name")]

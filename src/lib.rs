@@ -1,6 +1,28 @@
-//! A CUDA memory allocator.
+//! A caching allocator for CUDA device memory, which C++ frameworks swap in as a subclass and Rust
+//! programs use directly. On a machine without a GPU a simulated device stands in, with memory,
+//! streams, events and a driver that fails on request, so that everything here can be tried, tested
+//! and measured there.
+//!
+//! ```
+//! use plugalloc::{Allocator, DeviceId, Stream};
+//!
+//! let allocator = Allocator::builder().device("sim").build()?;
+//! let stream = Stream::new(&allocator, DeviceId(0))?;
+//! let weights = allocator.alloc(DeviceId(0), 64 << 20, stream.id())?;
+//! stream.fill(weights.address(), 0, weights.bytes())?;
+//! drop(weights); // in the order of the stream: nothing waits
+//! let statistics = allocator.statistics(DeviceId(0))?;
+//! assert_eq!(statistics.allocated_bytes.all.peak, 64 << 20);
+//! # Ok::<(), plugalloc::Error>(())
+//! ```
+//!
+//! Start with [`Allocator`] and [`Allocator::builder`]. Options are in [`Config`], errors in
+//! [`Error`], devices in [`device`]. `docs/ARCHITECTURE.md` walks through the rooms, which are
+//! listed here in the order in which they build on each other.
 
+pub mod allocation;
 pub mod allocator;
+pub mod builder;
 pub mod config;
 pub mod cpp;
 pub mod device;
@@ -12,10 +34,13 @@ pub mod observe;
 pub mod open;
 mod pages;
 pub mod pluggable;
+mod stat;
 mod streams;
 pub mod units;
 
+pub use allocation::{Allocation, Stream};
 pub use allocator::{Allocator, BlockInfo};
+pub use builder::AllocatorBuilder;
 pub use config::Config;
 pub use error::{Error, Result};
 pub use observe::DeviceStatistics;

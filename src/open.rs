@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::allocator::Allocator;
 use crate::config::Config;
-use crate::device::Device;
 use crate::device::sim::{SimMachine, SimOptions};
-use crate::error::{DeviceError, DeviceErrorKind, DriverCall, Error, Result};
+use crate::device::{Device, cuda};
+use crate::error::{DeviceErrorKind, Error, Result};
 use crate::units::{Bytes, GIB};
 
 /// How large a simulated machine is.
@@ -43,9 +43,9 @@ impl SimSize {
 /// [`NoDevice`](DeviceErrorKind::NoDevice) for `"cuda"` without a driver or GPU.
 pub fn open_devices(name: &str, sim: SimSize) -> Result<Vec<Arc<dyn Device>>> {
     match name {
-        "cuda" => open_cuda(),
+        "cuda" => cuda::open_all(),
         "sim" => open_sim(sim),
-        "auto" => match open_cuda() {
+        "auto" => match cuda::open_all() {
             Err(Error::Device(error)) if error.kind == DeviceErrorKind::NoDevice => open_sim(sim),
             opened => opened,
         },
@@ -64,17 +64,8 @@ pub fn open_devices(name: &str, sim: SimSize) -> Result<Vec<Arc<dyn Device>>> {
 ///
 /// As [`open_devices`], and [`Error::Config`] for a text that cannot be read.
 pub fn open_allocator(device: &str, conf: &str, sim: SimSize) -> Result<Allocator> {
-    let config = read_config(conf)?;
+    let config = if conf.is_empty() { Config::from_environment() } else { Config::parse(conf) }?;
     Allocator::new(open_devices(device, sim)?, config)
-}
-
-fn open_cuda() -> Result<Vec<Arc<dyn Device>>> {
-    Err(Error::Device(DeviceError {
-        call: DriverCall::Open,
-        device: 0,
-        kind: DeviceErrorKind::NoDevice,
-        detail: "this version of plugalloc has no CUDA device yet".to_owned(),
-    }))
 }
 
 fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
@@ -83,6 +74,31 @@ fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
     Ok(SimMachine::new(options)?.as_devices())
 }
 
-fn read_config(_conf: &str) -> Result<Config> {
-    Ok(Config::default())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::MIB;
+
+    #[test]
+    fn auto_is_the_simulator_where_there_is_no_gpu() {
+        let size = SimSize { capacity: 64 * MIB, devices: 2 };
+        match open_devices("cuda", size) {
+            Err(Error::Device(error)) => {
+                assert_eq!(error.kind, DeviceErrorKind::NoDevice);
+                let devices = open_devices("auto", size).unwrap();
+                assert_eq!(devices.len(), 2);
+                assert_eq!(devices[0].memory_info().unwrap().total, 64 * MIB);
+            }
+            Err(other) => panic!("{other}"),
+            Ok(devices) => assert_eq!(open_devices("auto", size).unwrap().len(), devices.len()),
+        }
+    }
+
+    #[test]
+    fn simulated_machines_have_defaults_and_limits() {
+        let devices = open_devices("sim", SimSize::default()).unwrap();
+        assert_eq!((devices.len(), devices[0].memory_info().unwrap().total), (1, 80 * GIB));
+        assert!(open_devices("sim", SimSize { capacity: 0, devices: -1 }).is_err());
+        assert!(open_devices("abacus", SimSize::default()).is_err());
+    }
 }

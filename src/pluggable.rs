@@ -6,18 +6,18 @@ mod metadata;
 pub use metadata::Entry;
 pub(crate) use metadata::Metadata;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::observe::DeviceStatistics;
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
-type AllocFn = Box<dyn Fn(Bytes, DeviceId, StreamId) -> Result<Address> + Send + Sync>;
+type AllocFn = Box<dyn Fn(Bytes, DeviceId, StreamId) -> Result<Address, Error> + Send + Sync>;
 type FreeFn = Box<dyn Fn(Address, Bytes, DeviceId, StreamId) + Send + Sync>;
 
 /// Tells the start and the bytes of the segment around an address.
 pub type BaseAllocationHook = Box<dyn Fn(Address) -> (Address, Bytes) + Send + Sync>;
 
-/// What a source of memory may want to be told beyond allocations and frees. Each hook that is `None`
-/// is not called.
+/// What a source of memory may want to be told beyond allocations and frees. Each hook that is
+/// `None` is not called.
 #[derive(Default)]
 #[non_exhaustive]
 pub struct Hooks {
@@ -48,9 +48,9 @@ impl std::fmt::Debug for Hooks {
 /// An allocator whose memory comes from user functions: every request reaches `alloc_fn`, and every
 /// free `free_fn` with exactly the bytes, device and stream of its allocation.
 ///
-/// It keeps what is needed to answer for its allocations: their sizes, statistics, and which pointers
-/// are live. The functions are called outside every lock and may call the allocator. A function that
-/// panics leaves the allocator consistent.
+/// It keeps what is needed to answer for its allocations: their sizes, statistics, and which
+/// pointers are live. The functions are called outside every lock and may call the allocator. A
+/// function that panics leaves the allocator consistent.
 ///
 /// ```
 /// use plugalloc::{DeviceId, PluggableAllocator, StreamId};
@@ -80,8 +80,8 @@ impl std::fmt::Debug for PluggableAllocator {
 }
 
 impl PluggableAllocator {
-    /// An allocator over two functions. `alloc_fn` gives address 0 where it has no memory; its error
-    /// reaches the caller as it is.
+    /// An allocator over two functions. `alloc_fn` gives address 0 where it has no memory; its
+    /// error reaches the caller as it is.
     pub fn new(
         alloc_fn: impl Fn(Bytes, DeviceId, StreamId) -> Result<Address> + Send + Sync + 'static,
         free_fn: impl Fn(Address, Bytes, DeviceId, StreamId) + Send + Sync + 'static,
@@ -99,8 +99,8 @@ impl PluggableAllocator {
         PluggableAllocator { hooks, ..self }
     }
 
-    /// Allocates `bytes` on `device`, for use on `stream`. Zero bytes reach `alloc_fn` too, which may
-    /// give address 0 then.
+    /// Allocates `bytes` on `device`, for use on `stream`. Zero bytes reach `alloc_fn` too, which
+    /// may give address 0 then.
     ///
     /// # Errors
     ///
@@ -123,7 +123,8 @@ impl PluggableAllocator {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidPointer`] for an address that is not live here; `free_fn` is not called then.
+    /// [`Error::InvalidPointer`] for an address that is not live here; `free_fn` is not called
+    /// then.
     pub fn free(&self, address: Address) -> Result<()> {
         if address == 0 {
             return Ok(());
@@ -168,8 +169,8 @@ impl PluggableAllocator {
         }
     }
 
-    /// Remembers the share of the device's memory that may be taken, and tells the source, who is to
-    /// keep to it.
+    /// Remembers the share of the device's memory that may be taken, and tells the source, who is
+    /// to keep to it.
     ///
     /// # Errors
     ///
@@ -214,8 +215,8 @@ impl PluggableAllocator {
         call(&self.hooks.release_pool, device, pool);
     }
 
-    /// The statistics of a device. Every request is the source's own, so allocated, active, requested
-    /// and reserved bytes are the same.
+    /// The statistics of a device. Every request is the source's own, so allocated, active,
+    /// requested and reserved bytes are the same.
     ///
     /// # Errors
     ///

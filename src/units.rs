@@ -1,12 +1,14 @@
 //! Sizes, addresses and identifiers.
 //!
 //! Byte counts and device addresses are plain 64-bit integers under two names; everything that
-//! identifies something is a type of its own, so that a stream cannot be passed where a pool is meant.
+//! identifies something is a type of its own, so that a stream cannot be passed where a pool is
+//! meant.
 
 /// A number of bytes.
 pub type Bytes = u64;
 
-/// An address in a device's (virtual) address space. On the simulated device it is also a host address.
+/// An address in a device's (virtual) address space. On the simulated device it is also a host
+/// address.
 pub type Address = u64;
 
 /// One kibibyte.
@@ -16,8 +18,8 @@ pub const MIB: Bytes = 1 << 20;
 /// One gibibyte.
 pub const GIB: Bytes = 1 << 30;
 
-/// The unit in which physical device memory is handed out and mapped (CUDA's minimum and recommended
-/// granularity on every GPU since Volta), and the page of the address-to-block map.
+/// The unit in which physical device memory is handed out and mapped (CUDA's minimum and
+/// recommended granularity on every GPU since Volta), and the page of the address-to-block map.
 pub const GRANULE: Bytes = 2 * MIB;
 
 /// Requests of this many bytes or more are refused before anything is looked up, as PyTorch does.
@@ -61,8 +63,8 @@ impl std::fmt::Display for StreamId {
     }
 }
 
-/// A memory pool, as PyTorch identifies them: `(0, 0)` is the default pool, `(n, 0)` is made by a graph
-/// capture and `(0, n)` by a user.
+/// A memory pool, as PyTorch identifies them: `(0, 0)` is the default pool, `(n, 0)` is made by a
+/// graph capture and `(0, n)` by a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct PoolId(pub u64, pub u64);
 

@@ -1,5 +1,7 @@
 //! The configuration text: what is read, what is refused and where, and the way back to text.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use plugalloc::Config;
 use plugalloc::config::key_names;
 use plugalloc::error::ConfigError;

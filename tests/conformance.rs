@@ -1,5 +1,7 @@
 //! The contract of `Device`, applied to every device that this machine has.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 #[path = "common/conformance/mod.rs"]
 mod conformance;
 

@@ -11,6 +11,7 @@
 #include "plugalloc/src/ffi/bridge.rs.h"
 #include "plugalloc/stream.h"
 #include "statistics.h"
+#include "thread_values.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
@@ -27,7 +28,7 @@ CachingAllocator::~CachingAllocator() { Registry::retire(state_); }
 
 const char* CachingAllocator::name() const noexcept { return "caching"; }
 
-void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t stream) {
+inline void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t stream) {
   bridge::throwPendingDeleterError();
   const bridge::AllocResult result = state_->core->alloc(device, nbytes, toNumber(stream));
   check(result.status);
@@ -36,18 +37,18 @@ void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t 
 }
 
 void* CachingAllocator::raw_alloc_with_stream(std::size_t nbytes, cudaStream_t stream) {
-  return allocateOn(currentDevice(), nbytes, stream);
+  return allocateOn(bridge::currentDeviceInline(), nbytes, stream);
 }
 
 void* CachingAllocator::raw_alloc(std::size_t nbytes) {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   return allocateOn(device, nbytes, currentStream(device));
 }
 
 void CachingAllocator::raw_delete(void* ptr) { state_->release(ptr); }
 
 DataPtr CachingAllocator::allocate(std::size_t nbytes) {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   void* const block = allocateOn(device, nbytes, currentStream(device));
   return DataPtr(block, block, &Registry::release,
                  Device{DeviceType::CUDA, static_cast<DeviceIndex>(device)});
@@ -56,15 +57,13 @@ DataPtr CachingAllocator::allocate(std::size_t nbytes) {
 DeleterFnPtr CachingAllocator::raw_deleter() const { return &Registry::release; }
 
 void CachingAllocator::copy_data(void* dest, const void* src, std::size_t count) const {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   const std::uint64_t stream = toNumber(currentStream(device));
   check(state_->core->copy(device, toNumber(dest), toNumber(src), count, stream));
   check(state_->core->synchronize(device, stream));
 }
 
-bool CachingAllocator::initialized() {
-  return state_->initialized.load(std::memory_order_relaxed);
-}
+bool CachingAllocator::initialized() { return state_->initialized.load(std::memory_order_relaxed); }
 
 void CachingAllocator::init(int) { state_->markInitialized(); }
 

@@ -11,7 +11,7 @@
 
 PLUGALLOC_BEGIN_NAMESPACE
 
-struct CachingAllocator::State {
+struct __attribute__((visibility("hidden"))) CachingAllocator::State {
   explicit State(rust::Box<bridge::CachingCore> engine) : core(std::move(engine)) {}
 
   /// Read on every allocation; written once, so that threads do not take the line from each other.

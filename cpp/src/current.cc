@@ -28,10 +28,9 @@ Current& current() {
 
 std::shared_ptr<CUDAAllocator> createCachingAllocator(const Options& options) {
   try {
-    rust::Box<bridge::CachingCore> core =
-        bridge::open_caching({options.device.data(), options.device.size()},
-                             {options.conf.data(), options.conf.size()}, options.sim_capacity,
-                             options.sim_devices);
+    rust::Box<bridge::CachingCore> core = bridge::open_caching(
+        {options.device.data(), options.device.size()}, {options.conf.data(), options.conf.size()},
+        options.sim_capacity, options.sim_devices);
     return std::make_shared<CachingAllocator>(
         std::make_shared<CachingAllocator::State>(std::move(core)));
   } catch (const rust::Error&) {

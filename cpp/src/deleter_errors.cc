@@ -1,11 +1,11 @@
 // Errors inside deleters: told to a handler, or kept for the next call that may throw.
-#include <atomic>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <utility>
 
 #include "errors.h"
+#include "thread_values.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
@@ -23,10 +23,6 @@ DeleterErrors& deleterErrors() {
   return *errors;
 }
 
-/// True while `first` is set. Read on every allocation and written only after an error, so that it
-/// stays in every core's cache.
-std::atomic<bool> pending{false};
-
 void tell(const DeleterErrorHandler& handler) noexcept {
   try {
     try {
@@ -41,20 +37,6 @@ void tell(const DeleterErrorHandler& handler) noexcept {
   } catch (...) {
     // The handler's own exception has nowhere to go.
   }
-}
-
-[[noreturn]] void throwFirst() {
-  std::exception_ptr first;
-  {
-    DeleterErrors& errors = deleterErrors();
-    const std::lock_guard<std::mutex> lock(errors.mutex);
-    first = std::exchange(errors.first, nullptr);
-    pending.store(false, std::memory_order_relaxed);
-  }
-  if (first == nullptr) {
-    throw Error("an error of a deleter was reported on another thread");
-  }
-  std::rethrow_exception(first);
 }
 
 }  // namespace
@@ -74,6 +56,8 @@ PLUGALLOC_END_NAMESPACE
 namespace plugalloc {
 namespace bridge {
 
+std::atomic<bool> deleter_error_waits{false};
+
 void reportFromDeleter() noexcept {
   std::shared_ptr<const DeleterErrorHandler> handler;
   {
@@ -82,7 +66,7 @@ void reportFromDeleter() noexcept {
     handler = errors.handler;
     if (handler == nullptr && errors.first == nullptr) {
       errors.first = std::current_exception();
-      pending.store(true, std::memory_order_relaxed);
+      deleter_error_waits.store(true, std::memory_order_relaxed);
     }
   }
   if (handler != nullptr) {
@@ -90,10 +74,18 @@ void reportFromDeleter() noexcept {
   }
 }
 
-void throwPendingDeleterError() {
-  if (__builtin_expect(pending.load(std::memory_order_relaxed), 0)) {
-    throwFirst();
+void throwDeleterError() {
+  std::exception_ptr first;
+  {
+    DeleterErrors& errors = deleterErrors();
+    const std::lock_guard<std::mutex> lock(errors.mutex);
+    first = std::exchange(errors.first, nullptr);
+    deleter_error_waits.store(false, std::memory_order_relaxed);
   }
+  if (first == nullptr) {
+    throw Error("an error of a deleter was reported on another thread");
+  }
+  std::rethrow_exception(first);
 }
 
 }  // namespace bridge

@@ -15,8 +15,8 @@
 namespace plugalloc {
 namespace bridge {
 
-/// Every allocator of one class that may own a pointer. `State` has `owns(void*)`, `release(void*)`,
-/// which may throw, and `isIdle()`.
+/// Every allocator of one class that may own a pointer. `State` has `owns(void*)`,
+/// `release(void*)`, which may throw, and `isIdle()`.
 ///
 /// A process has one allocator of a class as a rule, and then a deleter costs one relaxed load more
 /// than `raw_delete`. That load needs no protection against the allocator going away: it goes only

@@ -68,23 +68,27 @@ ErrorRecord take_driven_error() {
   }
 }
 
-std::shared_ptr<CUDAAllocator> make_caching(rust::Box<CachingCore> core) {
-  return std::make_shared<CachingAllocator>(
-      std::make_shared<CachingAllocator::State>(std::move(core)));
+std::uint32_t make_caching(rust::Box<CachingCore> core, std::shared_ptr<CUDAAllocator>& out) {
+  return guarded([&] {
+    out = std::make_shared<CachingAllocator>(
+        std::make_shared<CachingAllocator::State>(std::move(core)));
+  });
 }
 
-std::shared_ptr<CUDAAllocator> make_pluggable(rust::Box<SourceFns> source) {
-  // std::function wants what it holds to be copyable.
-  const auto shared = std::make_shared<rust::Box<SourceFns>>(std::move(source));
-  return createCustomAllocator(
-      [shared](std::size_t size, int device, cudaStream_t stream) {
-        const AllocResult result = (*shared)->alloc(size, device, toNumber(stream));
-        check(result.status);
-        return toPointer(result.address);
-      },
-      [shared](void* ptr, std::size_t size, int device, cudaStream_t stream) {
-        check((*shared)->free(toNumber(ptr), size, device, toNumber(stream)));
-      });
+std::uint32_t make_pluggable(rust::Box<SourceFns> source, std::shared_ptr<CUDAAllocator>& out) {
+  return guarded([&] {
+    // std::function wants what it holds to be copyable.
+    const auto shared = std::make_shared<rust::Box<SourceFns>>(std::move(source));
+    out = createCustomAllocator(
+        [shared](std::size_t size, int device, cudaStream_t stream) {
+          const AllocResult result = (*shared)->alloc(size, device, toNumber(stream));
+          check(result.status);
+          return toPointer(result.address);
+        },
+        [shared](void* ptr, std::size_t size, int device, cudaStream_t stream) {
+          check((*shared)->free(toNumber(ptr), size, device, toNumber(stream)));
+        });
+  });
 }
 
 std::uint32_t get_current(std::shared_ptr<CUDAAllocator>& out) {

@@ -20,8 +20,8 @@ struct SourceFns;
 struct StatsRecord;
 
 ErrorRecord take_driven_error();
-std::shared_ptr<CUDAAllocator> make_caching(rust::Box<CachingCore> core);
-std::shared_ptr<CUDAAllocator> make_pluggable(rust::Box<SourceFns> source);
+std::uint32_t make_caching(rust::Box<CachingCore> core, std::shared_ptr<CUDAAllocator>& out);
+std::uint32_t make_pluggable(rust::Box<SourceFns> source, std::shared_ptr<CUDAAllocator>& out);
 std::uint32_t get_current(std::shared_ptr<CUDAAllocator>& out);
 std::uint32_t change_current(const std::shared_ptr<CUDAAllocator>& allocator);
 std::uint32_t set_current_device(std::int32_t device);
@@ -53,8 +53,7 @@ std::uint32_t set_fraction(const CUDAAllocator& allocator, double fraction, std:
 std::uint32_t fraction(const CUDAAllocator& allocator, std::int32_t device, double& out);
 std::uint32_t enable(const CUDAAllocator& allocator, bool value);
 bool is_enabled(const CUDAAllocator& allocator);
-std::uint32_t cache_info(const CUDAAllocator& allocator, std::int32_t device,
-                         std::size_t& largest);
+std::uint32_t cache_info(const CUDAAllocator& allocator, std::int32_t device, std::size_t& largest);
 std::uint32_t base_allocation(const CUDAAllocator& allocator, std::uint64_t address,
                               std::uint64_t& start, std::size_t& bytes);
 std::uint32_t memory_info(const CUDAAllocator& allocator, std::int32_t device, std::size_t& free,

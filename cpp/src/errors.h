@@ -36,13 +36,8 @@ void reportFromDeleter() noexcept;
 /// The error for a pointer that no allocator knows.
 InvalidPointerError foreignPointer(const void* pointer);
 
-/// Throws the error that a deleter left, if there is one.
-void throwPendingDeleterError();
-
 inline rust::String toRust(const std::string& text) { return rust::String::lossy(text); }
-inline std::string toStd(const rust::String& text) {
-  return std::string(text.data(), text.size());
-}
+inline std::string toStd(const rust::String& text) { return std::string(text.data(), text.size()); }
 
 }  // namespace bridge
 }  // namespace plugalloc

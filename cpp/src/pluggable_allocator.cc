@@ -12,6 +12,7 @@
 #include "plugalloc/src/ffi/bridge.rs.h"
 #include "plugalloc/stream.h"
 #include "statistics.h"
+#include "thread_values.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
@@ -63,8 +64,7 @@ void PluggableAllocator::set_begin_allocate_to_pool(
     std::function<void(int, MempoolId_t, std::function<bool(cudaStream_t)>)> begin_fn) {
   state_->call.begin_pool = std::move(begin_fn);
 }
-void PluggableAllocator::set_end_allocate_to_pool_fn(
-    std::function<void(int, MempoolId_t)> end_fn) {
+void PluggableAllocator::set_end_allocate_to_pool_fn(std::function<void(int, MempoolId_t)> end_fn) {
   state_->call.end_pool = std::move(end_fn);
 }
 void PluggableAllocator::set_end_allocate_to_pool(std::function<void(int, MempoolId_t)> end_fn) {
@@ -93,11 +93,11 @@ void* PluggableAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_
 }
 
 void* PluggableAllocator::raw_alloc_with_stream(std::size_t nbytes, cudaStream_t stream) {
-  return allocateOn(currentDevice(), nbytes, stream);
+  return allocateOn(bridge::currentDeviceInline(), nbytes, stream);
 }
 
 void* PluggableAllocator::raw_alloc(std::size_t nbytes) {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   return allocateOn(device, nbytes, currentStream(device));
 }
 
@@ -108,7 +108,7 @@ void PluggableAllocator::raw_delete(void* ptr) {
 }
 
 DataPtr PluggableAllocator::allocate(std::size_t nbytes) {
-  const int device = currentDevice();
+  const int device = bridge::currentDeviceInline();
   void* const block = allocateOn(device, nbytes, currentStream(device));
   return DataPtr(block, block, &Registry::release,
                  Device{DeviceType::CUDA, static_cast<DeviceIndex>(device)});

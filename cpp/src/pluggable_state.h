@@ -12,7 +12,7 @@
 
 PLUGALLOC_BEGIN_NAMESPACE
 
-struct PluggableAllocator::State {
+struct __attribute__((visibility("hidden"))) PluggableAllocator::State {
   /// The user's functions: all that a copy takes over.
   struct Functions {
     AllocFn alloc;

@@ -6,12 +6,24 @@
 #include <string>
 
 #include "errors.h"
+#include "thread_values.h"
+
+namespace plugalloc {
+namespace bridge {
+
+__thread int thread_device = -1;
+std::atomic<CurrentDeviceProvider> device_provider{nullptr};
+
+}  // namespace bridge
+}  // namespace plugalloc
 
 PLUGALLOC_BEGIN_NAMESPACE
 
+using bridge::device_provider;
+using bridge::thread_device;
+
 namespace {
 
-std::atomic<CurrentDeviceProvider> device_provider{nullptr};
 std::atomic<CurrentStreamProvider> stream_provider{nullptr};
 
 struct ThreadStream {
@@ -19,9 +31,6 @@ struct ThreadStream {
   bool set = false;
 };
 
-// The device is read on every allocation, so it lies where a thread finds it with one instruction,
-// also when the library was loaded late: it is small enough for the room that is kept for that.
-__attribute__((tls_model("initial-exec"))) thread_local int thread_device = -1;
 thread_local std::array<ThreadStream, kMaxDevices> thread_streams;
 
 int checkedDevice(int device, int lowest) {
@@ -32,9 +41,7 @@ int checkedDevice(int device, int lowest) {
   return device;
 }
 
-int chosenDevice(int device) {
-  return checkedDevice(device == -1 ? currentDevice() : device, 0);
-}
+int chosenDevice(int device) { return checkedDevice(device == -1 ? currentDevice() : device, 0); }
 
 }  // namespace
 
@@ -46,13 +53,7 @@ void setCurrentStreamProvider(CurrentStreamProvider provider) noexcept {
   stream_provider.store(provider, std::memory_order_release);
 }
 
-int currentDevice() noexcept {
-  if (thread_device >= 0) {
-    return thread_device;
-  }
-  const CurrentDeviceProvider provider = device_provider.load(std::memory_order_acquire);
-  return provider == nullptr ? 0 : provider();
-}
+int currentDevice() noexcept { return bridge::currentDeviceInline(); }
 
 void setCurrentDevice(int device) { thread_device = checkedDevice(device, -1); }
 

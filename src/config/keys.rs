@@ -14,8 +14,8 @@ pub(super) struct Key {
     pub(super) value: Value,
 }
 
-/// A kind of value with the field that it sets. Where there is none, the value is checked and has no
-/// effect.
+/// A kind of value with the field that it sets. Where there is none, the value is checked and has
+/// no effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
     /// `native`.
@@ -28,8 +28,8 @@ pub(super) enum Value {
     MebibyteLimit(fn(&mut Config) -> &mut Option<Bytes>),
     /// A whole number.
     Count(Rule),
-    /// A fraction between 0 and 1, where `ends` tells whether 0 and 1 themselves are allowed. A field
-    /// that is 0 where 0 is not allowed is off, which has no text.
+    /// A fraction between 0 and 1, where `ends` tells whether 0 and 1 themselves are allowed. A
+    /// field that is 0 where 0 is not allowed is off, which has no text.
     Fraction { ends: bool, field: fn(&mut Config) -> &mut f64 },
     /// A number of divisions for all sizes, or a list by size.
     Divisions(fn(&mut Config) -> &mut [u32; 16]),

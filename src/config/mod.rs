@@ -25,11 +25,11 @@ pub struct Config {
     /// What one segment for requests between 1 and 10 MiB takes on a device without virtual memory
     /// management. Key `large_segment_size_mb`.
     pub large_segment_size: Bytes,
-    /// Into how many equal steps each power of two is divided when sizes are rounded up, by size class
-    /// (from 1 MiB to 32 GiB); 0 or 1: off. Key `roundup_power2_divisions`.
+    /// Into how many equal steps each power of two is divided when sizes are rounded up, by size
+    /// class (from 1 MiB to 32 GiB); 0 or 1: off. Key `roundup_power2_divisions`.
     pub roundup_power2_divisions: [u32; 16],
-    /// The share of the limit above which idle memory is given back to the device before more is taken;
-    /// 0: off. Key `garbage_collection_threshold`.
+    /// The share of the limit above which idle memory is given back to the device before more is
+    /// taken; 0: off. Key `garbage_collection_threshold`.
     pub garbage_collection_threshold: f64,
     /// Whether memory is taken through virtual memory management where the device has it. Key
     /// `expandable_segments`.
@@ -42,7 +42,8 @@ pub struct Config {
     /// Let blocks used on several streams be reused within a capture where the graph orders it. Key
     /// `graph_capture_record_stream_reuse`.
     pub graph_capture_record_stream_reuse: bool,
-    /// Whether freed memory is kept for reuse. Key `caching`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1` turns it off.
+    /// Whether freed memory is kept for reuse. Key `caching`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1`
+    /// turns it off.
     pub caching: bool,
     /// Whether idle memory of one stream serves another before more is taken. Key `steal`.
     pub steal: bool,

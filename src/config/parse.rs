@@ -2,10 +2,11 @@
 //!
 //! # Syntax
 //!
-//! `key:value,key:[a:b,c:d]`. Whitespace around keys, values and separators is ignored. A boolean is
-//! exactly `True` or `False`. A number is of digits, with no sign; a fraction may have a point and an
-//! exponent. A key may stand once. Whatever breaks these rules is a [`ConfigError`] with the key, the
-//! byte at which reading stopped, what was found there and what would be right; nothing is skipped.
+//! `key:value,key:[a:b,c:d]`. Whitespace around keys, values and separators is ignored. A boolean
+//! is exactly `True` or `False`. A number is of digits, with no sign; a fraction may have a point
+//! and an exponent. A key may stand once. Whatever breaks these rules is a [`ConfigError`] with the
+//! key, the byte at which reading stopped, what was found there and what would be right; nothing is
+//! skipped.
 //!
 //! # Keys
 //!
@@ -35,9 +36,9 @@
 //! | `pinned_max_round_threshold_mb` | MiB | | |
 //! | `pinned_max_cached_size_mb` | MiB | | |
 //!
-//! In a list of `roundup_power2_divisions` each pair is a size in MiB and the divisions of the sizes from
-//! there to its double; the first pair holds for smaller sizes too, `>` for all larger ones, and a size
-//! that is skipped is not rounded.
+//! In a list of `roundup_power2_divisions` each pair is a size in MiB and the divisions of the
+//! sizes from there to its double; the first pair holds for smaller sizes too, `>` for all larger
+//! ones, and a size that is skipped is not rounded.
 
 use std::ffi::OsString;
 
@@ -73,7 +74,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// The first breach of the syntax, the first unknown or repeated key, or the first value out of range.
+    /// The first breach of the syntax, the first unknown or repeated key, or the first value out of
+    /// range.
     pub fn parse(text: &str) -> Result<Config, ConfigError> {
         let mut config = Config::default();
         config.apply(text)?;
@@ -107,8 +109,8 @@ impl Config {
         Ok(())
     }
 
-    /// The defaults, changed as the environment says: by the first of [`VARIABLES`] that is set, even if
-    /// to nothing, and then by [`NO_CACHING_VARIABLE`], which turns caching off.
+    /// The defaults, changed as the environment says: by the first of [`VARIABLES`] that is set,
+    /// even if to nothing, and then by [`NO_CACHING_VARIABLE`], which turns caching off.
     ///
     /// # Errors
     ///
@@ -119,8 +121,8 @@ impl Config {
 
     /// The options in force as a text that [`parse`](Config::parse) turns into an equal `Config`.
     ///
-    /// Every key that has an effect is written, save those that are off and have no word for it. Sizes
-    /// that are no multiple of 1 MiB, which only a program can set, are written rounded down.
+    /// Every key that has an effect is written, save those that are off and have no word for it.
+    /// Sizes that are no multiple of 1 MiB, which only a program can set, are written rounded down.
     ///
     /// ```
     /// use plugalloc::Config;
@@ -173,7 +175,8 @@ fn unknown_key(scanner: &Scanner<'_>, word: Word<'_>) -> ConfigError {
     scanner.error(word.position, "unknown key", &expected)
 }
 
-/// Checks what no value can be checked for alone: the two limits of large blocks against the segment.
+/// Checks what no value can be checked for alone: the two limits of large blocks against the
+/// segment.
 fn check_relations(config: &Config, positions: &Positions) -> Result<(), ConfigError> {
     let segment_mib = config.large_segment_size / MIB;
     let limits =

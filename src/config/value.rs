@@ -38,8 +38,8 @@ pub(super) fn read(value: Value, scanner: &mut Scanner<'_>, config: &mut Config)
     Ok(())
 }
 
-/// The value of its field as [`read`] understands it; `None` where nothing is to be said. `config` is
-/// only looked at.
+/// The value of its field as [`read`] understands it; `None` where nothing is to be said. `config`
+/// is only looked at.
 pub(super) fn show(value: Value, config: &mut Config) -> Option<String> {
     match value {
         Value::Flag(Some(field)) => Some(if *field(config) { "True" } else { "False" }.to_owned()),

@@ -1,11 +1,14 @@
 //! What the allocator demands of a device, and the two devices that meet it: [`sim`], a GPU in host
 //! memory, and `cuda`, through the CUDA driver.
 //!
-//! A device gives memory and orders work. It decides nothing: no caching, rounding, retry or statistics
-//! stands here.
+//! A device gives memory and orders work. It decides nothing: no caching, rounding, retry or
+//! statistics stands here.
 
+mod clock;
 pub mod cuda;
 pub mod sim;
+
+pub use clock::Clock;
 
 use crate::error::DeviceError;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
@@ -13,8 +16,8 @@ use crate::units::{Address, Bytes, DeviceId, StreamId};
 /// The result of a driver call.
 pub type DeviceResult<T> = std::result::Result<T, DeviceError>;
 
-/// Physical memory that can be mapped at addresses. A plain number: what it stands for is known to the
-/// device that made it.
+/// Physical memory that can be mapped at addresses. A plain number: what it stands for is known to
+/// the device that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleId(pub u64);
 
@@ -39,14 +42,14 @@ pub struct MemoryInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// The granularity of physical handles in bytes, a power of two, where the device has virtual memory
-    /// management; `None` where only [`Device::malloc`] and [`Device::free`] work.
+    /// The granularity of physical handles in bytes, a power of two, where the device has virtual
+    /// memory management; `None` where only [`Device::malloc`] and [`Device::free`] work.
     pub virtual_memory: Option<Bytes>,
 }
 
 impl Capabilities {
-    /// The abilities of a device whose handles are multiples of `virtual_memory` bytes, or which has no
-    /// virtual memory management.
+    /// The abilities of a device whose handles are multiples of `virtual_memory` bytes, or which
+    /// has no virtual memory management.
     pub fn new(virtual_memory: Option<Bytes>) -> Self {
         Capabilities { virtual_memory }
     }
@@ -57,14 +60,14 @@ pub type HostFunction = Box<dyn FnOnce() + Send>;
 
 /// One device.
 ///
-/// Every method may be called from any thread. A method fails only for a reason that its caller could not
-/// foresee (memory, a lost device, a missing ability) or because its caller broke the contract written at
-/// the method; the latter is [`Misuse`](crate::error::DeviceErrorKind::Misuse) where the device can tell.
-/// A failed call has changed nothing.
+/// Every method may be called from any thread. A method fails only for a reason that its caller
+/// could not foresee (memory, a lost device, a missing ability) or because its caller broke the
+/// contract written at the method; the latter is [`Misuse`](crate::error::DeviceErrorKind::Misuse)
+/// where the device can tell. A failed call has changed nothing.
 ///
-/// None of the calls on addresses and handles waits for queued work, and none protects it: whoever unmaps
-/// or frees memory makes sure that no queued work still uses it. Only [`free`](Device::free) waits, for
-/// the whole device, as `cudaFree` does.
+/// None of the calls on addresses and handles waits for queued work, and none protects it: whoever
+/// unmaps or frees memory makes sure that no queued work still uses it. Only [`free`](Device::free)
+/// waits, for the whole device, as `cudaFree` does.
 pub trait Device: Send + Sync {
     /// The device's index.
     fn id(&self) -> DeviceId;
@@ -75,21 +78,22 @@ pub trait Device: Send + Sync {
     /// The device's memory now.
     fn memory_info(&self) -> DeviceResult<MemoryInfo>;
 
-    /// Reserves `bytes` (a multiple of the granularity) of address space, aligned to the granularity.
-    /// Nothing is mapped there.
+    /// Reserves `bytes` (a multiple of the granularity) of address space, aligned to the
+    /// granularity. Nothing is mapped there.
     fn reserve(&self, bytes: Bytes) -> DeviceResult<Address>;
     /// Gives back a whole reservation, in which nothing is mapped.
     fn free_address(&self, address: Address, bytes: Bytes) -> DeviceResult<()>;
     /// Makes physical memory of `bytes` (a multiple of the granularity).
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId>;
-    /// Gives physical memory back. It lives on while it is mapped somewhere, and counts as used until then.
+    /// Gives physical memory back. It lives on while it is mapped somewhere, and counts as used
+    /// until then.
     fn release(&self, handle: HandleId) -> DeviceResult<()>;
-    /// Maps the whole handle of `bytes` at `address`, inside a reservation, where nothing is mapped. A
-    /// handle may be mapped at several addresses at once. The memory is accessible after
+    /// Maps the whole handle of `bytes` at `address`, inside a reservation, where nothing is
+    /// mapped. A handle may be mapped at several addresses at once. The memory is accessible after
     /// [`set_access`](Device::set_access).
     fn map(&self, address: Address, bytes: Bytes, handle: HandleId) -> DeviceResult<()>;
-    /// Makes mapped memory readable and writable for the device and for each peer that was enabled. The
-    /// span consists of whole mappings.
+    /// Makes mapped memory readable and writable for the device and for each peer that was enabled.
+    /// The span consists of whole mappings.
     fn set_access(&self, address: Address, bytes: Bytes) -> DeviceResult<()>;
     /// Unmaps the span, which consists of whole mappings.
     fn unmap(&self, address: Address, bytes: Bytes) -> DeviceResult<()>;
@@ -114,7 +118,8 @@ pub trait Device: Send + Sync {
     fn event_create(&self) -> DeviceResult<EventId>;
     /// Destroys an event, recorded or not.
     fn event_destroy(&self, event: EventId) -> DeviceResult<()>;
-    /// Moves the event to the end of what is queued on `stream` now. Never called on a capturing stream.
+    /// Moves the event to the end of what is queued on `stream` now. Never called on a capturing
+    /// stream.
     fn event_record(&self, event: EventId, stream: StreamId) -> DeviceResult<()>;
     /// True where everything before the event's last record has run.
     fn event_query(&self, event: EventId) -> DeviceResult<bool>;
@@ -123,7 +128,8 @@ pub trait Device: Send + Sync {
 
     /// Begins to capture what is queued on the stream instead of running it.
     fn capture_begin(&self, stream: StreamId) -> DeviceResult<CaptureId>;
-    /// Ends a capture. What was captured can be run again by [`graph_launch`](Device::graph_launch).
+    /// Ends a capture. What was captured can be run again by
+    /// [`graph_launch`](Device::graph_launch).
     fn capture_end(&self, stream: StreamId) -> DeviceResult<CaptureId>;
     /// The capture that the stream is in, if any.
     fn capture_status(&self, stream: StreamId) -> DeviceResult<Option<CaptureId>>;
@@ -132,8 +138,8 @@ pub trait Device: Send + Sync {
     /// Forgets a finished capture.
     fn graph_destroy(&self, graph: CaptureId) -> DeviceResult<()>;
 
-    /// Queues a copy of `bytes` on the stream, between any two of: this device's memory, a peer's memory,
-    /// host memory (which must stay valid until the copy has run).
+    /// Queues a copy of `bytes` on the stream, between any two of: this device's memory, a peer's
+    /// memory, host memory (which must stay valid until the copy has run).
     fn copy_async(
         &self,
         to: Address,
@@ -149,10 +155,11 @@ pub trait Device: Send + Sync {
         bytes: Bytes,
         stream: StreamId,
     ) -> DeviceResult<()>;
-    /// Queues a function of the host. It must not call the device.
+    /// Queues a function of the host. It must not call the device. `Unsupported` on a capturing
+    /// stream, because it can run only once.
     fn host_function(&self, stream: StreamId, function: HostFunction) -> DeviceResult<()>;
 
-    /// True where this device can reach the memory of `peer`.
+    /// True where this device can reach the memory of `peer`. A device is no peer of itself.
     fn can_access_peer(&self, peer: DeviceId) -> DeviceResult<bool>;
     /// Lets this device reach the memory of `peer`, mapped before or later. Enabling twice is fine.
     fn enable_peer_access(&self, peer: DeviceId) -> DeviceResult<()>;

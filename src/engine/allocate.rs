@@ -19,18 +19,23 @@ impl Engine {
         if bytes >= MAX_REQUEST {
             return Err(Error::SizeTooLarge { bytes, max: MAX_REQUEST - 1 });
         }
-        let Some((index, shard)) = self.shards.for_stream(stream) else {
+        let Some((index, first)) = self.shards.for_stream(stream) else {
             return Err(too_many_streams());
         };
+        let (index, shard) = self.shards.lane(index, first);
         if self.flags.load(Ordering::Relaxed) != 0
             && let Some(address) = self.allocate_flagged(index, bytes, stream)?
         {
             return Ok(address);
         }
         let (_, rounded) = self.size_of(bytes);
-        let mut heap = shard.heap.lock();
-        self.peaks.enter(&self.shards, index, &mut heap);
-        if let Some(address) = heap.allocate(bytes, rounded) {
+        let mut heap = shard.heap.try_lock().unwrap_or_else(|| {
+            self.shards.collide(first);
+            shard.heap.lock()
+        });
+        if self.peaks.enter(&self.shards, index, &mut heap)
+            && let Some(address) = heap.allocate(bytes, rounded)
+        {
             return Ok(address);
         }
         drop(heap);
@@ -47,8 +52,8 @@ impl Engine {
     ) -> Result<Option<Address>> {
         let flags = self.flags.load(Ordering::Relaxed);
         if flags & flag::DEFERRED != 0 {
-            // An event costs half a microsecond to ask: not every call does. Whoever finds no memory
-            // asks before taking more.
+            // An event costs half a microsecond to ask: not every call does. Whoever finds no
+            // memory asks before taking more.
             if self.polls.fetch_add(1, Ordering::Relaxed).is_multiple_of(4) {
                 self.poll_deferred()?;
             }
@@ -146,6 +151,15 @@ impl Engine {
     pub(crate) fn range_at(&self, entry: PageEntry, address: Address) -> Option<(Address, Bytes)> {
         let heap = self.shards.get(entry.shard)?.heap.lock();
         heap.memory_around(address)
+    }
+
+    /// Takes note that `stream` is about to be destroyed.
+    pub(crate) fn retire_stream(&self, stream: StreamId) -> Result<()> {
+        self.deferred.lock().retire(stream)?;
+        for (index, shard) in self.shards.iter().filter(|(_, shard)| shard.stream == stream) {
+            self.peaks.retire(index, &mut shard.heap.lock());
+        }
+        Ok(())
     }
 
     /// Looks which deferred frees have completed, and completes them.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use super::Engine;
+use super::{Engine, Growth};
 use crate::error::{DeviceErrorKind, Result};
 use crate::heap::{ArenaKind, Heap};
 use crate::units::{Address, Bytes, StreamId};
@@ -34,15 +34,13 @@ impl Engine {
     ) -> Result<Address> {
         let (kind, bytes) = self.size_of(requested);
         let mut growth = self.growth.lock();
-        let address = if bytes > growth.store.headroom() {
-            None
-        } else {
-            match self.device.malloc(bytes) {
-                Ok(address) => Some(address),
-                Err(error) if error.kind == DeviceErrorKind::OutOfMemory => None,
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let mut address = self.take_direct(&growth, bytes)?;
+        if address.is_none() {
+            // What was cached before caching was turned off may be what is missing.
+            growth.counters.retries += 1;
+            self.give_cache_back(&mut growth)?;
+            address = self.take_direct(&growth, bytes)?;
+        }
         let Some(address) = address else {
             self.count_out_of_memory();
             let request = super::grow::Request { shard, requested, bytes, kind };
@@ -50,15 +48,32 @@ impl Engine {
         };
         growth.store.count_taken(bytes);
         growth.store.count_serving(kind, bytes);
-        drop(growth);
-        self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
         let block = DirectBlock { shard, bytes, kind, requested, stream };
         self.direct.blocks.lock().insert(address, block);
+        drop(growth);
+        self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
         Ok(address)
+    }
+
+    /// Takes memory from the device; `None` where the limit or the device has no room.
+    fn take_direct(&self, growth: &Growth, bytes: Bytes) -> Result<Option<Address>> {
+        if bytes > growth.store.headroom() {
+            return Ok(None);
+        }
+        match self.device.malloc(bytes) {
+            Ok(address) => Ok(Some(address)),
+            Err(error) if error.kind == DeviceErrorKind::OutOfMemory => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Frees an allocation of the device's own; false where there is none at that address.
     pub(crate) fn free_direct(&self, address: Address) -> Result<bool> {
+        if self.direct_block(address).is_none() {
+            return Ok(false);
+        }
+        // Held for as long as the table and the counts differ.
+        let mut growth = self.growth.lock();
         let Some(block) = self.direct.blocks.lock().remove(&address) else {
             return Ok(false);
         };
@@ -66,7 +81,6 @@ impl Engine {
             self.direct.blocks.lock().insert(address, block);
             return Err(error.into());
         }
-        let mut growth = self.growth.lock();
         growth.store.count_given(block.bytes);
         growth.store.count_idle(block.kind, block.bytes);
         drop(growth);

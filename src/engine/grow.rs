@@ -1,15 +1,14 @@
 //! The slow path: memory for a request that no free block can serve.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
+use super::shards::Shard;
 use super::{Engine, Growth};
-use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::{ArenaKind, Gap, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
-use crate::pages::{PageEntry, Place};
+use crate::pages::Place;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// One request on its way through the slow path.
@@ -31,19 +30,19 @@ pub(super) enum Effort {
 }
 
 /// What a stage may use.
-struct Supply {
-    idle: Vec<Idle>,
+pub(super) struct Supply {
+    pub(super) idle: Vec<Idle>,
     /// How much may be taken from the device without a second thought, and at most.
-    ready: Bytes,
-    most: Bytes,
-    effort: Effort,
+    pub(super) ready: Bytes,
+    pub(super) most: Bytes,
+    pub(super) effort: Effort,
 }
 
 /// An idle view of any heap.
 #[derive(Clone, Copy, Debug)]
-struct Idle {
-    shard: u32,
-    view: IdleView,
+pub(super) struct Idle {
+    pub(super) shard: u32,
+    pub(super) view: IdleView,
 }
 
 impl Engine {
@@ -71,11 +70,21 @@ impl Engine {
         let Some(shard) = self.shards.get(request.shard) else {
             return Ok(None);
         };
+        if let Some(address) = self.serve_from_lanes(shard, request)? {
+            return Ok(Some(address));
+        }
         let mut heap = shard.heap.lock();
+        if heap.turn.retired {
+            self.deferred.lock().revive(shard.stream)?;
+            heap.turn.retired = false;
+        }
         self.peaks.enter(&self.shards, request.shard, &mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {
             found = heap.allocate(request.requested, request.bytes);
+        }
+        if found.is_none() {
+            found = heap.allocate_any(request.requested, request.bytes);
         }
         if found.is_some() {
             return Ok(found);
@@ -85,6 +94,29 @@ impl Engine {
         } else {
             self.grow_by_segment(growth, heap, request)
         }
+    }
+
+    /// Serves a request from what another lane of its stream has free.
+    fn serve_from_lanes(&self, own: &Shard, request: Request) -> Result<Option<Address>> {
+        let Some((_, first)) = self.shards.for_stream(own.stream) else {
+            return Ok(None);
+        };
+        if !first.is_spread() {
+            return Ok(None);
+        }
+        for number in first.lanes().filter(|&number| number != request.shard) {
+            let Some(lane) = self.shards.get(number) else {
+                continue;
+            };
+            let mut heap = lane.heap.lock();
+            if self.peaks.enter(&self.shards, number, &mut heap) {
+                let found = heap.allocate(request.requested, request.bytes);
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn grow(
@@ -97,12 +129,17 @@ impl Engine {
         let (live, peak) = self.peaks.estimate(metric::BYTES, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
-        let ready = self.policy.free_growth(reserved, live_peak).min(growth.store.headroom());
-        let most = match effort {
-            Effort::Usual => growth.store.headroom().min(self.total.saturating_sub(reserved)),
+        let free = match effort {
+            Effort::Usual => self.total.saturating_sub(reserved),
             // Others may hold memory of the device, or have given some back.
-            Effort::Reshape => growth.store.headroom().min(self.device.memory_info()?.free),
+            Effort::Reshape => self.device.memory_info()?.free,
         };
+        let most = growth.store.headroom().min(free);
+        let mut ready = self.policy.free_growth(reserved, live_peak);
+        if !self.policy.may_move(growth.moving_us, self.clock.now_us()) {
+            ready = ready.max(align_up(request.bytes, GRANULE));
+        }
+        let ready = ready.min(most);
         let mut found = Vec::new();
         heap.idle_views(&mut found);
         let own: Vec<Idle> =
@@ -111,17 +148,24 @@ impl Engine {
         if let Some(address) = self.grow_from(growth, heap, request, supply)? {
             return Ok(Some(address));
         }
-        // With idle memory of every heap; then also with handles that are too long, cut up; then with as
-        // much growth as is needed beyond that.
+        // With idle memory of every heap; then also with handles that are too long, cut up; then
+        // with as much growth as is needed beyond that.
         let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
         for (most, effort) in stages {
             let idle = self.all_idle(request.shard, heap);
-            let supply = Supply { idle, ready: ready.min(most), most, effort };
+            let supply = Supply { idle, ready, most, effort };
             if let Some(address) = self.grow_from(growth, heap, request, supply)? {
                 return Ok(Some(address));
             }
         }
-        Ok(None)
+        // A stage fails where it counted on memory that turns out to belong to a stream that is
+        // being captured: without that.
+        let mut idle = self.all_idle(request.shard, heap);
+        if !self.retain_orderable(request.shard, &mut idle)? {
+            return Ok(None);
+        }
+        let supply = Supply { idle, ready, most, effort: Effort::Reshape };
+        self.grow_from(growth, heap, request, supply)
     }
 
     /// The idle views of all heaps whose memory may serve this one.
@@ -187,7 +231,8 @@ impl Engine {
         let store = &growth.store;
         let own = supply.idle.iter().filter(|idle| idle.shard == request.shard);
         let own = IdleSpans::new(own.map(|idle| &idle.view));
-        let spare = store.spare.iter().copied();
+        let spare = self.claimable(growth, request.shard)?;
+        let spare = spare.iter().copied();
         let handles: HashSet<u32> =
             supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()).collect();
         let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
@@ -213,8 +258,8 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: room for the device's whole memory in large requests, so that a
-    /// second range is rare, and halved until the system grants it.
+    /// Reserves addresses for the heap: room for the device's whole memory in large requests, so
+    /// that a second range is rare, and halved until the system grants it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
@@ -246,7 +291,11 @@ impl Engine {
         let Some(number) = heap.view(view).map(|view| view.handle) else {
             return Ok(false);
         };
-        if growth.store.handle(number).is_some_and(|handle| handle.active.is_some()) {
+        if growth.store.handle(number).is_none_or(|handle| handle.active.is_none()) {
+            if !self.claim(growth, shard, number)? {
+                return Ok(false);
+            }
+        } else {
             let Some(at) = idle.iter().position(|idle| idle.view.handle == number) else {
                 return Ok(false);
             };
@@ -258,6 +307,7 @@ impl Engine {
         let Some((address, kind)) = heap.view(view).map(|view| (view.address, view.kind)) else {
             return Ok(false);
         };
+        growth.store.open(number, address)?;
         let Some(slots) = heap.reactivate(view) else {
             return Ok(false);
         };
@@ -266,7 +316,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Fills a gap with handles: spare ones, new ones as far as ready, stolen ones, new ones at last.
+    /// Fills a gap with handles: spare ones, new ones as far as ready, stolen ones, new ones at
+    /// last.
     fn fill(
         &self,
         growth: &mut Growth,
@@ -296,177 +347,22 @@ impl Engine {
         number: u32,
         address: Address,
     ) -> Result<Bytes> {
-        growth.store.map(number, address)?;
+        let mapped = growth.store.map(number, address);
+        if mapped.is_err() && !growth.store.is_closed(number, address) {
+            return mapped.map(|()| 0).map_err(Into::into);
+        }
         let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
         if let Some((view, slots)) = heap.attach(address, bytes, number) {
             growth.store.activate(number, Place { shard, view, address, kind });
-            self.publish(shard, &slots);
+            if mapped.is_err() {
+                // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
+                heap.detach(view);
+                growth.store.deactivate(number);
+            } else {
+                self.publish(shard, &slots);
+            }
         }
+        mapped?;
         Ok(bytes)
     }
-
-    /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare afterwards.
-    fn obtain(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        (remaining, room): (Bytes, Bytes),
-        supply: &mut Supply,
-    ) -> Result<Option<u32>> {
-        let spare = growth.store.spare.iter().copied();
-        let sized: Vec<(u32, Bytes)> = spare
-            .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
-            .collect();
-        if let Some(at) = best_size(sized.iter().map(|s| s.1), remaining, room) {
-            return Ok(Some(sized[at].0));
-        }
-        let size = self.policy.handle_size(request.bytes, remaining);
-        if size <= supply.ready
-            && let Some(number) = growth.store.create(size)?
-        {
-            supply.ready -= size;
-            supply.most -= size;
-            return Ok(Some(number));
-        }
-        let sizes = |idle: &[Idle]| best_size(idle.iter().map(|i| i.view.bytes), remaining, room);
-        while let Some(at) = sizes(&supply.idle) {
-            let source = supply.idle.swap_remove(at);
-            if self.take_from(growth, heap, request.shard, source)? {
-                return Ok(Some(source.view.handle));
-            }
-        }
-        self.make(growth, heap, request, remaining, supply)
-    }
-
-    /// Makes a handle, smaller if need be; at last out of the memory of idle ones of a wrong size.
-    fn make(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        remaining: Bytes,
-        supply: &mut Supply,
-    ) -> Result<Option<u32>> {
-        loop {
-            let mut size = self.policy.handle_size(request.bytes, remaining);
-            while size >= GRANULE {
-                if size <= supply.most
-                    && let Some(number) = growth.store.create(size)?
-                {
-                    supply.most -= size;
-                    supply.ready = supply.ready.saturating_sub(size);
-                    return Ok(Some(number));
-                }
-                size /= 2;
-            }
-            if supply.effort != Effort::Reshape {
-                return Ok(None);
-            }
-            // Every idle handle is longer than the hole by now: the shortest loses least.
-            let shortest = supply.idle.iter().enumerate().min_by_key(|(_, idle)| idle.view.bytes);
-            let Some((at, _)) = shortest else {
-                return Ok(None);
-            };
-            let source = supply.idle.swap_remove(at);
-            if self.take_from(growth, heap, request.shard, source)? {
-                let shard = (request.shard, &mut *heap);
-                self.dissolve(growth, Some(shard), source.view.handle)?;
-                supply.most += source.view.bytes;
-            }
-        }
-    }
-
-    /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work queued
-    /// on the taker's stream runs after whatever still uses it. False where it is not idle any more, or
-    /// where the streams cannot be ordered because one is being captured.
-    fn take_from(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        taker: u32,
-        source: Idle,
-    ) -> Result<bool> {
-        let view = source.view;
-        let number = view.handle;
-        if source.shard == taker {
-            if !heap.detach(view.view) {
-                return Ok(false);
-            }
-        } else {
-            let (Some(from), Some(to)) = (self.shards.get(source.shard), self.shards.get(taker))
-            else {
-                return Ok(false);
-            };
-            let mut other = from.heap.lock();
-            if !self.deferred.lock().order(from.stream, to.stream)? || !other.detach(view.view) {
-                return Ok(false);
-            }
-        }
-        self.retract(view.address, view.bytes);
-        growth.store.deactivate(number);
-        Ok(true)
-    }
-
-    /// Tells the address map of new memory of a heap.
-    pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
-        for &(address, slot) in slots {
-            self.map.set(address, PageEntry { device: self.index, shard, slot });
-        }
-    }
-
-    pub(super) fn retract(&self, address: Address, bytes: Bytes) {
-        for k in 0..bytes / GRANULE {
-            self.map.clear(address + k * GRANULE);
-        }
-    }
-
-    /// Removes every mapping of a spare handle and gives it back to the device. All work that could use
-    /// it through an old mapping is waited for; where that stream is being captured, nothing more is done
-    /// and the handle stays spare. `held` is the heap whose lock the caller holds.
-    pub(super) fn dissolve(
-        &self,
-        growth: &mut Growth,
-        mut held: Option<(u32, &mut MutexGuard<'_, Heap>)>,
-        number: u32,
-    ) -> DeviceResult<()> {
-        let Some(handle) = growth.store.handle(number) else {
-            return Ok(());
-        };
-        for place in handle.dormant.clone() {
-            let Some(shard) = self.shards.get(place.shard) else {
-                continue;
-            };
-            if !self.deferred.lock().drain(shard.stream)? {
-                return Ok(());
-            }
-            growth.store.unmap_dormant(number, place)?;
-            match &mut held {
-                Some((index, heap)) if *index == place.shard => heap.drop_dormant(place.view),
-                _ => shard.heap.lock().drop_dormant(place.view),
-            }
-        }
-        growth.store.release(number)
-    }
-
-    /// Counts an out-of-memory error.
-    pub(super) fn count_out_of_memory(&self) {
-        self.ooms.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The largest size up to `remaining`, else the smallest up to `room`.
-fn best_size(sizes: impl Iterator<Item = Bytes>, remaining: Bytes, room: Bytes) -> Option<usize> {
-    let mut best: Option<(usize, Bytes)> = None;
-    for (at, size) in sizes.enumerate().filter(|(_, size)| *size <= room) {
-        let better = match best {
-            None => true,
-            Some((_, best)) if best <= remaining => size <= remaining && size > best,
-            Some((_, best)) => size < best,
-        };
-        if better {
-            best = Some((at, size));
-        }
-    }
-    best.map(|(at, _)| at)
 }

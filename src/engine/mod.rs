@@ -1,12 +1,12 @@
 //! One device's allocator: the order of steps.
 //!
 //! An allocation goes through at most four stages, each dearer than the one before: the heap of its
-//! stream ([`allocate`](Engine::allocate)); then, under the lock that guards the device's physical memory,
-//! the heap again after frees that have completed meanwhile; new memory under it, stolen or made
-//! (`grow`); and the ladder before out of memory (`reclaim`).
+//! stream ([`allocate`](Engine::allocate)); then, under the lock that guards the device's physical
+//! memory, the heap again after frees that have completed meanwhile; new memory under it, stolen or
+//! made (`grow`); and the ladder before out of memory (`reclaim`).
 //!
-//! Locks are taken in one order: `growth`, then heaps, then `deferred`. Whoever holds `growth` may hold
-//! several heaps; nobody else holds more than one.
+//! Locks are taken in one order: `growth`, then heaps, then `deferred`. Whoever holds `growth` may
+//! hold several heaps; nobody else holds more than one.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod allocate;
 mod check;
 mod direct;
 mod grow;
+mod handles;
 mod out_of_memory;
 mod peaks;
 mod reclaim;
@@ -29,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::config::Config;
-use crate::device::Device;
+use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
 use crate::pages::{PageMap, Policy, Store};
@@ -53,6 +54,8 @@ pub(crate) mod flag {
 pub(crate) struct Growth {
     store: Store,
     counters: Counters,
+    /// Microseconds of driver time spent on moving memory between places, by the price list.
+    moving_us: u64,
 }
 
 /// The allocator of one device.
@@ -68,6 +71,7 @@ pub(crate) struct Engine {
     /// The device's whole memory.
     total: Bytes,
     map: Arc<PageMap>,
+    clock: Arc<Clock>,
     shards: Shards,
     flags: AtomicU32,
     polls: AtomicU32,
@@ -89,12 +93,13 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// The allocator of `device`, which is the `index`-th and shares `map` with the others.
+    /// The allocator of `device`, which is the `index`-th and shares the map and the clock with the
+    /// others.
     pub(crate) fn new(
         index: u32,
         device: Arc<dyn Device>,
         config: Config,
-        map: Arc<PageMap>,
+        (map, clock): (Arc<PageMap>, Arc<Clock>),
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
         let virtual_memory =
@@ -107,11 +112,12 @@ impl Engine {
             virtual_memory,
             total,
             map,
+            clock,
             shards: Shards::new(),
             flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
             polls: AtomicU32::new(0),
             peaks: Peaks::new(),
-            growth: Mutex::new(Growth { store, counters: Counters::default() }),
+            growth: Mutex::new(Growth { store, counters: Counters::default(), moving_us: 0 }),
             deferred: Mutex::new(Deferred::new(Arc::clone(&device))),
             direct: Direct::default(),
             ooms: AtomicU64::new(0),
@@ -168,6 +174,11 @@ impl Engine {
 
     pub(crate) fn is_caching(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & flag::UNCACHED == 0
+    }
+
+    /// Counts an out-of-memory error.
+    fn count_out_of_memory(&self) {
+        self.ooms.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The largest cached block of any stream.

@@ -1,5 +1,8 @@
 //! The report of an out-of-memory error.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::{Error, OutOfMemory, StreamUsage};
@@ -24,6 +27,7 @@ impl Engine {
             ..OutOfMemory::default()
         };
         let mut cached = 0;
+        let mut streams = BTreeMap::new();
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
             let value = |metric: usize| heap.tally.current(metric) as Bytes;
@@ -36,11 +40,19 @@ impl Engine {
             report.pending += value(metric::ACTIVE_BYTES) - usage.allocated;
             report.largest_free_block = report.largest_free_block.max(heap.largest_free());
             cached += usage.cached;
-            report.streams.push(usage);
+            match streams.entry(shard.stream) {
+                Entry::Vacant(entry) => drop(entry.insert(usage)),
+                Entry::Occupied(mut entry) => {
+                    let sum = entry.get_mut();
+                    sum.allocated += usage.allocated;
+                    sum.cached += usage.cached;
+                }
+            }
         }
         if cached > 0 {
             report.fragmentation = 1.0 - report.largest_free_block as f64 / cached as f64;
         }
+        report.streams = streams.into_values().collect();
         report.streams.sort_by_key(|usage| std::cmp::Reverse(usage.allocated + usage.cached));
         report.streams.truncate(STREAMS);
         report.hint = self.hint(&report, cached);
@@ -49,6 +61,9 @@ impl Engine {
 
     /// What would help, given what is configured and what was found.
     fn hint(&self, report: &OutOfMemory, cached: Bytes) -> String {
+        if report.requested > report.total {
+            return "The request is more than the device has.".to_owned();
+        }
         if report.limit < report.total && report.requested <= report.free {
             return format!(
                 "The device has room: the memory fraction allows {} only \
@@ -63,25 +78,38 @@ impl Engine {
                 format_bytes(elsewhere)
             );
         }
+        let unused = report.free + report.reserved.saturating_sub(report.allocated);
+        if unused >= report.requested && self.any_capture() {
+            return "Memory of a stream that is being captured serves no other stream before the \
+                    capture has ended."
+                .to_owned();
+        }
         if cached < report.requested {
             return "The memory is in use: only freeing allocations helps.".to_owned();
+        }
+        if self.device.capabilities().virtual_memory.is_none() {
+            return "Cached memory is fragmented, and this device has no virtual memory management \
+                    to move it with."
+                .to_owned();
         }
         if !self.config.expandable_segments {
             return "Cached memory is fragmented, and cannot be moved without virtual memory: \
                     expandable_segments:True would allow it."
                 .to_owned();
         }
-        if !self.virtual_memory {
-            return "Cached memory is fragmented, and this device has no virtual memory management \
-                    to move it with."
-                .to_owned();
-        }
         if !self.config.steal {
-            return "Memory cached by other streams could serve the request: steal:True would allow it."
+            return "Memory cached by other streams could serve the request: steal:True would \
+                    allow it."
                 .to_owned();
         }
         "Cached memory lies in handles that live allocations share; a smaller max_handle_mb leaves \
          less of it."
             .to_owned()
+    }
+
+    /// Whether a stream with memory of this device is being captured.
+    fn any_capture(&self) -> bool {
+        let status = |stream| self.device.capture_status(stream);
+        self.shards.iter().any(|(_, shard)| status(shard.stream).is_ok_and(|id| id.is_some()))
     }
 }

@@ -32,23 +32,31 @@ impl Engine {
 
     /// Gives all cached memory back to the device.
     pub(crate) fn empty_cache(&self) -> Result<()> {
-        let mut growth = self.growth.lock();
+        self.give_cache_back(&mut self.growth.lock())
+    }
+
+    /// Waits for all frees and gives all cached memory back.
+    pub(super) fn give_cache_back(&self, growth: &mut Growth) -> Result<()> {
         growth.counters.synchronised += 1;
         let waited = self.wait_for_deferred();
-        let released = self.release_segments(&mut growth, Bytes::MAX).and_then(|_| {
-            let handles = self.release_idle(&mut growth, Bytes::MAX);
-            handles.map_err(Into::into)
-        });
+        let released = self
+            .release_segments(growth, Bytes::MAX)
+            .and_then(|_| self.release_idle(growth, Bytes::MAX));
         waited?;
         released?;
         Ok(())
     }
 
-    /// Gives idle handles back, up to about `wanted` bytes; gives how many bytes it came to.
+    /// Gives idle handles back, save those of streams that are being captured, up to about `wanted`
+    /// bytes; gives how many bytes it came to.
     pub(super) fn release_idle(&self, growth: &mut Growth, wanted: Bytes) -> DeviceResult<Bytes> {
         let mut released = 0;
         let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
+            // What a capture used, its graph will use.
+            if self.device.capture_status(shard.stream)?.is_some() {
+                continue;
+            }
             let mut heap = shard.heap.lock();
             heap.flush_quick();
             heap.idle_views(&mut found);
@@ -67,8 +75,8 @@ impl Engine {
         Ok(released)
     }
 
-    /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that share of
-    /// the limit. PyTorch's `garbage_collection_threshold`.
+    /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that
+    /// share of the limit. PyTorch's `garbage_collection_threshold`.
     pub(super) fn collect_garbage(&self, growth: &mut Growth, bytes: Bytes) {
         let threshold = self.config.garbage_collection_threshold;
         let limit = growth.store.limit;

@@ -1,5 +1,5 @@
-//! Memory of devices without virtual memory management: whole segments, split and joined, and given back
-//! when nothing in them is used. The sizes are PyTorch's.
+//! Memory of devices without virtual memory management: whole segments, split and joined, and given
+//! back when nothing in them is used. The sizes are PyTorch's.
 
 use parking_lot::MutexGuard;
 

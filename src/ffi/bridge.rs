@@ -195,8 +195,8 @@ pub(crate) mod ffi {
         type DataPtr;
 
         fn take_driven_error() -> ErrorRecord;
-        fn make_caching(core: Box<CachingCore>) -> SharedPtr<CUDAAllocator>;
-        fn make_pluggable(source: Box<SourceFns>) -> SharedPtr<CUDAAllocator>;
+        fn make_caching(core: Box<CachingCore>, out: &mut SharedPtr<CUDAAllocator>) -> u32;
+        fn make_pluggable(source: Box<SourceFns>, out: &mut SharedPtr<CUDAAllocator>) -> u32;
         fn get_current(out: &mut SharedPtr<CUDAAllocator>) -> u32;
         fn change_current(allocator: &SharedPtr<CUDAAllocator>) -> u32;
         fn set_current_device(device: i32) -> u32;

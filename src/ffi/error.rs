@@ -1,7 +1,10 @@
 //! Errors on their way over the bridge, and the one that waits in each thread.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use parking_lot::Mutex;
 
 use super::bridge::ffi::{AllocResult, ErrorKind, ErrorRecord, StreamUsageRecord};
 use crate::error::{
@@ -20,23 +23,28 @@ pub(crate) const OK: u32 = 0;
 pub(crate) const FAILED: u32 = 1;
 
 /// Runs an exported function: its error, or its panic, waits in the thread.
+///
+/// The error is kept inside of what is guarded, so that only a number passes through: an error is
+/// large, and a result that holds one would be copied on every call.
 #[inline]
 pub(crate) fn guarded(body: impl FnOnce() -> Result<()>) -> u32 {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => OK,
-        Ok(Err(error)) => keep(error),
-        Err(panic) => keep(panic_error(&*panic)),
-    }
+    let status = || match body() {
+        Ok(()) => OK,
+        Err(error) => keep(error),
+    };
+    catch_unwind(AssertUnwindSafe(status)).unwrap_or_else(|panic| keep_panic(&*panic))
 }
 
 /// The same for a function that gives an address.
 #[inline]
 pub(crate) fn guarded_alloc(body: impl FnOnce() -> Result<Address>) -> AllocResult {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(address)) => AllocResult { address, status: OK },
-        Ok(Err(error)) => failed(error),
-        Err(panic) => failed(panic_error(&*panic)),
-    }
+    let status = || match body() {
+        Ok(address) => AllocResult { address, status: OK },
+        Err(error) => AllocResult { address: 0, status: keep(error) },
+    };
+    let failed =
+        |panic: Box<dyn Any + Send>| AllocResult { address: 0, status: keep_panic(&*panic) };
+    catch_unwind(AssertUnwindSafe(status)).unwrap_or_else(failed)
 }
 
 /// The same for a function that answers a question; `otherwise` where it panics.
@@ -46,8 +54,8 @@ pub(crate) fn guarded_bool(otherwise: bool, body: impl FnOnce() -> bool) -> bool
 }
 
 #[cold]
-fn failed(error: Error) -> AllocResult {
-    AllocResult { address: 0, status: keep(error) }
+fn keep_panic(panic: &(dyn Any + Send)) -> u32 {
+    keep(panic_error(panic))
 }
 
 /// Leaves an error for `take_last_error` of this thread.
@@ -66,7 +74,7 @@ pub(crate) fn take_last_error() -> ErrorRecord {
     }))
 }
 
-fn panic_error(panic: &(dyn std::any::Any + Send)) -> Error {
+fn panic_error(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     Error::Internal {
@@ -199,9 +207,17 @@ const DEVICE_KINDS: [DeviceErrorKind; 7] = [
     DeviceErrorKind::Other,
 ];
 
-/// The arguments that errors name; the type wants a static text.
-const ARGUMENTS: [&str; 8] =
-    ["fraction", "device", "stream", "alloc_fn", "free_fn", "pointer", "allocator", "options"];
+/// The same text with a static life, as the type of an argument's name wants it. Each name is kept
+/// once; there are as many as the program has argument names.
+fn interned(name: String) -> &'static str {
+    static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let mut names = NAMES.lock();
+    if let Some(known) = names.iter().find(|known| **known == name) {
+        return known;
+    }
+    names.push(Box::leak(name.into_boxed_str()));
+    names[names.len() - 1]
+}
 
 impl From<ErrorRecord> for Error {
     fn from(record: ErrorRecord) -> Error {
@@ -227,14 +243,11 @@ impl From<ErrorRecord> for Error {
                 by: record.other,
                 why: record.detail,
             },
-            ErrorKind::InvalidArgument => {
-                let known = ARGUMENTS.iter().find(|argument| **argument == record.subject);
-                Error::InvalidArgument {
-                    argument: known.copied().unwrap_or("argument"),
-                    value: record.detail,
-                    expected: record.other,
-                }
-            }
+            ErrorKind::InvalidArgument => Error::InvalidArgument {
+                argument: interned(record.subject),
+                value: record.detail,
+                expected: record.other,
+            },
             ErrorKind::AlreadyInitialized => Error::AlreadyInitialized(record.subject),
             ErrorKind::Internal => Error::Internal { check: record.subject, detail: record.detail },
             _ => Error::Internal { check: "C++ exception".to_owned(), detail: record.message },

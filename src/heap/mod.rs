@@ -1,17 +1,17 @@
-//! Where an allocation goes inside address ranges: integers and numbers only. This room knows no device,
-//! lock or clock, so that everything in it can be proven without a machine.
+//! Where an allocation goes inside address ranges: integers and numbers only. This room knows no
+//! device, lock or clock, so that everything in it can be proven without a machine.
 //!
-//! A heap serves one stream of one pool. It has two arenas, for small and for large requests; an arena is
-//! a set of address ranges, and a range is tiled by blocks:
+//! A heap serves one stream of one pool. It has two arenas, for small and for large requests; an
+//! arena is a set of address ranges, and a range is tiled by blocks:
 //!
 //! ```text
 //!   range   | live | free      | live | hole            | free | dormant | hole ...
 //!   views   |------ view ------|------|                 |-view-|- view --|
 //! ```
 //!
-//! A *view* is one handle of physical memory at one place. Free and live blocks lie on active views. A
-//! *hole* has no memory. A *dormant* block is a view whose handle is in use at another address now; when
-//! that use ends, the view can be made active again with no call to the driver.
+//! A *view* is one handle of physical memory at one place. Free and live blocks lie on active
+//! views. A *hole* has no memory. A *dormant* block is a view whose handle is in use at another
+//! address now; when that use ends, the view can be made active again with no call to the driver.
 //!
 //! Ranges that are whole segments of the device (no virtual memory) have no views and no holes.
 
@@ -21,24 +21,28 @@ mod block;
 mod check;
 mod free_index;
 mod layout;
+mod lookup;
 mod plan;
 mod quick;
 mod size;
+mod slots;
 mod tally;
 
 use std::collections::BTreeMap;
 
 pub(crate) use block::{BlockId, NONE, State};
 pub(crate) use layout::{IdleView, ViewId};
+pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
 pub(crate) use size::{ArenaKind, Divisions, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
-use crate::units::{Address, Bytes, GRANULE, align_down};
+use crate::units::{Address, Bytes};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
-use layout::{PageSlot, Range, View};
+use layout::{Range, View};
 use quick::QuickList;
+use slots::PageSlot;
 
 /// One arena: the free blocks and the places without memory.
 #[derive(Debug)]
@@ -46,19 +50,6 @@ struct Arena {
     free: FreeIndex,
     /// Holes and dormant blocks by address.
     gaps: BTreeMap<Address, BlockId>,
-}
-
-/// What a lookup by address found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lookup {
-    /// The start of a live allocation.
-    Live(BlockId),
-    /// The start of one that was freed and waits for other streams, or is kept for reuse.
-    Freed,
-    /// Inside a live allocation (start, bytes asked for).
-    Interior(Address, Bytes),
-    /// Not in use.
-    Nothing,
 }
 
 /// A block as it is shown to others.
@@ -108,8 +99,8 @@ impl Heap {
         }
     }
 
-    /// Serves a request from memory that is there, or says that none fits. `requested` is what the caller
-    /// asked for and `bytes` what it comes to after rounding.
+    /// Serves a request from memory that is there, or says that none fits. `requested` is what the
+    /// caller asked for and `bytes` what it comes to after rounding.
     #[inline]
     pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let arena = ArenaKind::of(bytes);
@@ -122,6 +113,13 @@ impl Heap {
             return Some(block.start);
         }
         let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
+        Some(self.carve(id, requested, bytes))
+    }
+
+    /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
+    pub(crate) fn allocate_any(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
+        let id = free.at_least(&self.blocks, bytes).next()?;
         Some(self.carve(id, requested, bytes))
     }
 
@@ -258,44 +256,6 @@ impl Heap {
             self.give_back(id);
         }
         any
-    }
-
-    /// What is at `address`, which lies in the granule of `slot`.
-    #[inline]
-    pub(crate) fn lookup(&self, slot: u32, address: Address) -> Lookup {
-        let Some(page) = self.slots.get(slot as usize) else {
-            return Lookup::Nothing;
-        };
-        if page.base != align_down(address, GRANULE) {
-            return Lookup::Nothing;
-        }
-        let shift = page.unit_shift;
-        let offset = ((address - page.base) >> shift) as usize;
-        let entry = page.starts[offset];
-        if entry != 0 {
-            let block = &self.blocks[entry - 1];
-            if block.start == address {
-                return if block.state == State::Live {
-                    Lookup::Live(entry - 1)
-                } else {
-                    Lookup::Freed
-                };
-            }
-        }
-        self.lookup_inside(address)
-    }
-
-    /// The cold part of a lookup: which block the address lies in.
-    #[cold]
-    fn lookup_inside(&self, address: Address) -> Lookup {
-        let Some(block) = self.block_over(address) else {
-            return Lookup::Nothing;
-        };
-        match block.state {
-            State::Live => Lookup::Interior(block.start, block.requested),
-            State::Quick | State::Pending | State::Free => Lookup::Freed,
-            State::Hole | State::Dormant => Lookup::Nothing,
-        }
     }
 
     fn block_over(&self, address: Address) -> Option<&Block> {

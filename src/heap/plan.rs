@@ -1,5 +1,5 @@
-//! Where to put a request for which no free block is large enough: a window over free blocks, holes and
-//! dormant views that lie side by side, and what has to be done to make it memory.
+//! Where to put a request for which no free block is large enough: a window over free blocks, holes
+//! and dormant views that lie side by side, and what has to be done to make it memory.
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
@@ -44,11 +44,6 @@ impl IdleSpans {
         }
         before.push(sum);
         IdleSpans { spans, before }
-    }
-
-    /// Bytes of all views.
-    pub(crate) fn bytes(&self) -> Bytes {
-        self.before.last().copied().unwrap_or(0)
     }
 
     fn over(&self, start: Address, end: Address) -> std::ops::Range<usize> {
@@ -182,8 +177,8 @@ impl Heap {
         }
     }
 
-    /// How much of the supply the window takes: what it needs filled, and what idle memory it covers.
-    /// `None` where it would need one handle at two places.
+    /// How much of the supply the window takes: what it needs filled, and what idle memory it
+    /// covers. `None` where it would need one handle at two places.
     fn needed(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Bytes> {
         let over = rules.idle.over(plan.start, plan.start + bytes);
         let covered = rules.idle.before[over.end] - rules.idle.before[over.start];

@@ -1,6 +1,6 @@
-//! Blocks that were freed a moment ago, kept aside at their exact size: what is freed and asked for again
-//! at once is neither merged with its neighbours nor searched for. Everything here is given back to the
-//! free index before any memory is taken for the heap, so that it hides nothing.
+//! Blocks that were freed a moment ago, kept aside at their exact size: what is freed and asked for
+//! again at once is neither merged with its neighbours nor searched for. Everything here is given
+//! back to the free index before any memory is taken for the heap, so that it hides nothing.
 
 use super::block::BlockId;
 use crate::units::Bytes;

@@ -48,8 +48,8 @@ pub(crate) fn rounded(bytes: Bytes) -> Bytes {
     align_up(bytes.max(1), unit)
 }
 
-/// How sizes are rounded up before that: into how many equal steps each power of two is divided, by size
-/// class (below 2 MiB, then each power of two); 0 or 1 leaves sizes alone. PyTorch's
+/// How sizes are rounded up before that: into how many equal steps each power of two is divided, by
+/// size class (below 2 MiB, then each power of two); 0 or 1 leaves sizes alone. PyTorch's
 /// `roundup_power2_divisions`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Divisions([u32; 16]);
@@ -121,8 +121,8 @@ mod tests {
         let mut by_class = [0; 16];
         by_class[0] = 4;
         let divisions = Divisions::new(by_class).unwrap();
-        // PyTorch's documentation: 1200 bytes with 4 divisions lie between 1024 and 2048, in steps of 256;
-        // below 512 bytes a step the unit wins.
+        // PyTorch's documentation: 1200 bytes with 4 divisions lie between 1024 and 2048, in steps
+        // of 256; below 512 bytes a step the unit wins.
         assert_eq!(divisions.apply(1200), 1536);
         assert_eq!(divisions.apply(1100 * KIB), 1280 * KIB);
         assert_eq!(Divisions::new([1; 16]), None);

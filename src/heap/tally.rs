@@ -3,9 +3,9 @@
 use super::size::ArenaKind;
 use crate::units::Bytes;
 
-/// How many quantities have an exact peak: three (allocations, their bytes, the bytes asked for), and two
-/// of them again including blocks that wait for other streams; each in all and for both of PyTorch's
-/// pools.
+/// How many quantities have an exact peak: three (allocations, their bytes, the bytes asked for),
+/// and two of them again including blocks that wait for other streams; each in all and for both of
+/// PyTorch's pools.
 pub(crate) const METRICS: usize = 15;
 
 /// The place of a quantity among the [`METRICS`]: in all, then small, then large.
@@ -87,14 +87,14 @@ impl Tally {
     fn raise_active(&mut self) {
         let mut all = [0; 2];
         for pool in 0..2 {
-            for k in 0..2 {
+            for (k, sum) in all.iter_mut().enumerate() {
                 let value = self.live[pool][k] + self.waiting[pool][k];
-                all[k] += value;
+                *sum += value;
                 self.high_active[pool][k] = self.high_active[pool][k].max(value);
             }
         }
-        for k in 0..2 {
-            self.high_active[2][k] = self.high_active[2][k].max(all[k]);
+        for (high, sum) in self.high_active[2].iter_mut().zip(all) {
+            *high = (*high).max(sum);
         }
     }
 
@@ -157,8 +157,13 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
 pub(crate) struct Turn {
     /// The values when they were last added to the device's.
     pub(crate) folded: [i64; METRICS],
+    /// The highest values since the device's peaks were last read, as far as they were added.
+    pub(crate) high: [i64; METRICS],
     /// For how many calls the heap need not become active.
     pub(crate) excused: u32,
     /// Whether it changed without being active.
     pub(crate) strayed: bool,
+    /// Whether its stream is about to be destroyed, or was: it is not active then, so that the next
+    /// allocation is seen to be one of a new stream.
+    pub(crate) retired: bool,
 }

@@ -1,52 +1,6 @@
 //! Statistics, under the names of PyTorch's `torch.cuda.memory_stats()`.
 
-/// One quantity over time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stat {
-    /// Now.
-    pub current: i64,
-    /// The most since the last reset of peaks.
-    pub peak: i64,
-    /// All increases since the last reset of accumulated statistics.
-    pub allocated: i64,
-    /// All decreases since the last reset of accumulated statistics.
-    pub freed: i64,
-}
-
-impl Stat {
-    /// Counts an increase.
-    pub(crate) fn increase(&mut self, by: i64) {
-        self.current += by;
-        self.allocated += by;
-        self.peak = self.peak.max(self.current);
-    }
-
-    /// Counts a decrease.
-    pub(crate) fn decrease(&mut self, by: i64) {
-        self.current -= by;
-        self.freed += by;
-    }
-
-    pub(crate) fn reset_peak(&mut self) {
-        self.peak = self.current;
-    }
-
-    pub(crate) fn reset_accumulated(&mut self) {
-        self.allocated = 0;
-        self.freed = 0;
-    }
-}
-
-/// One quantity, in all and by the size of the requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StatArray {
-    /// Both pools together.
-    pub all: Stat,
-    /// Requests of at most 1 MiB.
-    pub small_pool: Stat,
-    /// Larger requests.
-    pub large_pool: Stat,
-}
+pub use crate::stat::{Stat, StatArray};
 
 /// The statistics of one device. Fields carry PyTorch's names; bytes are bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,7 +8,8 @@ pub struct StatArray {
 pub struct DeviceStatistics {
     /// Live allocations.
     pub allocation: StatArray,
-    /// Whole segments taken with `cudaMalloc`; ranges of virtual memory are not counted, as in PyTorch.
+    /// Whole segments taken with `cudaMalloc`; ranges of virtual memory are not counted, as in
+    /// PyTorch.
     pub segment: StatArray,
     /// Blocks allocated, or freed and waiting for other streams.
     pub active: StatArray,
@@ -89,7 +44,8 @@ pub struct DeviceStatistics {
 }
 
 impl DeviceStatistics {
-    /// Every statistic under its flat name, such as `allocated_bytes.all.peak`, in the order of names.
+    /// Every statistic under its flat name, such as `allocated_bytes.all.peak`, in the order of
+    /// names.
     ///
     /// ```
     /// let names = plugalloc::DeviceStatistics::default().named();

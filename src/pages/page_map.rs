@@ -1,5 +1,6 @@
-//! From an address to the heap that it belongs to, in constant time and without a lock: a two-level table
-//! over 47 bits of address, one entry a granule, shared by all devices (whose addresses never overlap).
+//! From an address to the heap that it belongs to, in constant time and without a lock: a two-level
+//! table over 47 bits of address, one entry a granule, shared by all devices (whose addresses never
+//! overlap).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

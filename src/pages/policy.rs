@@ -1,5 +1,5 @@
-//! The policy of physical memory, in one place: of which sizes handles are made, and when growing is
-//! preferred to stealing. It is judged by two measures, reserved over live peak and driver time;
+//! The policy of physical memory, in one place: of which sizes handles are made, and when growing
+//! is preferred to stealing. It is judged by two measures, reserved over live peak and driver time;
 //! `docs/BENCHMARKS.md` has the measurements that chose it.
 
 use crate::config::Config;
@@ -17,6 +17,12 @@ pub(crate) struct Policy {
     pub(crate) slack_share: u64,
     /// A plan with one piece fewer may take this many bytes more.
     pub(crate) piece_bytes: Bytes,
+    /// What moving a handle costs in microseconds: one `cuMemMap` and one `cuMemSetAccess` on an
+    /// H100.
+    pub(crate) move_us: u64,
+    /// How many microseconds may be spent on moving at once, and which share of all time.
+    pub(crate) moving_burst_us: u64,
+    pub(crate) moving_share: u64,
     /// Whether idle memory of other heaps is used at all.
     pub(crate) steal: bool,
 }
@@ -28,14 +34,25 @@ impl Policy {
             request_share: 8,
             slack_share: 100,
             piece_bytes: MIB,
+            move_us: 30,
+            moving_burst_us: 50_000,
+            moving_share: 200,
             steal: config.steal,
         }
     }
 
-    /// The size of a new handle for a gap of `remaining` bytes left by a request of `request` bytes.
+    /// The size of a new handle for a gap of `remaining` bytes left by a request of `request`
+    /// bytes.
     pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes) -> Bytes {
         let most = (request / self.request_share).clamp(GRANULE, self.max_handle).min(remaining);
         (1 << most.max(GRANULE).ilog2()).max(GRANULE)
+    }
+
+    /// Whether idle memory may be moved, given what was spent on that and how much time has passed.
+    /// A program that allocates more often than its memory can be rearranged gets more memory
+    /// instead.
+    pub(crate) fn may_move(&self, spent_us: u64, now_us: u64) -> bool {
+        spent_us < self.moving_burst_us + now_us / self.moving_share
     }
 
     /// How many bytes may be taken from the device rather than stolen.

@@ -1,12 +1,12 @@
-//! The device's handles, and the driver calls that make, map, unmap and release them. Every method leaves
-//! the store as it was, or as it should be: a failed step is undone.
+//! The device's handles, and the driver calls that make, map, unmap and release them. Every method
+//! leaves the store as it was, or as it should be: a failed step is undone.
 
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceResult, HandleId};
 use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
-use crate::observe::{Stat, StatArray};
+use crate::stat::{Stat, StatArray};
 use crate::units::{Address, Bytes};
 
 /// Where a handle is mapped.
@@ -30,6 +30,8 @@ pub(crate) struct Handle {
     pub(crate) active: Option<Place>,
     /// Where else it is mapped.
     pub(crate) dormant: Vec<Place>,
+    /// Where it is mapped but was not made accessible.
+    closed: Vec<Address>,
 }
 
 /// All physical memory that the allocator has of one device.
@@ -141,7 +143,8 @@ impl Store {
             Err(error) => return Err(error),
         };
         self.count_taken(bytes);
-        let handle = Some(Handle { id, bytes, active: None, dormant: Vec::new() });
+        let handle =
+            Some(Handle { id, bytes, active: None, dormant: Vec::new(), closed: Vec::new() });
         let number = match self.vacant.pop() {
             Some(number) => {
                 self.handles[number as usize] = handle;
@@ -171,17 +174,38 @@ impl Store {
         handles.filter_map(|(number, handle)| handle.as_ref().map(|h| (number as u32, h)))
     }
 
-    /// Maps a handle at an address where nothing is mapped, readable and writable.
+    /// Maps a handle at an address where nothing is mapped, readable and writable. After an error
+    /// nothing is mapped there, unless [`is_closed`](Store::is_closed) says so.
     pub(crate) fn map(&mut self, number: u32, address: Address) -> DeviceResult<()> {
         let Some((id, bytes)) = self.handle(number).map(|handle| (handle.id, handle.bytes)) else {
             return Ok(());
         };
         self.device.map(address, bytes, id)?;
-        if let Err(error) = self.device.set_access(address, bytes) {
-            // The mapping is useless. If it cannot be removed either, the address stays a hole that
-            // cannot be mapped again: the next attempt there reports that.
-            let _ = self.device.unmap(address, bytes);
-            return Err(error);
+        let Err(error) = self.device.set_access(address, bytes) else {
+            return Ok(());
+        };
+        if self.device.unmap(address, bytes).is_err()
+            && let Some(handle) = self.handle_mut(number)
+        {
+            handle.closed.push(address);
+        }
+        Err(error)
+    }
+
+    /// Whether the handle is mapped at the address without being accessible there.
+    pub(crate) fn is_closed(&self, number: u32, address: Address) -> bool {
+        self.handle(number).is_some_and(|handle| handle.closed.contains(&address))
+    }
+
+    /// Makes a dormant place accessible, if it is not.
+    pub(crate) fn open(&mut self, number: u32, address: Address) -> DeviceResult<()> {
+        if self.is_closed(number, address)
+            && let Some(bytes) = self.handle(number).map(|handle| handle.bytes)
+        {
+            self.device.set_access(address, bytes)?;
+            if let Some(handle) = self.handle_mut(number) {
+                handle.closed.retain(|&closed| closed != address);
+            }
         }
         Ok(())
     }
@@ -194,6 +218,7 @@ impl Store {
         self.device.unmap(place.address, bytes)?;
         if let Some(handle) = self.handle_mut(number) {
             handle.dormant.retain(|other| *other != place);
+            handle.closed.retain(|&closed| closed != place.address);
         }
         Ok(())
     }

@@ -40,7 +40,8 @@ impl Counters {
     }
 }
 
-/// Increases and decreases since a reset, by size. Kept in the shards of the map, under their locks.
+/// Increases and decreases since a reset, by size. Kept in the shards of the map, under their
+/// locks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Totals {
     small: Sums,
@@ -92,8 +93,8 @@ impl Sums {
 
 /// What must be seen by all threads at once: what is live, and the peaks of it.
 ///
-/// A peak by size is exact. The peak of both sizes together is taken at the increase of one of them,
-/// with the other as it is then: exact unless threads change both at the same moment.
+/// A peak by size is exact. The peak of both sizes together is taken at the increase of one of
+/// them, with the other as it is then: exact unless threads change both at the same moment.
 #[repr(align(128))]
 pub(super) struct DeviceCounters {
     small: Live,

@@ -1,4 +1,5 @@
-//! What is known of the allocations of user functions: a map from pointers, in shards, and counters.
+//! What is known of the allocations of user functions: a map from pointers, in shards, and
+//! counters.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -147,7 +148,7 @@ impl Metadata {
     pub(crate) fn set_fraction(&self, device: DeviceId, fraction: f64) -> Result<()> {
         if !(0.0..=1.0).contains(&fraction) {
             return Err(Error::InvalidArgument {
-                argument: "fraction",
+                argument: "memory fraction",
                 value: fraction.to_string(),
                 expected: "a share of the device's memory, from 0 to 1".to_owned(),
             });

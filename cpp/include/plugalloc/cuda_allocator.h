@@ -143,8 +143,7 @@ class PLUGALLOC_API CUDAAllocator : public DeviceAllocator {
                              std::size_t max_entries, RecordContext when, bool clearHistory,
                              const std::vector<std::string>& skip_actions);
   /// Adds a mark to the history. Does nothing by default, and without a history.
-  virtual void recordAnnotation(
-      const std::vector<std::pair<std::string, std::string>>& metadata);
+  virtual void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& metadata);
   /// Names what this thread compiles, for its events from now on. Does nothing by default.
   virtual void pushCompileContext(std::string& metadata);
   /// Ends the innermost `pushCompileContext`. Does nothing by default.

@@ -95,7 +95,8 @@ class DataPtr {
   }
   /// The deleter.
   [[nodiscard]] DeleterFnPtr get_deleter() const noexcept { return context_.get_deleter(); }
-  /// Sets the deleter to `replacement` if it is `expected`; true if it was. The context is the same.
+  /// Sets the deleter to `replacement` if it is `expected`; true if it was. The context is the
+  /// same.
   [[nodiscard]] bool compare_exchange_deleter(DeleterFnPtr expected,
                                               DeleterFnPtr replacement) noexcept {
     if (get_deleter() != expected) {

@@ -1,6 +1,6 @@
 /// @file
-/// The exceptions of the library. All derive from `plugalloc::Error`, carry their numbers as members
-/// and a complete sentence in `what()`. Catch them by reference.
+/// The exceptions of the library. All derive from `plugalloc::Error`, carry their numbers as
+/// members and a complete sentence in `what()`. Catch them by reference.
 #pragma once
 
 #include <cstddef>
@@ -168,7 +168,8 @@ class PLUGALLOC_API AlreadyInitializedError : public Error {
   std::string allocator;  ///< The `name()` of the current allocator.
 };
 
-/// One of the library's own invariants does not hold, or its Rust part panicked: a bug in plugalloc.
+/// One of the library's own invariants does not hold, or its Rust part panicked: a bug in
+/// plugalloc.
 class PLUGALLOC_API InternalError : public Error {
  public:
   /// An error about the invariant `check`, with what was found.

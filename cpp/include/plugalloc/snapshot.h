@@ -44,18 +44,18 @@ struct BlockInfo {
 
 /// One piece of memory taken from the device, or one contiguous mapped range.
 struct SegmentInfo {
-  DeviceIndex device = 0;                ///< The device.
-  std::size_t address = 0;               ///< Where it starts.
-  std::size_t total_size = 0;            ///< How long it is.
-  std::size_t requested_size = 0;        ///< Asked for by its active blocks.
-  std::size_t allocated_size = 0;        ///< In use.
-  std::size_t active_size = 0;           ///< In use or waiting for streams.
-  cudaStream_t stream = nullptr;         ///< The stream that it serves.
-  bool is_large = false;                 ///< For requests above 1 MiB.
-  bool is_expandable = false;            ///< Of virtual memory.
-  MempoolId_t owner_private_pool_id{};   ///< Its pool.
-  std::int64_t registration_counter = 0; ///< Numbers the segments by age.
-  std::vector<BlockInfo> blocks;         ///< In order; they fill the segment.
+  DeviceIndex device = 0;                                   ///< The device.
+  std::size_t address = 0;                                  ///< Where it starts.
+  std::size_t total_size = 0;                               ///< How long it is.
+  std::size_t requested_size = 0;                           ///< Asked for by its active blocks.
+  std::size_t allocated_size = 0;                           ///< In use.
+  std::size_t active_size = 0;                              ///< In use or waiting for streams.
+  cudaStream_t stream = nullptr;                            ///< The stream that it serves.
+  bool is_large = false;                                    ///< For requests above 1 MiB.
+  bool is_expandable = false;                               ///< Of virtual memory.
+  MempoolId_t owner_private_pool_id{};                      ///< Its pool.
+  std::int64_t registration_counter = 0;                    ///< Numbers the segments by age.
+  std::vector<BlockInfo> blocks;                            ///< In order; they fill the segment.
   std::shared_ptr<GatheredContext> context_when_allocated;  ///< May be null.
 };
 
@@ -95,32 +95,30 @@ struct AnnotationEntry {
 
 /// The options in force.
 struct AllocatorConfigInfo {
-  double garbage_collection_threshold = 0;           ///< A share; 0: off.
-  std::size_t max_split_size = 0;                    ///< Bytes.
-  bool expandable_segments = false;                  ///< Virtual memory in use.
-  bool graph_capture_record_stream_reuse = false;    ///< As configured.
-  std::string last_allocator_settings;               ///< The text that was read.
-  std::vector<std::size_t> roundup_power2_divisions; ///< By size class.
+  double garbage_collection_threshold = 0;            ///< A share; 0: off.
+  std::size_t max_split_size = 0;                     ///< Bytes.
+  bool expandable_segments = false;                   ///< Virtual memory in use.
+  bool graph_capture_record_stream_reuse = false;     ///< As configured.
+  std::string last_allocator_settings;                ///< The text that was read.
+  std::vector<std::size_t> roundup_power2_divisions;  ///< By size class.
 };
 
 /// Everything at one moment.
 struct SnapshotInfo {
-  std::vector<SegmentInfo> segments;                  ///< Of all devices.
-  std::vector<std::vector<TraceEntry>> device_traces; ///< By device.
-  std::vector<AnnotationEntry> external_annotations;  ///< In order of time.
-  AllocatorConfigInfo config_metadata;                ///< The options.
+  std::vector<SegmentInfo> segments;                   ///< Of all devices.
+  std::vector<std::vector<TraceEntry>> device_traces;  ///< By device.
+  std::vector<AnnotationEntry> external_annotations;   ///< In order of time.
+  AllocatorConfigInfo config_metadata;                 ///< The options.
 };
 
 /// Told when a request fails for want of memory, before the exception: device, bytes of the
 /// request, the limit or the device's total, the driver's free bytes. Called without any lock.
-using OutOfMemoryObserver =
-    std::function<void(std::int64_t device, std::size_t allocated, std::size_t device_total,
-                       std::size_t device_free)>;
+using OutOfMemoryObserver = std::function<void(std::int64_t device, std::size_t allocated,
+                                               std::size_t device_total, std::size_t device_free)>;
 /// Told when a request is refused at the limit before the driver is asked: device, bytes of the
 /// request, bytes allocated, the device's total. Called without any lock.
-using OomRejectionObserver =
-    std::function<void(std::int64_t device, std::size_t requested, std::size_t allocated,
-                       std::size_t device_total)>;
+using OomRejectionObserver = std::function<void(std::int64_t device, std::size_t requested,
+                                                std::size_t allocated, std::size_t device_total)>;
 /// Told of every event. Called under a lock of the allocator, which it must not call back.
 using AllocatorTraceTracker = std::function<void(const TraceEntry&)>;
 

@@ -1,4 +1,5 @@
-//! What a real device has given out, kept beside it: its driver counts the memory of other programs too.
+//! What a real device has given out, kept beside it: its driver counts the memory of other programs
+//! too.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -11,7 +11,8 @@ use plugalloc::Bytes;
     name = "plugalloc",
     version,
     about = "A CUDA memory allocator: replay recorded traces through it, with or without a GPU",
-    after_help = "Exit status: 0 where everything completed, 1 where a trace did not, 2 for wrong usage."
+    after_help = "Exit status: 0 where everything completed, 1 where a trace did not, 2 for \
+                  wrong usage."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -22,10 +23,11 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Replay allocation traces and show what they took: memory, time, driver calls
     #[command(
-        long_about = "Replay allocation traces and show what they took: memory, time, driver calls.\n\n\
+        long_about = "Replay allocation traces and show what they took: memory, time, driver \
+            calls.\n\n\
             A trace is a CSV file, plain or compressed with gzip, with the columns \
-            op,id,bytes,stream,time_us. A trace that cannot be read, or that runs out of memory, is \
-            reported; the others are still replayed."
+            op,id,bytes,stream,time_us. A trace that cannot be read, or that runs out of \
+            memory, is reported; the others are still replayed."
     )]
     Replay(ReplayArguments),
     /// Show what this machine's driver and GPUs offer, and what plugalloc uses of it
@@ -47,10 +49,12 @@ pub(crate) struct ReplayArguments {
     /// Where the memory comes from: sim, the simulated GPU, or cuda:N, a real one
     #[arg(long, default_value = "sim", value_parser = parse_device)]
     pub(crate) device: DeviceChoice,
-    /// How much memory the device has, such as 80GiB; by default 200GiB on sim, all there is on cuda
+    /// How much memory the device has, such as 80GiB; by default 200GiB on sim, all there is on
+    /// cuda
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) capacity: Option<Bytes>,
-    /// Options of the allocator, such as `steal:False,max_handle_mb:16`, on top of the environment's
+    /// Options of the allocator, such as `steal:False,max_handle_mb:16`, on top of the
+    /// environment's
     #[arg(long, value_name = "CONF")]
     pub(crate) config: Option<String>,
     /// Which of the allocator's faces is called

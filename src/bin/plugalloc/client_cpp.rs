@@ -12,8 +12,8 @@ pub(crate) struct CppClient(CachingAllocator);
 
 impl CppClient {
     /// Wraps an allocator, which stays usable from Rust.
-    pub(crate) fn new(allocator: Arc<Allocator>) -> CppClient {
-        CppClient(CachingAllocator::new(allocator))
+    pub(crate) fn new(allocator: Arc<Allocator>) -> Result<CppClient> {
+        Ok(CppClient(CachingAllocator::new(allocator)?))
     }
 }
 

@@ -1,4 +1,5 @@
-//! One trace on one device: a fresh allocator over a fresh device for each run, and the checks after it.
+//! One trace on one device: a fresh allocator over a fresh device for each run, and the checks
+//! after it.
 
 use std::sync::Arc;
 
@@ -50,7 +51,8 @@ impl Job<'_> {
     /// Replays the trace, and where `least` is set looks for the least capacity that suffices.
     ///
     /// # Errors
-    /// Only where there is no such device or no allocator over it; what goes wrong later is in the report.
+    /// Only where there is no such device or no allocator over it; what goes wrong later is in the
+    /// report.
     pub(crate) fn run(&self, least: bool, progress: &ProgressBar) -> Result<Report, Error> {
         let sample = self.sample(self.capacity, OnOutOfMemory::Count)?;
         let mut report = Report {
@@ -116,7 +118,7 @@ impl Job<'_> {
         let bench = Bench { allocator: &allocator, machine: &machine, streams: &streams };
         let sample = match self.via {
             Via::Rust => self.measure(&RustClient(Arc::clone(&allocator)), bench, policy),
-            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator)), bench, policy),
+            Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator))?, bench, policy),
         };
         // The allocator may use its streams until its end.
         drop(allocator);
@@ -133,7 +135,7 @@ impl Job<'_> {
         let Bench { allocator, machine, streams } = bench;
         let total = machine.total()?;
         machine.reset_usage();
-        let mut outcome = replay(client, self.trace, streams, policy);
+        let mut outcome = replay(client, self.trace, streams, allocator.clock(), policy);
         let usage = machine.usage();
         let mut problems: Vec<String> = outcome.failure.take().into_iter().collect();
         if problems.is_empty() {

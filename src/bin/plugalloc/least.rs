@@ -6,9 +6,9 @@ use plugalloc::units::{GRANULE, align_up};
 /// The search ends where it has the answer to this share of the live peak.
 const RESOLUTION: Bytes = 2000;
 
-/// The least capacity for which `probe` gives something, with what it gave; `None` where even `most` does
-/// not suffice. `live_peak` is less than the answer or equal to it, `reserved_peak` is where it is
-/// expected. Every capacity that is returned was probed.
+/// The least capacity for which `probe` gives something, with what it gave; `None` where even
+/// `most` does not suffice. `live_peak` is less than the answer or equal to it, `reserved_peak` is
+/// where it is expected. Every capacity that is returned was probed.
 ///
 /// # Errors
 /// The first error of `probe`.

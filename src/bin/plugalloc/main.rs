@@ -1,4 +1,5 @@
-//! `plugalloc`: replays recorded allocation traces through the allocator, and shows its configuration.
+//! `plugalloc`: replays recorded allocation traces through the allocator, and shows its
+//! configuration.
 
 mod accounts;
 mod arguments;

@@ -1,4 +1,5 @@
-//! A device that counts its calls and the time in them, and that can be given less memory than it has.
+//! A device that counts its calls and the time in them, and that can be given less memory than it
+//! has.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

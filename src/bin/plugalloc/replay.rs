@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use plugalloc::device::Clock;
 use plugalloc::units::format_bytes;
 use plugalloc::{Address, Error, StreamId};
 
@@ -39,19 +40,23 @@ impl Outcome {
     }
 }
 
-/// Replays the trace, whose streams are those of `streams` in order. Reading the clock and everything else
-/// that is not the allocator's happens before or after the loop that is timed.
+/// Replays the trace, whose streams are those of `streams` in order. The allocator's clock is set
+/// to the times of the trace, so that it takes no more of a second for itself than it would have
+/// had. Reading the clock and everything else that is not the allocator's happens before or after
+/// the loop that is timed.
 pub(crate) fn replay(
     client: &impl Client,
     trace: &Trace,
     streams: &[StreamId],
+    clock: &Clock,
     policy: OnOutOfMemory,
 ) -> Outcome {
     assert_eq!(trace.streams.len(), streams.len());
     let mut outcome = Outcome { addresses: vec![0; trace.allocations], ..Outcome::default() };
     let start = Instant::now();
-    for event in &trace.events {
+    for (event, &time_us) in trace.events.iter().zip(&trace.times_us) {
         outcome.events += 1;
+        clock.set_us(time_us);
         let result = match *event {
             Event::Allocate { allocation, stream, bytes } => {
                 client.allocate(bytes, streams[stream as usize]).map(|address| {

@@ -71,7 +71,8 @@ const BODY: &str = "a,0,600,0,0\na,1,300,2,1\nf,0,600,0,2\na,2,500,0,3\na,3,0,0,
 #[test]
 fn every_event_reaches_the_client_on_its_stream() {
     let (client, trace) = (Ledger::new(900), trace(BODY));
-    let mut outcome = replay(&client, &trace, &streams(&trace), OnOutOfMemory::Stop);
+    let mut outcome =
+        replay(&client, &trace, &streams(&trace), &Clock::default(), OnOutOfMemory::Stop);
     assert_eq!((outcome.events, outcome.ooms), (6, 0));
     assert_eq!(outcome.failure, None);
     assert_eq!(client.state.borrow().streams, [0, 16, 0]);
@@ -83,7 +84,8 @@ fn every_event_reaches_the_client_on_its_stream() {
 #[test]
 fn an_allocation_that_does_not_fit_is_counted_and_its_free_passed_over() {
     let (client, trace) = (Ledger::new(550), trace(BODY));
-    let outcome = replay(&client, &trace, &streams(&trace), OnOutOfMemory::Count);
+    let outcome =
+        replay(&client, &trace, &streams(&trace), &Clock::default(), OnOutOfMemory::Count);
     assert_eq!((outcome.events, outcome.ooms), (6, 2));
     assert_eq!(outcome.failure, None);
     assert_eq!(client.live(), 300);
@@ -92,7 +94,7 @@ fn an_allocation_that_does_not_fit_is_counted_and_its_free_passed_over() {
 #[test]
 fn a_probe_ends_at_the_first_allocation_that_does_not_fit() {
     let (client, trace) = (Ledger::new(550), trace(BODY));
-    let outcome = replay(&client, &trace, &streams(&trace), OnOutOfMemory::Stop);
+    let outcome = replay(&client, &trace, &streams(&trace), &Clock::default(), OnOutOfMemory::Stop);
     assert_eq!((outcome.events, outcome.ooms), (1, 1));
 }
 
@@ -109,7 +111,8 @@ fn another_error_ends_the_replay_and_is_told() {
         }
     }
     let (client, trace) = (Refusing(Ledger::new(10_000)), trace(BODY));
-    let outcome = replay(&client, &trace, &streams(&trace), OnOutOfMemory::Count);
+    let outcome =
+        replay(&client, &trace, &streams(&trace), &Clock::default(), OnOutOfMemory::Count);
     assert_eq!(outcome.events, 3);
     let failure = outcome.failure.unwrap();
     assert!(failure.starts_with("event 3, freeing: "), "{failure}");

@@ -23,6 +23,8 @@ pub(crate) enum Event {
 pub(crate) struct Trace {
     /// The steps, in order; a free of memory that became reusable later stands there.
     pub(crate) events: Vec<Event>,
+    /// When each step happened, in microseconds since the first.
+    pub(crate) times_us: Vec<u64>,
     /// How many allocations there are, in all.
     pub(crate) allocations: usize,
     /// The streams as the file numbers them, in the order of their first use.
@@ -77,7 +79,7 @@ struct Builder {
     allocations: Vec<Allocation>,
     /// From the id in the file to the place in `allocations`.
     ids: HashMap<u64, u32>,
-    steps: Vec<(Operation, u32)>,
+    steps: Vec<(Operation, u32, u64)>,
     first_us: Option<u64>,
     last_us: u64,
 }
@@ -89,7 +91,7 @@ impl Builder {
             Operation::Free => self.free(&record)?,
             Operation::Reuse => self.reuse(&record)?,
         };
-        self.steps.push((record.operation, index));
+        self.steps.push((record.operation, index, record.time_us));
         // Threads may have written their events slightly out of order.
         self.first_us = Some(self.first_us.unwrap_or(u64::MAX).min(record.time_us));
         self.last_us = self.last_us.max(record.time_us);
@@ -165,7 +167,7 @@ impl Builder {
         let mut streams = HashMap::new();
         // Wider than any sum of 64-bit sizes that fits in memory.
         let (mut live, mut live_peak) = (0u128, 0u128);
-        for (operation, index) in self.steps {
+        for (operation, index, time_us) in self.steps {
             let allocation = &self.allocations[index as usize];
             let bytes = u128::from(allocation.bytes);
             match operation {
@@ -176,12 +178,14 @@ impl Builder {
                     });
                     let bytes = allocation.bytes;
                     trace.events.push(Event::Allocate { allocation: index, stream, bytes });
+                    trace.times_us.push(time_us.saturating_sub(first_us));
                     live += u128::from(bytes);
                     live_peak = live_peak.max(live);
                 }
                 Operation::Free if allocation.reusable.is_some() => {}
                 Operation::Free | Operation::Reuse => {
                     trace.events.push(Event::Free { allocation: index });
+                    trace.times_us.push(time_us.saturating_sub(first_us));
                     live -= bytes;
                 }
             }

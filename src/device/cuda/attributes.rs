@@ -64,7 +64,8 @@ impl Driver {
         Ok(count)
     }
 
-    /// The latest CUDA that the driver serves, as 1000 times the major and 10 times the minor number.
+    /// The latest CUDA that the driver serves, as 1000 times the major and 10 times the minor
+    /// number.
     pub(super) fn version(&self) -> Result<i32, Code> {
         let mut version = 0;
         // SAFETY: writes one integer.

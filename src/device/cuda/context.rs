@@ -58,8 +58,8 @@ impl Drop for Current<'_> {
     fn drop(&mut self) {
         if let Some(driver) = self.pushed {
             let mut popped = std::ptr::null_mut();
-            // SAFETY: takes off what `enter` has pushed in this thread. Fails only where the driver has
-            // ended, and then nothing is current.
+            // SAFETY: takes off what `enter` has pushed in this thread. Fails only where the driver
+            // has ended, and then nothing is current.
             let _code = unsafe { (driver.context_pop)(&raw mut popped) };
         }
     }

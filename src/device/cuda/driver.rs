@@ -1,5 +1,5 @@
-//! The driver's functions, looked up one by one, so that a missing one is an error, and every number that
-//! a later driver may answer can be held.
+//! The driver's functions, looked up one by one, so that a missing one is an error, and every
+//! number that a later driver may answer can be held.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -29,8 +29,8 @@ impl Code {
 /// The functions of one driver library.
 macro_rules! functions {
     ($($field:ident = $symbol:literal($($argument:ty),* $(,)?);)*) => {
-        /// The functions that are called, under shorter names. Those with a version in their symbol keep
-        /// its signature for ever.
+        /// The functions that are called, under shorter names. Those with a version in their symbol
+        /// keep its signature for ever.
         #[derive(Debug)]
         pub(super) struct Driver {
             $(pub(super) $field: unsafe extern "C" fn($($argument),*) -> Code,)*
@@ -40,8 +40,8 @@ macro_rules! functions {
             fn look_up() -> Result<Driver, String> {
                 Ok(Driver {
                     $(
-                        // SAFETY: the signature is that of this symbol in cuda.h, where an enumeration
-                        // and a CUresult are 32-bit integers.
+                        // SAFETY: the signature is that of this symbol in cuda.h, where an
+                        // enumeration and a CUresult are 32-bit integers.
                         $field: unsafe { symbol($symbol) }?,
                     )*
                 })
@@ -115,8 +115,8 @@ functions! {
 ///
 /// The library is present, and `F` is the type of the function of that name.
 unsafe fn symbol<F: Copy>(name: &str) -> Result<F, String> {
-    // SAFETY: the library is present, says the caller, so that this does not panic; its initialisers
-    // are those of the system's driver.
+    // SAFETY: the library is present, says the caller, so that this does not panic; its
+    // initialisers are those of the system's driver.
     let library = unsafe { sys::culib() };
     // SAFETY: the caller answers for the type.
     let found = unsafe { library.get::<F>(name.as_bytes()) };
@@ -164,8 +164,8 @@ fn read_text(code: Code, text: *const c_char) -> Option<String> {
     if code.check().is_err() || text.is_null() {
         return None;
     }
-    // SAFETY: the driver succeeded, so this is a text that ends with a zero and lives as long as the
-    // library, which is never unloaded.
+    // SAFETY: the driver succeeded, so this is a text that ends with a zero and lives as long as
+    // the library, which is never unloaded.
     let text = unsafe { CStr::from_ptr(text) };
     Some(text.to_string_lossy().into_owned())
 }

@@ -26,8 +26,8 @@ extern "C" fn note_child() {
 pub(super) fn watch() {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
-        // SAFETY: the handler only stores to an atomic, which is allowed after a fork. It fails only
-        // for want of memory; then a child gets the driver's own errors.
+        // SAFETY: the handler only stores to an atomic, which is allowed after a fork. It fails
+        // only for want of memory; then a child gets the driver's own errors.
         let _status = unsafe { pthread_atfork(None, None, Some(note_child)) };
     });
 }

@@ -14,8 +14,8 @@ use crate::device::{CaptureId, DeviceResult};
 use crate::error::DriverCall;
 use crate::units::StreamId;
 
-/// What stands for a capture that has no number, because it is spoilt, or because it is that of another
-/// stream that holds the legacy default stream up. The driver counts from 1.
+/// What stands for a capture that has no number, because it is spoilt, or because it is that of
+/// another stream that holds the legacy default stream up. The driver counts from 1.
 const NAMELESS: CaptureId = CaptureId(0);
 
 /// The finished captures of a device, ready to run.
@@ -76,15 +76,16 @@ pub(super) fn status(device: &CudaDevice, stream: StreamId) -> DeviceResult<Opti
     device.call(DriverCall::CaptureStatus, |driver| {
         let (status, id) = (&raw mut status, &raw mut id);
         let null = std::ptr::null_mut();
-        // SAFETY: the stream exists, which is the caller's contract; writes two integers, and leaves
-        // out what has no place to go.
+        // SAFETY: the stream exists, which is the caller's contract; writes two integers, and
+        // leaves out what has no place to go.
         let code = unsafe {
             (driver.capture_info)(raw(stream), status, id, null, null.cast(), null.cast())
         };
         implicit = code.is(CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
         if implicit { Code(0) } else { code }
     })?;
-    // The legacy default stream during a capture that it would disturb: nothing may be recorded there.
+    // The legacy default stream during a capture that it would disturb: nothing may be recorded
+    // there.
     if implicit {
         return Ok(Some(NAMELESS));
     }

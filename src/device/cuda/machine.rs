@@ -19,8 +19,8 @@ pub struct CudaMachine {
     devices: Vec<Arc<CudaDevice>>,
 }
 
-/// The machine, from the first time on that it could be opened: all allocators of a process share its
-/// contexts, and which peers are enabled.
+/// The machine, from the first time on that it could be opened: all allocators of a process share
+/// its contexts, and which peers are enabled.
 static MACHINE: Mutex<Option<Arc<CudaMachine>>> = Mutex::new(None);
 
 impl CudaMachine {

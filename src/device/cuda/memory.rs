@@ -79,7 +79,8 @@ pub(super) fn host_function(
     }
     let boxed = Box::into_raw(Box::new(function));
     let queued = device.call(DriverCall::HostFunction, |driver| {
-        // SAFETY: `run_boxed` takes what `boxed` points to, once, because the stream does not capture.
+        // SAFETY: `run_boxed` takes what `boxed` points to, once, because the stream does not
+        // capture.
         unsafe { (driver.launch_host_function)(raw(stream), Some(run_boxed), boxed.cast()) }
     });
     if queued.is_err() {
@@ -93,8 +94,8 @@ pub(super) fn host_function(
 unsafe extern "C" fn run_boxed(data: *mut c_void) {
     // SAFETY: `data` is the box that was handed over when this was queued, and nobody else has it.
     let function = unsafe { Box::from_raw(data.cast::<HostFunction>()) };
-    // A panic must not reach the driver; it has been printed, and nobody waits for its value. That is
-    // forgotten, because dropping it could panic again.
+    // A panic must not reach the driver; it has been printed, and nobody waits for its value. That
+    // is forgotten, because dropping it could panic again.
     if let Err(payload) = catch_unwind(AssertUnwindSafe(function)) {
         std::mem::forget(payload);
     }

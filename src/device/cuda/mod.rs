@@ -1,21 +1,21 @@
 //! The GPUs of this machine, through the CUDA driver.
 //!
-//! - Nothing of CUDA is needed to build, and no GPU to run: the driver is looked for when devices are
-//!   [opened](open_all), and what is missing is an error of the kind
+//! - Nothing of CUDA is needed to build, and no GPU to run: the driver is looked for when devices
+//!   are [opened](open_all), and what is missing is an error of the kind
 //!   [`NoDevice`](crate::error::DeviceErrorKind::NoDevice) that says what was looked for.
-//! - Work goes to the primary context of each device, which the CUDA runtime and everything built on it
-//!   use as well. It is made at the first use of the device. A call changes the calling thread's current
-//!   context only while it runs.
-//! - A stream is the value of its `cudaStream_t`: 0 and 1 are the legacy default stream, 2 that of the
-//!   calling thread. A stream that belongs to another context is refused by the driver.
-//! - No call here disturbs a capture of the program around it: what CUDA forbids in every thread while
-//!   one thread captures is called in the relaxed mode, which is meant for calls that concern no
-//!   captured work.
-//! - In a process that was forked from one which had opened devices, every call is an error, because CUDA
-//!   does not work there.
+//! - Work goes to the primary context of each device, which the CUDA runtime and everything built
+//!   on it use as well. It is made at the first use of the device. A call changes the calling
+//!   thread's current context only while it runs.
+//! - A stream is the value of its `cudaStream_t`: 0 and 1 are the legacy default stream, 2 that of
+//!   the calling thread. A stream that belongs to another context is refused by the driver.
+//! - No call here disturbs a capture of the program around it: what CUDA forbids in every thread
+//!   while one thread captures is called in the relaxed mode, which is meant for calls that concern
+//!   no captured work.
+//! - In a process that was forked from one which had opened devices, every call is an error,
+//!   because CUDA does not work there.
 //!
-//! The parts have the names that they have in [`sim`](super::sim): `device` is the contract, `machine`
-//! finds the devices, and each kind of call has a file of its own.
+//! The parts have the names that they have in [`sim`](super::sim): `device` is the contract,
+//! `machine` finds the devices, and each kind of call has a file of its own.
 
 mod attributes;
 mod context;
@@ -53,8 +53,8 @@ pub struct CudaDevice {
     ordinal: i32,
     name: String,
     driver: &'static Driver,
-    /// The primary context, from the first use on. It is never given back, as in the CUDA runtime: memory
-    /// that is still in use would end with it.
+    /// The primary context, from the first use on. It is never given back, as in the CUDA runtime:
+    /// memory that is still in use would end with it.
     context: OnceLock<Context>,
     /// The grain of physical memory, where there is virtual memory management.
     granularity: Option<Bytes>,
@@ -82,8 +82,8 @@ impl CudaDevice {
         body(self.driver).check().map_err(|code| self.refused(call, code))
     }
 
-    /// Makes one call that is forbidden in all threads while one of them captures, though it concerns no
-    /// captured work.
+    /// Makes one call that is forbidden in all threads while one of them captures, though it
+    /// concerns no captured work.
     fn relaxed_call(
         &self,
         call: DriverCall,

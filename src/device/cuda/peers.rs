@@ -1,5 +1,5 @@
-//! Which device reaches the memory of which, and what is mapped on each: memory that exists when a peer
-//! is enabled has to be opened for it as well.
+//! Which device reaches the memory of which, and what is mapped on each: memory that exists when a
+//! peer is enabled has to be opened for it as well.
 
 use std::collections::BTreeMap;
 

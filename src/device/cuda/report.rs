@@ -91,7 +91,8 @@ pub struct Used {
     pub rdma: bool,
 }
 
-/// Looks at this machine. Takes a little memory of each device, for its context, as any use of it does.
+/// Looks at this machine. Takes a little memory of each device, for its context, as any use of it
+/// does.
 ///
 /// # Errors
 ///

@@ -19,7 +19,8 @@ pub(super) struct Location {
     ordinal: c_int,
 }
 
-/// The driver's `CUmemAllocationProp`: what physical memory is made of, and what may be done with it.
+/// The driver's `CUmemAllocationProp`: what physical memory is made of, and what may be done with
+/// it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AllocationProperties {
@@ -181,7 +182,8 @@ pub(super) fn placement(device: &CudaDevice) -> Placement {
     for candidate in candidates {
         match try_placement(device, candidate) {
             Ok(()) => return *device.placement.get_or_init(|| candidate),
-            // Nothing was learnt about what works, so the claim stands, and is tried again next time.
+            // Nothing was learnt about what works, so the claim stands, and is tried again next
+            // time.
             Err(error) if error.kind == DeviceErrorKind::OutOfMemory => return candidate,
             Err(_) => {}
         }
@@ -258,7 +260,8 @@ pub(super) fn map(
 }
 
 pub(super) fn set_access(device: &CudaDevice, address: Address, bytes: Bytes) -> DeviceResult<()> {
-    // Held for the call, so that a peer that is enabled meanwhile sees these mappings or is seen here.
+    // Held for the call, so that a peer that is enabled meanwhile sees these mappings or is seen
+    // here.
     let mut bank = device.peers.bank(device.ordinal);
     let users = bank.users(device.ordinal);
     peers::grant(device, DriverCall::SetAccess, (address, bytes), &users)?;
@@ -269,8 +272,8 @@ pub(super) fn set_access(device: &CudaDevice, address: Address, bytes: Bytes) ->
 pub(super) fn unmap(device: &CudaDevice, address: Address, bytes: Bytes) -> DeviceResult<()> {
     let mut bank = device.peers.bank(device.ordinal);
     device.call(DriverCall::Unmap, |driver| {
-        // SAFETY: the driver checks that these are whole mappings; that no queued work uses them any
-        // more is the caller's contract.
+        // SAFETY: the driver checks that these are whole mappings; that no queued work uses them
+        // any more is the caller's contract.
         unsafe { (driver.mem_unmap)(address, bytes as usize) }
     })?;
     bank.unmapped(address, bytes);

@@ -1,5 +1,5 @@
-//! The simulated device as a [`Device`]: each method names its call, and leaves the rest to the part
-//! that knows.
+//! The simulated device as a [`Device`]: each method names its call, and leaves the rest to the
+//! part that knows.
 
 use super::SimDevice;
 use super::ledger::{QUERY_DONE, QUERY_PENDING, sized_price};
@@ -138,8 +138,8 @@ impl Device for SimDevice {
             self.forbid_in_global_capture(state, "free")?;
             state.memory.allocation(self.index, address)?;
             self.shared.wait_while(state, |work| work.busy_stream_of(self.index))?;
-            // While it waited, another thread may have freed the same memory; and a peer, whose work
-            // is not waited for, may still use it.
+            // While it waited, another thread may have freed the same memory; and a peer, whose
+            // work is not waited for, may still use it.
             let bytes = state.memory.allocation(self.index, address)?;
             state.work.check_unused(address, bytes)?;
             state.memory.free(self.index, address)?;

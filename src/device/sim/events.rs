@@ -14,8 +14,8 @@ pub(super) struct Events {
 
 #[derive(Debug)]
 struct Slot {
-    /// How many events this slot has served before, plus one: the upper half of the event's id, so that
-    /// a destroyed event is told from the one that took its place.
+    /// How many events this slot has served before, plus one: the upper half of the event's id, so
+    /// that a destroyed event is told from the one that took its place.
     generation: u32,
     live: bool,
     event: Event,

@@ -1,8 +1,8 @@
 //! Captures: work that a stream records instead of running it, and runs later as a graph.
 //!
 //! What may not be done during a capture invalidates it, as in CUDA: the call fails with
-//! `NotPermitted`, and so does everything queued on the stream until `capture_end`, which fails too and
-//! brings the stream out of the capture.
+//! `NotPermitted`, and so does everything queued on the stream until `capture_end`, which fails too
+//! and brings the stream out of the capture.
 
 use std::collections::BTreeMap;
 

@@ -13,8 +13,8 @@ pub struct Ledger {
     counts: [u64; CALLS],
     /// All calls together, failed ones included.
     pub total_calls: u64,
-    /// What the calls that succeeded would have taken on an H100. Calls that were never measured, and
-    /// the time spent waiting for work, count nothing.
+    /// What the calls that succeeded would have taken on an H100. Calls that were never measured,
+    /// and the time spent waiting for work, count nothing.
     pub microseconds: f64,
     /// Physical memory that exists now: handles that are not released or are still mapped, and what
     /// `malloc` gave out, rounded up to the granule.
@@ -87,8 +87,8 @@ pub(super) const QUERY_PENDING: u64 = 1_300;
 /// The price of a call on one handle, reservation or allocation of `bytes`, in nanoseconds.
 pub(super) fn sized_price(call: DriverCall, bytes: Bytes) -> u64 {
     match call {
-        // Address space holds no pages, so there is no reason to believe that its price keeps growing
-        // beyond the largest reservation measured; the others do work for each page.
+        // Address space holds no pages, so there is no reason to believe that its price keeps
+        // growing beyond the largest reservation measured; the others do work for each page.
         DriverCall::Reserve => interpolate(&RESERVE, bytes.min(SIZES[4])),
         DriverCall::FreeAddress => interpolate(&FREE_ADDRESS, bytes.min(SIZES[4])),
         DriverCall::Create => interpolate(&CREATE, bytes),
@@ -113,8 +113,8 @@ pub(super) fn flat_price(call: DriverCall) -> u64 {
     }
 }
 
-/// The price at a size: that of the smallest below the list, on the line between two points within it,
-/// and on the last line prolonged above it.
+/// The price at a size: that of the smallest below the list, on the line between two points within
+/// it, and on the last line prolonged above it.
 fn interpolate(prices: &Prices, bytes: Bytes) -> u64 {
     if bytes <= SIZES[0] {
         return prices[0];

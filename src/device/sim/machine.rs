@@ -27,16 +27,17 @@ pub struct SimOptions {
     /// Whether the devices have virtual memory management; without it only `malloc` and `free` give
     /// memory. Default: true.
     pub virtual_memory: bool,
-    /// Whether an id that was never seen is taken for a new stream on first use, so that a program may
-    /// number its streams as it likes. A stream that was destroyed stays destroyed. Default: true.
+    /// Whether an id that was never seen is taken for a new stream on first use, so that a program
+    /// may number its streams as it likes. A stream that was destroyed stays destroyed. Default:
+    /// true.
     pub adopt_streams: bool,
-    /// Whether waiting for work behind a held stream blocks until another thread resumes the stream;
-    /// otherwise it is an error, which a program of one thread needs. Default: false.
+    /// Whether waiting for work behind a held stream blocks until another thread resumes the
+    /// stream; otherwise it is an error, which a program of one thread needs. Default: false.
     pub wait_for_release: bool,
     /// Whether a capture forbids the calls that CUDA's global capture mode forbids in every thread:
     /// `malloc`, `free`, `event_query` and `event_synchronize` fail while any stream of the machine
-    /// captures, and invalidate the capture. Otherwise, as in the relaxed mode, only what concerns the
-    /// capturing stream itself is forbidden. Default: false.
+    /// captures, and invalidate the capture. Otherwise, as in the relaxed mode, only what concerns
+    /// the capturing stream itself is forbidden. Default: false.
     pub global_capture: bool,
 }
 
@@ -118,8 +119,8 @@ pub(super) struct Shared {
     progress: Condvar,
 }
 
-/// Everything that changes, under one lock: work refers to memory, memory must not end under work, and
-/// both may belong to different devices.
+/// Everything that changes, under one lock: work refers to memory, memory must not end under work,
+/// and both may belong to different devices.
 pub(super) struct State {
     pub(super) memory: Memory,
     pub(super) work: Work,
@@ -209,6 +210,8 @@ impl Shared {
         slot: usize,
         function: HostFunction,
     ) {
+        // What has run so far may be all that another thread waits for.
+        self.progress.notify_all();
         let outcome = MutexGuard::unlocked(state, || {
             let outer = IN_HOST_FUNCTION.replace(true);
             let outcome = catch_unwind(AssertUnwindSafe(function));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::os::{self, HostRange, MemoryFile};
+use super::os::{self, HostRange, MemoryFile, SpareMappings};
 use super::refusal::{Outcome, host_failure, misuse, out_of_memory};
 use super::vmm::{Handle, Mapping};
 use crate::device::{HandleId, MemoryInfo};
@@ -16,19 +16,21 @@ pub(super) struct Memory {
     pub(super) banks: Vec<Bank>,
     /// By start. No two overlap.
     pub(super) regions: BTreeMap<Address, Region>,
-    /// By start, over all reservations. No two overlap, and none crosses the end of its reservation.
+    /// By start, over all reservations. No two overlap, and none crosses the end of its
+    /// reservation.
     pub(super) mappings: BTreeMap<Address, Mapping>,
     pub(super) handles: BTreeMap<HandleId, Handle>,
     pub(super) next_handle: u64,
+    pub(super) spare: SpareMappings,
 }
 
 /// The physical memory of one device.
 #[derive(Debug)]
 pub(super) struct Bank {
     pub(super) file: MemoryFile,
-    /// Where the next handle's bytes start in the file. Offsets are never used twice: handles made one
-    /// after the other lie side by side, so that the kernel joins their mappings where they are mapped
-    /// side by side too, and no byte of an old handle shows in a new one.
+    /// Where the next handle's bytes start in the file. Offsets are never used twice: handles made
+    /// one after the other lie side by side, so that the kernel joins their mappings where they are
+    /// mapped side by side too, and no byte of an old handle shows in a new one.
     pub(super) next_offset: Bytes,
     capacity: Bytes,
     used: Bytes,
@@ -113,6 +115,8 @@ impl Memory {
             mappings: BTreeMap::new(),
             handles: BTreeMap::new(),
             next_handle: 1,
+            spare: SpareMappings::new()
+                .map_err(|error| host_failure("reserve address space", &error))?,
         })
     }
 
@@ -176,8 +180,8 @@ impl Memory {
         Ok(bytes)
     }
 
-    /// Fails unless work of `device` may read and write the span. What lies in no region of the machine
-    /// counts as memory of the host, if it is there at all.
+    /// Fails unless work of `device` may read and write the span. What lies in no region of the
+    /// machine counts as memory of the host, if it is there at all.
     pub(super) fn check_access(&self, device: usize, at: Address, bytes: Bytes) -> Outcome<()> {
         let span = || format!("{bytes} bytes at {at:#x}");
         let Some(end) = at.checked_add(bytes) else {
@@ -209,7 +213,8 @@ impl Memory {
     fn check_host(&self, at: Address, end: Address) -> Outcome<()> {
         if let Some((start, _)) = self.regions.range(at..end).next() {
             return Err(misuse(format!(
-                "the span from {at:#x} to {end:#x} runs from host memory into a device's at {start:#x}"
+                "the span from {at:#x} to {end:#x} runs from host memory into a device's at \
+                 {start:#x}"
             )));
         }
         if !os::is_present(at, end - at) {

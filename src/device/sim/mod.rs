@@ -1,18 +1,40 @@
 //! A GPU in host memory: what a machine without a GPU runs, what tests run on, and where faults are
 //! injected.
 //!
-//! - Memory is real. Physical handles can be mapped at any reserved address, at several at once, and
-//!   keep their bytes when they move; only what is touched occupies memory of the host.
+//! - Memory is real. Physical handles can be mapped at any reserved address, at several at once,
+//!   and keep their bytes when they move; only what is touched occupies memory of the host.
 //! - Streams are queues. A test can [hold](SimDevice::hold) a stream's work back and
 //!   [resume](SimDevice::resume) it, so that "used before the event" is something that can be seen.
 //! - Misuse is an error that names it: whatever a real device would answer with a fault, with lost
 //!   data or not at all, such as unmapping memory that queued work still uses.
 //! - Calls fail [on request](SimDevice::fail_nth), and a failed call has changed nothing; the one
 //!   exception is a call that is forbidden during a capture, which also invalidates the capture.
-//! - A [ledger](SimDevice::ledger) counts the calls, and prices them by what an H100 takes for them.
+//! - A [ledger](SimDevice::ledger) counts the calls, and prices them by what an H100 takes for
+//!   them.
+//!
+//! # Captures
+//!
+//! Copies and fills queued on a capturing stream are recorded, a graph launched on it becomes a
+//! part of the capture, and all spans are checked when they are recorded and again at each launch:
+//! a graph whose memory was unmapped is refused whole. What CUDA forbids fails with `NotPermitted`
+//! and invalidates the capture:
+//!
+//! - `event_record` and `stream_synchronize` on the capturing stream, `stream_wait_event` on it for
+//!   an event that was ever recorded (which can only have been outside the capture), and
+//!   `synchronize` on its device;
+//! - with [`SimOptions::global_capture`], also `malloc`, `free`, `event_query` and
+//!   `event_synchronize` on any stream or device of the machine.
+//!
+//! After that, whatever is queued on the stream fails, and so does `capture_end`, which brings the
+//! stream out of the capture. `host_function` on a capturing stream and a capture of the default
+//! stream are `Unsupported`, and harm no capture. The calls on addresses and handles are always
+//! allowed.
+//!
+//! # Differences
 //!
 //! What is simpler than on a real device: no stream synchronises with the default stream by itself,
-//! functions of the host cannot be captured, and work runs in the thread of a caller, not beside it.
+//! functions of the host cannot be captured, and work runs in the thread of a caller, not beside
+//! it.
 
 mod device;
 mod events;
@@ -40,6 +62,32 @@ use parking_lot::MutexGuard;
 use refusal::Outcome;
 
 /// One simulated device of a [`SimMachine`].
+///
+/// ```
+/// use plugalloc::StreamId;
+/// use plugalloc::device::Device;
+/// use plugalloc::device::sim::{SimMachine, SimOptions};
+/// use plugalloc::error::{DeviceErrorKind, DriverCall};
+///
+/// let device = SimMachine::new(SimOptions::default())?.device(0);
+/// let (stream, memory) = (StreamId(8), device.malloc(4096)?);
+///
+/// // Work that is held back has not happened.
+/// let event = device.event_create()?;
+/// device.hold(stream)?;
+/// device.fill_async(memory, 7, 4096, stream)?;
+/// device.event_record(event, stream)?;
+/// assert!(!device.event_query(event)?);
+/// device.resume(stream)?;
+/// assert!(device.event_query(event)?);
+///
+/// // A call fails on request, and the ledger knows of all of them.
+/// device.fail_nth(DriverCall::Malloc, 1);
+/// let error = device.malloc(4096).unwrap_err();
+/// assert_eq!(error.kind, DeviceErrorKind::OutOfMemory);
+/// assert_eq!(device.ledger().calls(DriverCall::Malloc), 2);
+/// # Ok::<(), plugalloc::error::DeviceError>(())
+/// ```
 pub struct SimDevice {
     index: usize,
     shared: Arc<Shared>,
@@ -69,8 +117,8 @@ impl SimDevice {
         })
     }
 
-    /// Holds a stream: until it is [resumed](SimDevice::resume), nothing that is or will be queued on
-    /// it runs, and no event recorded on it from now completes.
+    /// Holds a stream: until it is [resumed](SimDevice::resume), nothing that is or will be queued
+    /// on it runs, and no event recorded on it from now completes.
     ///
     /// # Errors
     ///
@@ -81,8 +129,8 @@ impl SimDevice {
         self.report(DriverCall::StreamWaitEvent, outcome)
     }
 
-    /// Lets a held stream go on, and runs what has become runnable by that, on all streams. Works for a
-    /// stream, too, that was destroyed while it was held.
+    /// Lets a held stream go on, and runs what has become runnable by that, on all streams. Works
+    /// for a stream, too, that was destroyed while it was held.
     ///
     /// # Errors
     ///
@@ -96,8 +144,8 @@ impl SimDevice {
         Ok(())
     }
 
-    /// Lets the `nth` call of this kind fail, counted from now and from 1, and only that one: as out of
-    /// memory where the call makes memory, otherwise as an unnamed failure of the driver.
+    /// Lets the `nth` call of this kind fail, counted from now and from 1, and only that one: as
+    /// out of memory where the call makes memory, otherwise as an unnamed failure of the driver.
     pub fn fail_nth(&self, call: DriverCall, nth: u64) {
         self.fail_nth_with(call, nth, faults::usual_kind(call));
     }

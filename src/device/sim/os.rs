@@ -1,5 +1,5 @@
-//! The host's memory: address space, files of memory and raw bytes. All unsafe code of the simulated
-//! device stands here, behind functions that check what can be checked.
+//! The host's memory: address space, files of memory and raw bytes. All unsafe code of the
+//! simulated device stands here, behind functions that check what can be checked.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::io::{Error, Result};
@@ -28,6 +28,7 @@ unsafe extern "C" {
 }
 
 const PROT_NONE: c_int = 0;
+const PROT_READ: c_int = 1;
 const PROT_READ_WRITE: c_int = 1 | 2;
 const MAP_SHARED: c_int = 0x01;
 const MAP_PRIVATE: c_int = 0x02;
@@ -38,9 +39,11 @@ const MFD_CLOEXEC: c_uint = 1;
 const FALLOC_FL_KEEP_SIZE: c_int = 1;
 const FALLOC_FL_PUNCH_HOLE: c_int = 2;
 const MS_ASYNC: c_int = 1;
+/// The error of a kernel that is out of memory, address space or mappings.
+pub(super) const ENOMEM: i32 = 12;
 
-/// The length of a [`MemoryFile`]: so long that offsets never need to be used twice. It costs nothing,
-/// because only touched pages exist.
+/// The length of a [`MemoryFile`]: so long that offsets never need to be used twice. It costs
+/// nothing, because only touched pages exist.
 const FILE_BYTES: i64 = 1 << 62;
 
 /// The result of a call of the C library that returns 0 or -1.
@@ -80,8 +83,8 @@ impl MemoryFile {
     }
 }
 
-/// Address space of this process that belongs to its holder: nothing else is ever placed there. It is
-/// inaccessible until [`open`](HostRange::open)ed, and starts at a multiple of the granule.
+/// Address space of this process that belongs to its holder: nothing else is ever placed there. It
+/// is inaccessible until [`open`](HostRange::open)ed, and starts at a multiple of the granule.
 #[derive(Debug)]
 pub(super) struct HostRange {
     start: Address,
@@ -138,9 +141,13 @@ impl HostRange {
     }
 
     /// Makes nothing appear at `at` again.
-    pub(super) fn unmap(&self, at: Address, bytes: Bytes) -> Result<()> {
+    pub(super) fn unmap(&self, at: Address, bytes: Bytes, spare: &SpareMappings) -> Result<()> {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        self.place(at, bytes, flags, -1, 0)
+        let place = || self.place(at, bytes, flags, -1, 0);
+        match place() {
+            Err(error) if error.raw_os_error() == Some(ENOMEM) => spare.lend(place),
+            other => other,
+        }
     }
 
     fn place(
@@ -165,9 +172,13 @@ impl HostRange {
 
     /// Makes the span readable and writable.
     pub(super) fn open(&self, at: Address, bytes: Bytes) -> Result<()> {
+        self.protect(at, bytes, PROT_READ_WRITE)
+    }
+
+    fn protect(&self, at: Address, bytes: Bytes, protection: c_int) -> Result<()> {
         self.assert_inside(at, bytes);
         // SAFETY: the span lies inside this range, which belongs to its holder alone.
-        check(unsafe { mprotect(at as *mut c_void, bytes as usize, PROT_READ_WRITE) })
+        check(unsafe { mprotect(at as *mut c_void, bytes as usize, protection) })
     }
 
     fn assert_inside(&self, at: Address, bytes: Bytes) {
@@ -189,6 +200,43 @@ impl Drop for HostRange {
     }
 }
 
+/// Mappings that serve nothing but to be given up. At its limit (`vm.max_map_count`) the kernel
+/// refuses even the call that takes a mapping away, so a process there could not unmap its way out.
+#[derive(Debug)]
+pub(super) struct SpareMappings {
+    range: HostRange,
+}
+
+impl SpareMappings {
+    /// Each adds two mappings: itself, and the part of the range that it cuts off.
+    const COUNT: u64 = 8;
+
+    pub(super) fn new() -> Result<SpareMappings> {
+        let spare = SpareMappings { range: HostRange::reserve(GRANULE)? };
+        spare.protect_all(PROT_READ)?;
+        Ok(spare)
+    }
+
+    /// Makes a call while the spare mappings are given up.
+    fn lend(&self, call: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.protect_all(PROT_NONE)?;
+        let result = call();
+        // If there is no room for them yet, those that are missing are taken at the next occasion.
+        let _ = self.protect_all(PROT_READ);
+        result
+    }
+
+    /// Sets every second page apart by its protection, or joins them again.
+    fn protect_all(&self, protection: c_int) -> Result<()> {
+        let page = getpagesize() as u64;
+        for index in 0..Self::COUNT {
+            let at = self.range.start() + (2 * index + 1) * page;
+            self.range.protect(at, page, protection)?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether every page of the span exists in this process.
 pub(super) fn is_present(at: Address, bytes: Bytes) -> bool {
     let page = getpagesize() as u64;
@@ -201,11 +249,11 @@ pub(super) fn is_present(at: Address, bytes: Bytes) -> bool {
 
 /// Copies bytes; the spans may overlap, as they may where one handle is mapped at two addresses.
 ///
-/// The caller has checked that each span is accessible memory of the machine, or present host memory,
-/// which `Device::copy_async` obliges its caller to keep valid and writable.
+/// The caller has checked that each span is accessible memory of the machine, or present host
+/// memory, which `Device::copy_async` obliges its caller to keep valid and writable.
 pub(super) fn copy(to: Address, from: Address, bytes: Bytes) {
-    // SAFETY: the spans are valid by the checks and the contract that the function names; a copy that
-    // allows overlap needs no more.
+    // SAFETY: the spans are valid by the checks and the contract that the function names; a copy
+    // that allows overlap needs no more.
     unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) }
 }
 
@@ -243,6 +291,6 @@ mod tests {
     #[should_panic(expected = "ends after the range")]
     fn a_span_outside_the_range_is_never_touched() {
         let range = HostRange::reserve(GRANULE).unwrap();
-        let _ = range.unmap(range.start() + GRANULE, GRANULE);
+        let _ = range.open(range.start() + GRANULE, GRANULE);
     }
 }

@@ -53,8 +53,8 @@ pub(super) struct Stream {
     pub(super) id: u64,
     pub(super) device: usize,
     pub(super) queue: VecDeque<Task>,
-    /// Entries queued and entries run, ever. A slot keeps counting for the next stream that lives in
-    /// it, so a point that was reached stays reached.
+    /// Entries queued and entries run, ever. A slot keeps counting for the next stream that lives
+    /// in it, so a point that was reached stays reached.
     pub(super) submitted: u64,
     pub(super) completed: u64,
     pub(super) held: bool,
@@ -79,7 +79,7 @@ pub(super) enum Obstacle {
 pub(super) enum Step {
     /// Something ran, or a wait was over.
     Advanced,
-    /// The function must be run with the machine unlocked, then [`Work::finish_host`] called.
+    /// The function must be run with the machine unlocked, then `Work::finish_host` called.
     Host(HostFunction),
     /// Nothing can run.
     Blocked,

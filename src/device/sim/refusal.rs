@@ -2,7 +2,8 @@
 
 use crate::error::DeviceErrorKind;
 
-/// A failed step inside the simulator. The face of the device adds which call it was, of which device.
+/// A failed step inside the simulator. The face of the device adds which call it was, of which
+/// device.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) kind: DeviceErrorKind,
@@ -32,12 +33,11 @@ pub(super) fn out_of_memory(detail: impl Into<String>) -> Refusal {
     Refusal { kind: DeviceErrorKind::OutOfMemory, detail: detail.into() }
 }
 
-/// The host refused a system call. This is never the device's own lack of memory, so that nobody tries
-/// to cure it by giving device memory back.
+/// The host refused a system call. This is never the device's own lack of memory, so that nobody
+/// tries to cure it by giving device memory back.
 pub(super) fn host_failure(doing: &str, error: &std::io::Error) -> Refusal {
-    const ENOMEM: i32 = 12;
     let hint = match error.raw_os_error() {
-        Some(ENOMEM) => {
+        Some(super::os::ENOMEM) => {
             "; the host has no memory or no address space left, or this process has more mappings \
              than the kernel allows (sysctl vm.max_map_count)"
         }

@@ -13,8 +13,8 @@ use super::refusal::{Outcome, misuse};
 use crate::device::EventId;
 use crate::units::{Address, Bytes, StreamId};
 
-/// Created streams are numbered from here, so that the numbers look like the handles of a driver and do
-/// not meet those that callers invent.
+/// Created streams are numbered from here, so that the numbers look like the handles of a driver
+/// and do not meet those that callers invent.
 const FIRST_CREATED: u64 = 0x5100_0000_0000;
 /// From one created stream to the next.
 const STEP: u64 = 0x100;
@@ -98,7 +98,8 @@ impl Work {
         Ok(())
     }
 
-    /// The slot of a stream. An id that was never seen is taken for a new stream where that is allowed.
+    /// The slot of a stream. An id that was never seen is taken for a new stream where that is
+    /// allowed.
     pub(super) fn stream(&mut self, device: usize, id: StreamId) -> Outcome<usize> {
         match self.names[device].get(&id) {
             Some(Name::Live(slot)) => Ok(*slot),
@@ -287,8 +288,8 @@ impl Work {
         }
     }
 
-    /// What keeps a stream's first entry from running, through all waits. It ends, because a wait only
-    /// ever points to work that was queued before it.
+    /// What keeps a stream's first entry from running, through all waits. It ends, because a wait
+    /// only ever points to work that was queued before it.
     pub(super) fn obstacle(&self, slot: usize) -> Obstacle {
         let mut slot = slot;
         loop {

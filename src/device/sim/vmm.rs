@@ -60,13 +60,14 @@ impl Memory {
         let (start, length) = (region.range.start(), region.range.bytes());
         if (start, length) != (address, bytes) {
             return Err(misuse(format!(
-                "{bytes} bytes at {address:#x} are only a part of the reservation of {length} bytes \
-                 at {start:#x}"
+                "{bytes} bytes at {address:#x} are only a part of the reservation of \
+                 {length} bytes at {start:#x}"
             )));
         }
         if let Some((mapped, _)) = self.mappings.range(address..address + bytes).next() {
             return Err(misuse(format!(
-                "the reservation at {address:#x} is still in use: something is mapped at {mapped:#x}"
+                "the reservation at {address:#x} is still in use: something is mapped at \
+                 {mapped:#x}"
             )));
         }
         self.regions.remove(&address);
@@ -174,7 +175,10 @@ impl Memory {
         self.require_virtual_memory()?;
         let region = self.reservation(device, address, bytes)?;
         self.check_whole_mappings(address, bytes)?;
-        region.range.unmap(address, bytes).map_err(|error| host_failure("unmap memory", &error))?;
+        region
+            .range
+            .unmap(address, bytes, &self.spare)
+            .map_err(|error| host_failure("unmap memory", &error))?;
         let end = address + bytes;
         while let Some((&start, _)) = self.mappings.range(address..end).next() {
             let Some(mapping) = self.mappings.remove(&start) else {
@@ -206,8 +210,8 @@ impl Memory {
         let bank = &mut self.banks[handle.device];
         bank.give_back(handle.bytes);
         if handle.was_accessible {
-            // Its offset is never used again, so where the host does not take the pages back nothing
-            // but its own memory is lost.
+            // Its offset is never used again, so where the host does not take the pages back
+            // nothing but its own memory is lost.
             let _lost = bank.file.discard(handle.offset, handle.bytes);
         }
     }

@@ -1,8 +1,10 @@
 //! What every device must do, as functions over `dyn Device` that hold on a real GPU as well.
 //!
-//! The cases use no more than the contract, and only such misuse as a driver detects too. A case for
-//! which the device lacks the ability prints that it is skipped. Apply them all with
+//! The cases use no more than the contract, and only such misuse as a driver detects too. A case
+//! for which the device lacks the ability prints that it is skipped. Apply them all with
 //! [`conformance_cases`].
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 mod memory;
 mod work;
@@ -51,7 +53,8 @@ pub(crate) use conformance_cases;
 pub(crate) use memory::*;
 pub(crate) use work::*;
 
-/// The granularity, or `None` with a printed reason where the device has no virtual memory management.
+/// The granularity, or `None` with a printed reason where the device has no virtual memory
+/// management.
 fn granularity(device: &dyn Device) -> Option<Bytes> {
     let granularity = device.capabilities().virtual_memory;
     if granularity.is_none() {
@@ -101,7 +104,8 @@ impl Mapped {
 
 /// Runs `body` while a function of the host blocks the stream, and hands it what opens the gate.
 ///
-/// The function is queued by another thread, because a device may run it in the thread that queues it.
+/// The function is queued by another thread, because a device may run it in the thread that queues
+/// it.
 fn while_blocked(device: &dyn Device, stream: StreamId, body: impl FnOnce(Sender<()>)) {
     let (open, gate) = channel::<()>();
     let (entered, entry) = channel::<()>();

@@ -1,0 +1,180 @@
+//! Memory and streams that give themselves back.
+
+use std::sync::Arc;
+
+use crate::allocator::Allocator;
+use crate::device::{Device, HostFunction};
+use crate::error::Result;
+use crate::units::{Address, Bytes, DeviceId, StreamId};
+
+/// Device memory that is freed when dropped.
+///
+/// It may be dropped while work that uses it is still queued on its own stream: memory is used
+/// again in the order of that stream. For work on other streams, say so with
+/// [`record_stream`](Allocation::record_stream) before dropping it.
+///
+/// ```
+/// use plugalloc::{Allocator, DeviceId, Stream};
+///
+/// let allocator = Allocator::builder().device("sim").build()?;
+/// let stream = Stream::new(&allocator, DeviceId(0))?;
+/// let memory = allocator.alloc(DeviceId(0), 4096, stream.id())?;
+/// stream.fill(memory.address(), 0x5a, memory.bytes())?;
+/// drop(memory);
+/// stream.synchronize()?;
+/// allocator.is_quiescent()?;
+/// # Ok::<(), plugalloc::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "the memory is freed when this is dropped"]
+pub struct Allocation {
+    allocator: Arc<Allocator>,
+    address: Address,
+    bytes: Bytes,
+    device: DeviceId,
+    stream: StreamId,
+}
+
+impl Allocation {
+    /// Where the memory starts, a multiple of 512; 0 for an allocation of no bytes.
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// The bytes that were asked for.
+    pub fn bytes(&self) -> Bytes {
+        self.bytes
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// The stream that it was allocated for.
+    pub fn stream(&self) -> StreamId {
+        self.stream
+    }
+
+    /// Tells that `stream` uses the memory too: once freed, it is not used again before what is
+    /// queued there by then has run.
+    ///
+    /// # Errors
+    /// As [`Allocator::record_stream`].
+    pub fn record_stream(&self, stream: StreamId) -> Result<()> {
+        self.allocator.record_stream(self.address, stream)
+    }
+
+    /// Frees the memory now and says whether that worked, which dropping it cannot.
+    ///
+    /// # Errors
+    /// As [`Allocator::free`].
+    pub fn free(self) -> Result<()> {
+        let allocator = Arc::clone(&self.allocator);
+        allocator.free(self.into_raw())
+    }
+
+    /// Gives the address up: whoever takes it frees it with [`Allocator::free`].
+    pub fn into_raw(mut self) -> Address {
+        std::mem::take(&mut self.address)
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // The address is live as long as this owns it, so that a failure is the device's, and stays
+        // visible there. Address 0 is ignored.
+        let _ = self.allocator.free(self.address);
+    }
+}
+
+impl Allocator {
+    /// Allocates memory that is freed when dropped.
+    ///
+    /// # Errors
+    /// As [`Allocator::allocate`].
+    pub fn alloc(
+        self: &Arc<Self>,
+        device: DeviceId,
+        bytes: Bytes,
+        stream: StreamId,
+    ) -> Result<Allocation> {
+        let address = self.allocate(device, bytes, stream)?;
+        Ok(Allocation { allocator: Arc::clone(self), address, bytes, device, stream })
+    }
+}
+
+/// A stream of one device, destroyed when dropped; what is queued on it still runs.
+pub struct Stream {
+    allocator: Arc<Allocator>,
+    device: Arc<dyn Device>,
+    id: StreamId,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("device", &self.device.id()).field("id", &self.id).finish()
+    }
+}
+
+impl Stream {
+    /// Makes a stream of an allocator's device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`](crate::Error::InvalidDevice), or
+    /// [`Error::Device`](crate::Error::Device) where the driver makes no stream.
+    pub fn new(allocator: &Arc<Allocator>, device: DeviceId) -> Result<Stream> {
+        let device = Arc::clone(allocator.device(device)?);
+        let id = device.stream_create()?;
+        Ok(Stream { allocator: Arc::clone(allocator), device, id })
+    }
+
+    /// What names the stream to an allocator.
+    pub fn id(&self) -> StreamId {
+        self.id
+    }
+
+    /// Waits until everything queued here has run.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) where the device is lost, or the stream is being
+    /// captured.
+    pub fn synchronize(&self) -> Result<()> {
+        Ok(self.device.stream_synchronize(self.id)?)
+    }
+
+    /// Queues filling `bytes` at `at` with `value`.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) where the driver refuses; the simulated device does
+    /// for memory that is not mapped.
+    pub fn fill(&self, at: Address, value: u8, bytes: Bytes) -> Result<()> {
+        Ok(self.device.fill_async(at, value, bytes, self.id)?)
+    }
+
+    /// Queues a copy of `bytes` between any two of: device memory, a peer's, host memory that stays
+    /// valid until the copy has run.
+    ///
+    /// # Errors
+    /// As [`fill`](Stream::fill).
+    pub fn copy(&self, to: Address, from: Address, bytes: Bytes) -> Result<()> {
+        Ok(self.device.copy_async(to, from, bytes, self.id)?)
+    }
+
+    /// Queues a function of the host, which must not call the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) where the driver refuses.
+    pub fn host_function(&self, function: HostFunction) -> Result<()> {
+        Ok(self.device.host_function(self.id, function)?)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // A device that is lost has destroyed the stream already, and one that is being captured is
+        // lost to its owner: in neither case is anybody left to tell.
+        let _ = self.allocator.retire_stream(self.device.id(), self.id);
+        let _ = self.device.stream_destroy(self.id);
+    }
+}

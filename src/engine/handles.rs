@@ -1,0 +1,259 @@
+//! Where the handles for a request come from: spare ones, new ones, and those of idle memory.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use parking_lot::MutexGuard;
+
+use super::grow::{Effort, Idle, Request, Supply};
+use super::{Engine, Growth};
+use crate::device::DeviceResult;
+use crate::error::Result;
+use crate::heap::Heap;
+use crate::pages::PageEntry;
+use crate::units::{Address, Bytes, GRANULE, StreamId};
+
+impl Engine {
+    /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare
+    /// afterwards, and work queued on the request's stream runs after whatever still uses it.
+    pub(super) fn obtain(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        (remaining, room): (Bytes, Bytes),
+        supply: &mut Supply,
+    ) -> Result<Option<u32>> {
+        let spare = growth.store.spare.iter().copied();
+        let mut sized: Vec<(u32, Bytes)> = spare
+            .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
+            .collect();
+        while let Some(at) = best_size(sized.iter().map(|s| s.1), remaining, room) {
+            let (number, _) = sized.swap_remove(at);
+            if self.claim(growth, request.shard, number)? {
+                return Ok(Some(number));
+            }
+        }
+        let size = self.policy.handle_size(request.bytes, remaining);
+        if size <= supply.ready
+            && let Some(number) = growth.store.create(size)?
+        {
+            supply.ready -= size;
+            supply.most -= size;
+            return Ok(Some(number));
+        }
+        let sizes = |idle: &[Idle]| best_size(idle.iter().map(|i| i.view.bytes), remaining, room);
+        while let Some(at) = sizes(&supply.idle) {
+            let source = supply.idle.swap_remove(at);
+            if self.take_from(growth, heap, request.shard, source)? {
+                return Ok(Some(source.view.handle));
+            }
+        }
+        self.make(growth, heap, request, remaining, supply)
+    }
+
+    /// Makes a handle, smaller if need be; at last out of the memory of unused ones of a wrong
+    /// size.
+    fn make(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        remaining: Bytes,
+        supply: &mut Supply,
+    ) -> Result<Option<u32>> {
+        // Every unused handle is longer than the hole by now: the shortest loses least.
+        let mut spare = growth.store.spare.clone();
+        spare.sort_by_key(|&number| growth.store.handle(number).map(|handle| handle.bytes));
+        let mut spare = spare.into_iter();
+        loop {
+            let mut size = self.policy.handle_size(request.bytes, remaining);
+            while size >= GRANULE {
+                if size <= supply.most
+                    && let Some(number) = growth.store.create(size)?
+                {
+                    supply.most -= size;
+                    supply.ready = supply.ready.saturating_sub(size);
+                    return Ok(Some(number));
+                }
+                size /= 2;
+            }
+            if supply.effort != Effort::Reshape {
+                return Ok(None);
+            }
+            let number = match spare.next() {
+                Some(number) => number,
+                None => match self.take_shortest(growth, heap, request.shard, supply)? {
+                    Some(number) => number,
+                    None => return Ok(None),
+                },
+            };
+            let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
+            if self.dissolve(growth, Some((request.shard, &mut *heap)), number)? {
+                supply.most += bytes;
+            }
+        }
+    }
+
+    /// Takes the shortest idle handle that can be taken; it is spare afterwards.
+    fn take_shortest(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        taker: u32,
+        supply: &mut Supply,
+    ) -> Result<Option<u32>> {
+        loop {
+            let shortest = supply.idle.iter().enumerate().min_by_key(|(_, idle)| idle.view.bytes);
+            let Some((at, _)) = shortest else {
+                return Ok(None);
+            };
+            let source = supply.idle.swap_remove(at);
+            if self.take_from(growth, heap, taker, source)? {
+                return Ok(Some(source.view.handle));
+            }
+        }
+    }
+
+    /// Makes a spare handle the taker's: work queued on the taker's stream runs after whatever
+    /// still uses it where it was last. A step that failed may have left it spare for another
+    /// stream. False where the streams cannot be ordered because one is being captured.
+    pub(super) fn claim(&self, growth: &Growth, taker: u32, number: u32) -> DeviceResult<bool> {
+        match self.last_user(growth, taker, number) {
+            Some((from, to)) => self.deferred.lock().order(from, to),
+            None => Ok(true),
+        }
+    }
+
+    /// The spare handles that [`claim`](Engine::claim) would not refuse.
+    pub(super) fn claimable(&self, growth: &Growth, taker: u32) -> DeviceResult<Vec<u32>> {
+        let mut found = Vec::with_capacity(growth.store.spare.len());
+        for &number in &growth.store.spare {
+            let ordered = match self.last_user(growth, taker, number) {
+                Some((from, to)) => self.deferred.lock().can_order(from, to)?,
+                None => true,
+            };
+            if ordered {
+                found.push(number);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The stream that used a spare handle last, with the taker's, unless it is the taker's.
+    fn last_user(&self, growth: &Growth, taker: u32, number: u32) -> Option<(StreamId, StreamId)> {
+        let place = growth.store.handle(number)?.dormant.last()?;
+        let from = self.shards.get(place.shard)?.stream;
+        let to = self.shards.get(taker)?.stream;
+        (from != to).then_some((from, to))
+    }
+
+    /// Leaves only what the taker's stream can be ordered after; true where that is less.
+    pub(super) fn retain_orderable(&self, taker: u32, idle: &mut Vec<Idle>) -> DeviceResult<bool> {
+        let Some(to) = self.shards.get(taker).map(|shard| shard.stream) else {
+            return Ok(false);
+        };
+        let mut orderable = HashMap::new();
+        for shard in idle.iter().map(|idle| idle.shard) {
+            if let Entry::Vacant(entry) = orderable.entry(shard)
+                && let Some(from) = self.shards.get(shard).map(|shard| shard.stream)
+            {
+                entry.insert(self.deferred.lock().can_order(from, to)?);
+            }
+        }
+        let before = idle.len();
+        idle.retain(|idle| orderable.get(&idle.shard).copied().unwrap_or(false));
+        Ok(idle.len() < before)
+    }
+
+    /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work
+    /// queued on the taker's stream runs after whatever still uses it. False where it is not idle
+    /// any more, or where the streams cannot be ordered because one is being captured.
+    pub(super) fn take_from(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        taker: u32,
+        source: Idle,
+    ) -> Result<bool> {
+        let view = source.view;
+        let number = view.handle;
+        if source.shard == taker {
+            if !heap.detach(view.view) {
+                return Ok(false);
+            }
+        } else {
+            let (Some(from), Some(to)) = (self.shards.get(source.shard), self.shards.get(taker))
+            else {
+                return Ok(false);
+            };
+            let mut other = from.heap.lock();
+            if !self.deferred.lock().order(from.stream, to.stream)? || !other.detach(view.view) {
+                return Ok(false);
+            }
+        }
+        self.retract(view.address, view.bytes);
+        growth.store.deactivate(number);
+        growth.moving_us += self.policy.move_us;
+        Ok(true)
+    }
+
+    /// Tells the address map of new memory of a heap.
+    pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
+        for &(address, slot) in slots {
+            self.map.set(address, PageEntry { device: self.index, shard, slot });
+        }
+    }
+
+    pub(super) fn retract(&self, address: Address, bytes: Bytes) {
+        for k in 0..bytes / GRANULE {
+            self.map.clear(address + k * GRANULE);
+        }
+    }
+
+    /// Removes every mapping of a spare handle and gives it back to the device. All work that could
+    /// use it through an old mapping is waited for; where that stream is being captured, nothing
+    /// more is done and the handle stays spare, which is told by `false`. `held` is the heap whose
+    /// lock the caller holds.
+    pub(super) fn dissolve(
+        &self,
+        growth: &mut Growth,
+        mut held: Option<(u32, &mut MutexGuard<'_, Heap>)>,
+        number: u32,
+    ) -> DeviceResult<bool> {
+        let Some(handle) = growth.store.handle(number) else {
+            return Ok(false);
+        };
+        for place in handle.dormant.clone() {
+            let Some(shard) = self.shards.get(place.shard) else {
+                continue;
+            };
+            if !self.deferred.lock().drain(shard.stream)? {
+                return Ok(false);
+            }
+            growth.store.unmap_dormant(number, place)?;
+            match &mut held {
+                Some((index, heap)) if *index == place.shard => heap.drop_dormant(place.view),
+                _ => shard.heap.lock().drop_dormant(place.view),
+            }
+        }
+        growth.store.release(number)?;
+        Ok(true)
+    }
+}
+
+/// The largest size up to `remaining`, else the smallest up to `room`.
+fn best_size(sizes: impl Iterator<Item = Bytes>, remaining: Bytes, room: Bytes) -> Option<usize> {
+    let mut best: Option<(usize, Bytes)> = None;
+    for (at, size) in sizes.enumerate().filter(|(_, size)| *size <= room) {
+        let better = match best {
+            None => true,
+            Some((_, best)) if best <= remaining => size <= remaining && size > best,
+            Some((_, best)) => size < best,
+        };
+        if better {
+            best = Some((at, size));
+        }
+    }
+    best.map(|(at, _)| at)
+}

@@ -1,0 +1,93 @@
+//! Page slots: for each granule of memory, where blocks start in it.
+
+use super::Heap;
+use super::layout::ViewId;
+use super::size::ArenaKind;
+use crate::units::{Address, Bytes, GRANULE};
+
+/// No page slot, or no view.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
+
+/// One granule of memory in use by the heap: where live blocks start in it.
+#[derive(Debug)]
+pub(crate) struct PageSlot {
+    pub(crate) base: Address,
+    pub(crate) unit_shift: u32,
+    pub(crate) view: ViewId,
+    /// For each unit, the live block that starts there, plus one; 0: none.
+    pub(crate) starts: Box<[u32]>,
+}
+
+impl Heap {
+    /// Notes the block that starts at `start` (plus one), or that none does (0).
+    #[inline]
+    pub(super) fn set_start(&mut self, range: u32, start: Address, kind: ArenaKind, entry: u32) {
+        let Some(range) = &self.ranges[range as usize] else {
+            return;
+        };
+        let slot = range.slots[((start - range.base) / GRANULE) as usize];
+        let offset = ((start & (GRANULE - 1)) >> kind.unit_shift()) as usize;
+        self.slots[slot as usize].starts[offset] = entry;
+    }
+
+    pub(super) fn add_slots(
+        &mut self,
+        range: u32,
+        address: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+        view: ViewId,
+    ) -> Vec<(Address, u32)> {
+        let granules = (bytes / GRANULE) as usize;
+        let added: Vec<(Address, u32)> = (0..granules)
+            .map(|k| {
+                let base = address + k as u64 * GRANULE;
+                (base, self.new_slot(base, kind, view))
+            })
+            .collect();
+        if let Some(range) = &mut self.ranges[range as usize] {
+            let first = ((address - range.base) / GRANULE) as usize;
+            if range.slots.len() < first + granules {
+                range.slots.resize(first + granules, NO_SLOT);
+            }
+            for (k, (_, slot)) in added.iter().enumerate() {
+                range.slots[first + k] = *slot;
+            }
+        }
+        added
+    }
+
+    fn new_slot(&mut self, base: Address, kind: ArenaKind, view: ViewId) -> u32 {
+        let unit_shift = kind.unit_shift();
+        if let Some(slot) = self.vacant_slots.pop() {
+            let page = &mut self.slots[slot as usize];
+            if page.starts.len() != kind.starts_per_granule() {
+                page.starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
+            }
+            debug_assert!(page.starts.iter().all(|&entry| entry == 0));
+            (page.base, page.unit_shift, page.view) = (base, unit_shift, view);
+            return slot;
+        }
+        let starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
+        self.slots.push(PageSlot { base, unit_shift, view, starts });
+        (self.slots.len() - 1) as u32
+    }
+
+    pub(super) fn remove_slots(&mut self, range: u32, address: Address, bytes: Bytes) {
+        for k in 0..bytes / GRANULE {
+            let Some(range) = &mut self.ranges[range as usize] else {
+                return;
+            };
+            let index = ((address - range.base) / GRANULE + k) as usize;
+            let slot = std::mem::replace(&mut range.slots[index], NO_SLOT);
+            self.vacate_slot(slot);
+        }
+    }
+
+    pub(super) fn vacate_slot(&mut self, slot: u32) {
+        let page = &mut self.slots[slot as usize];
+        page.base = Address::MAX;
+        page.view = NO_SLOT;
+        self.vacant_slots.push(slot);
+    }
+}

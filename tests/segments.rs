@@ -1,0 +1,164 @@
+//! Devices without virtual memory management, where memory comes in whole segments, and no caching
+//! at all.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{A, B, GPU, Rig, SIZES, capacity, config, fault, plain};
+use plugalloc::Config;
+use plugalloc::error::{DriverCall, PointerFault};
+use plugalloc::units::{GIB, KIB, MIB};
+
+#[test]
+fn segments_have_the_sizes_that_pytorch_takes() {
+    for (bytes, segment) in [
+        (1, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 1, 20 * MIB),
+        (10 * MIB - 4096, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (11 * MIB + 1, 12 * MIB),
+    ] {
+        let rig = Rig::new(plain(GIB), Config::default());
+        let block = rig.allocate(bytes, A);
+        assert_eq!(rig.ledger().used, segment, "{bytes} bytes");
+        assert_eq!(rig.allocator.base_allocation(block).unwrap(), (block, segment));
+        rig.free(block);
+        rig.finish();
+    }
+}
+
+#[test]
+fn requests_share_a_segment_and_leave_it_whole() {
+    let rig = Rig::new(plain(GIB), Config::default());
+    let blocks: Vec<_> = (0..10).map(|_| rig.allocate(2 * MIB, A)).collect();
+    assert_eq!(rig.ledger().calls(DriverCall::Malloc), 1);
+    assert_eq!(rig.statistics().segment.large_pool.current, 1);
+    for k in [1, 3, 5, 7, 9, 0, 2, 4, 6, 8] {
+        rig.free(blocks[k]);
+    }
+    assert_eq!(rig.allocate(20 * MIB, A), blocks[0]);
+    assert_eq!(rig.ledger().calls(DriverCall::Malloc), 1);
+    rig.free(blocks[0]);
+    rig.finish();
+}
+
+#[test]
+fn the_segment_for_middling_requests_can_be_chosen() {
+    let rig = Rig::new(plain(GIB), config(|c| c.large_segment_size = 64 * MIB));
+    let block = rig.allocate(2 * MIB, A);
+    assert_eq!(rig.ledger().used, 64 * MIB);
+    rig.free(block);
+    rig.finish();
+}
+
+#[test]
+fn unused_segments_are_released_before_a_request_fails() {
+    let rig = Rig::new(plain(64 * MIB), Config::default());
+    let block = rig.allocate(60 * MIB, A);
+    rig.free(block);
+    let other = rig.allocate(62 * MIB, B);
+    assert_eq!(rig.ledger().calls(DriverCall::Free), 1);
+    assert_eq!(rig.statistics().num_alloc_retries, 1);
+    rig.free(other);
+    rig.finish();
+}
+
+#[test]
+fn segments_are_kept_until_the_cache_is_emptied() {
+    let rig = Rig::new(plain(GIB), Config::default());
+    let block = rig.allocate(30 * MIB, A);
+    rig.free(block);
+    assert_eq!(rig.ledger().calls(DriverCall::Free), 0);
+    assert_eq!(rig.statistics().segment.all.current, 1);
+    rig.allocator.empty_cache().unwrap();
+    assert_eq!(rig.ledger().calls(DriverCall::Free), 1);
+    assert_eq!(rig.statistics().segment.all.current, 0);
+    assert_eq!(fault(rig.allocator.free(block)), PointerFault::Foreign);
+    rig.finish();
+}
+
+#[test]
+fn garbage_is_collected_above_the_threshold() {
+    let rig = Rig::new(
+        plain(100 * MIB),
+        config(|c| {
+            c.memory_fraction = 0.99;
+            c.garbage_collection_threshold = 0.5;
+        }),
+    );
+    let block = rig.allocate(40 * MIB, A);
+    rig.free(block);
+    let other = rig.allocate(20 * MIB, B);
+    assert_eq!(rig.ledger().used, 20 * MIB, "the idle segment went first");
+    rig.free(other);
+    rig.finish();
+}
+
+#[test]
+fn without_caching_every_allocation_is_the_devices_own() {
+    for options in [capacity(GIB), plain(GIB)] {
+        let rig = Rig::new(options, config(|c| c.caching = false));
+        assert!(!rig.allocator.is_caching());
+        for (calls, bytes) in SIZES.into_iter().enumerate() {
+            let calls = calls as u64;
+            let block = rig.allocate(bytes, A);
+            assert_eq!(rig.ledger().calls(DriverCall::Malloc), calls + 1);
+            assert_eq!(rig.allocator.block(block).unwrap().requested, bytes);
+            assert_eq!(rig.allocator.base_allocation(block).unwrap().0, block);
+            assert!(rig.allocator.owns(block));
+            rig.allocator.record_stream(block, B).unwrap();
+            rig.free(block);
+            assert_eq!(rig.ledger().calls(DriverCall::Free), calls + 1);
+            assert_eq!(rig.ledger().used, 0);
+            assert!(rig.allocator.free(block).unwrap_err().is_invalid_pointer());
+        }
+        assert_eq!(rig.statistics().allocation.all.allocated, SIZES.len() as i64);
+        rig.finish();
+    }
+}
+
+#[test]
+fn blocks_of_both_kinds_are_freed_after_caching_was_switched() {
+    for options in [capacity(GIB), plain(GIB)] {
+        let rig = Rig::new(options, Config::default());
+        let mut live = Vec::new();
+        for round in 0..6 {
+            rig.allocator.set_caching(round % 2 == 0);
+            assert_eq!(rig.allocator.is_caching(), round % 2 == 0);
+            live.extend([700 * KIB, 3 * MIB].map(|bytes| rig.allocate(bytes, A)));
+            rig.allocator.is_valid().unwrap();
+        }
+        assert_eq!(rig.statistics().allocation.all.current, 12);
+        for k in [5, 0, 3, 8, 1, 11, 2, 4, 10, 6, 9, 7] {
+            rig.free(live[k]);
+            rig.allocator.is_valid().unwrap();
+        }
+        rig.finish();
+    }
+}
+
+#[test]
+fn the_cache_is_emptied_before_a_request_without_caching_fails() {
+    for options in [capacity(64 * MIB), plain(64 * MIB)] {
+        let rig = Rig::new(options, Config::default());
+        let cached = rig.allocate(60 * MIB, A);
+        rig.free(cached);
+        rig.allocator.set_caching(false);
+        let block = rig.allocate(40 * MIB, A);
+        rig.out_of_memory(40 * MIB, B);
+        rig.free(block);
+        rig.finish();
+    }
+}
+
+#[test]
+fn the_memory_fraction_holds_without_caching() {
+    let rig = Rig::new(capacity(64 * MIB), config(|c| c.caching = false));
+    rig.allocator.set_memory_fraction(GPU, 0.5).unwrap();
+    let block = rig.allocate(30 * MIB, A);
+    assert_eq!(rig.out_of_memory(10 * MIB, A).limit, 32 * MIB);
+    rig.free(block);
+    rig.finish();
+}
