@@ -1,8 +1,8 @@
 //! The CUDA device, and the allocator over it, on a real GPU.
 //!
-//! Where there is none, every test passes at once, and why they are skipped is printed. The tests take turns,
-//! because they look at the free memory of the device, and each expects to find it as it left it. The
-//! executable needs nothing of the machine that built it.
+//! Where there is none, every test passes at once, and why they are skipped is printed. The tests
+//! take turns, because they look at the free memory of the device, and each expects to find it as
+//! it left it. The executable needs nothing of the machine that built it.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 

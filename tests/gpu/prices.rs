@@ -1,5 +1,5 @@
-//! What the calls cost here, for comparison with the simulator's price list. Nothing is asserted: times
-//! are the machine's.
+//! What the calls cost here, for comparison with the simulator's price list. Nothing is asserted:
+//! times are the machine's.
 
 use std::time::Instant;
 

@@ -45,7 +45,8 @@ fn work_alone(gpu: &Gpu, allocator: &Allocator, thread: u64) {
     gpu.device.stream_synchronize(stream).unwrap();
 }
 
-/// A block on its way to the thread that frees it: where, how long, what is in it, and when it is there.
+/// A block on its way to the thread that frees it: where, how long, what is in it, and when it is
+/// there.
 type Parcel = (Address, Bytes, u8, plugalloc::device::EventId);
 
 #[test]
