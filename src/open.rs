@@ -73,3 +73,32 @@ fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
     let options = SimOptions { devices, capacity, ..SimOptions::default() };
     Ok(SimMachine::new(options)?.as_devices())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::MIB;
+
+    #[test]
+    fn auto_is_the_simulator_where_there_is_no_gpu() {
+        let size = SimSize { capacity: 64 * MIB, devices: 2 };
+        match open_devices("cuda", size) {
+            Err(Error::Device(error)) => {
+                assert_eq!(error.kind, DeviceErrorKind::NoDevice);
+                let devices = open_devices("auto", size).unwrap();
+                assert_eq!(devices.len(), 2);
+                assert_eq!(devices[0].memory_info().unwrap().total, 64 * MIB);
+            }
+            Err(other) => panic!("{other}"),
+            Ok(devices) => assert_eq!(open_devices("auto", size).unwrap().len(), devices.len()),
+        }
+    }
+
+    #[test]
+    fn simulated_machines_have_defaults_and_limits() {
+        let devices = open_devices("sim", SimSize::default()).unwrap();
+        assert_eq!((devices.len(), devices[0].memory_info().unwrap().total), (1, 80 * GIB));
+        assert!(open_devices("sim", SimSize { capacity: 0, devices: -1 }).is_err());
+        assert!(open_devices("abacus", SimSize::default()).is_err());
+    }
+}

@@ -4,7 +4,7 @@
 #     tests/run.sh [STEP...]     # steps: format lint rust docs cpp (default: all, in this order)
 #
 # Needs Rust with rustfmt and clippy, a C++ compiler, make, and Python with pip; what else it needs
-# (cmake, clang-format, doctest) it fetches into the target folder. The last line is
+# (cmake, clang-format, clang-tidy, doctest) it fetches into the target folder. The last line is
 # 'N passed, M failed': tests where a step counts them, else one for the step.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -38,6 +38,7 @@ step() {
   fi
   count "$good" "$bad"
   printf -- '--- %s: %s passed, %s failed\n' "$name" "$good" "$bad"
+  [ "$bad" -eq 0 ]
 }
 
 count_one() { echo 1 0; }
@@ -60,10 +61,11 @@ count_ctest() {
 # --- tools ---------------------------------------------------------------------------------------
 
 install_python_tools() {
-  [ -x "$tools/venv/bin/cmake" ] && [ -x "$tools/venv/bin/clang-format" ] && return 0
+  [ -x "$tools/venv/bin/cmake" ] && [ -x "$tools/venv/bin/clang-format" ] &&
+    [ -x "$tools/venv/bin/clang-tidy" ] && return 0
   python3 -m venv "$tools/venv" &&
     "$tools/venv/bin/pip" install --quiet --disable-pip-version-check \
-      'cmake>=3.20,<5' 'clang-format==23.1.5'
+      'cmake>=3.20,<5' 'clang-format==23.1.5' 'clang-tidy==23.1.4'
 }
 
 # doctest is one header. Debian's package is unpacked, not installed, so that no rights are needed.
@@ -76,7 +78,7 @@ install_doctest() {
 }
 
 install_tools() {
-  install_python_tools || echo "no cmake or clang-format: there is no way to fetch them with pip"
+  install_python_tools || echo "no cmake, clang-format or clang-tidy: there is no way to fetch them with pip"
   (install_doctest) || echo "no doctest: install Debian's doctest-dev for the C++ tests"
   export PATH="$tools/venv/bin:$PATH"
   if [ -d "$tools/doctest/usr/include" ]; then
@@ -121,11 +123,21 @@ run_docs() {
     cargo doc --locked -j "$jobs" --all-features --no-deps --lib
 }
 
+# What cargo compiled the C++ files with, less what has no bearing on the check.
+check_cpp_tidy() {
+  local bridge
+  bridge=$(ls -td "$CARGO_TARGET_DIR"/release/build/plugalloc-*/out/cxxbridge/include | head -1)
+  clang-tidy --quiet cpp/src/*.cc -- -std=c++17 -Icpp/include -Icpp/src "-I$bridge" \
+    '-DPLUGALLOC_VERSION="0"'
+}
+
 run_cpp() {
+  rm -rf "$build"
   step "CMake configuration" count_one \
     cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DPLUGALLOC_STATIC=ON \
-    "-DPLUGALLOC_CARGO_TARGET_DIR=$CARGO_TARGET_DIR"
-  step "CMake build" count_one cmake --build "$build" -j "$jobs"
+    "-DPLUGALLOC_CARGO_TARGET_DIR=$CARGO_TARGET_DIR" || return
+  step "CMake build" count_one cmake --build "$build" -j "$jobs" || return
+  step "C++ lint" count_one check_cpp_tidy
   step "C++ tests" count_ctest ctest --test-dir "$build" --output-on-failure
   step "Exported symbols" count_one tests/cpp/check_symbols.sh "$build/libplugalloc.so"
 }

@@ -19,16 +19,20 @@ impl Engine {
         if bytes >= MAX_REQUEST {
             return Err(Error::SizeTooLarge { bytes, max: MAX_REQUEST - 1 });
         }
-        let Some((index, shard)) = self.shards.for_stream(stream) else {
+        let Some((index, first)) = self.shards.for_stream(stream) else {
             return Err(too_many_streams());
         };
+        let (index, shard) = self.shards.lane(index, first);
         if self.flags.load(Ordering::Relaxed) != 0
             && let Some(address) = self.allocate_flagged(index, bytes, stream)?
         {
             return Ok(address);
         }
         let (_, rounded) = self.size_of(bytes);
-        let mut heap = shard.heap.lock();
+        let mut heap = shard.heap.try_lock().unwrap_or_else(|| {
+            self.shards.collide(first);
+            shard.heap.lock()
+        });
         if self.peaks.enter(&self.shards, index, &mut heap)
             && let Some(address) = heap.allocate(bytes, rounded)
         {
@@ -152,7 +156,7 @@ impl Engine {
     /// Takes note that `stream` is about to be destroyed.
     pub(crate) fn retire_stream(&self, stream: StreamId) -> Result<()> {
         self.deferred.lock().retire(stream)?;
-        if let Some((index, shard)) = self.shards.for_stream(stream) {
+        for (index, shard) in self.shards.iter().filter(|(_, shard)| shard.stream == stream) {
             self.peaks.retire(index, &mut shard.heap.lock());
         }
         Ok(())

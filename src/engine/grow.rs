@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use parking_lot::MutexGuard;
 
+use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Gap, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
@@ -69,6 +70,9 @@ impl Engine {
         let Some(shard) = self.shards.get(request.shard) else {
             return Ok(None);
         };
+        if let Some(address) = self.serve_from_lanes(shard, request)? {
+            return Ok(Some(address));
+        }
         let mut heap = shard.heap.lock();
         if heap.turn.retired {
             self.deferred.lock().revive(shard.stream)?;
@@ -90,6 +94,29 @@ impl Engine {
         } else {
             self.grow_by_segment(growth, heap, request)
         }
+    }
+
+    /// Serves a request from what another lane of its stream has free.
+    fn serve_from_lanes(&self, own: &Shard, request: Request) -> Result<Option<Address>> {
+        let Some((_, first)) = self.shards.for_stream(own.stream) else {
+            return Ok(None);
+        };
+        if !first.is_spread() {
+            return Ok(None);
+        }
+        for number in first.lanes().filter(|&number| number != request.shard) {
+            let Some(lane) = self.shards.get(number) else {
+                continue;
+            };
+            let mut heap = lane.heap.lock();
+            if self.peaks.enter(&self.shards, number, &mut heap) {
+                let found = heap.allocate(request.requested, request.bytes);
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn grow(

@@ -1,5 +1,8 @@
 //! The report of an out-of-memory error.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::{Error, OutOfMemory, StreamUsage};
@@ -24,6 +27,7 @@ impl Engine {
             ..OutOfMemory::default()
         };
         let mut cached = 0;
+        let mut streams = BTreeMap::new();
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
             let value = |metric: usize| heap.tally.current(metric) as Bytes;
@@ -36,11 +40,19 @@ impl Engine {
             report.pending += value(metric::ACTIVE_BYTES) - usage.allocated;
             report.largest_free_block = report.largest_free_block.max(heap.largest_free());
             cached += usage.cached;
-            report.streams.push(usage);
+            match streams.entry(shard.stream) {
+                Entry::Vacant(entry) => drop(entry.insert(usage)),
+                Entry::Occupied(mut entry) => {
+                    let sum = entry.get_mut();
+                    sum.allocated += usage.allocated;
+                    sum.cached += usage.cached;
+                }
+            }
         }
         if cached > 0 {
             report.fragmentation = 1.0 - report.largest_free_block as f64 / cached as f64;
         }
+        report.streams = streams.into_values().collect();
         report.streams.sort_by_key(|usage| std::cmp::Reverse(usage.allocated + usage.cached));
         report.streams.truncate(STREAMS);
         report.hint = self.hint(&report, cached);

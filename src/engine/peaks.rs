@@ -9,12 +9,12 @@
 //! reads while any heap was excused, peaks are an upper bound: the sum of the heaps' own peaks
 //! since the first read, above the truth by at most what the heaps' values vary.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::shards::Shards;
+use super::shards::{Shards, thread_number};
 use crate::heap::{Heap, METRICS};
 
 /// Calls for which a heap is excused once two threads were seen at work at the same time.
@@ -43,13 +43,6 @@ struct State {
     thread: usize,
     since: Instant,
     in_a_row: u32,
-}
-
-thread_local! {
-    static THREAD: usize = {
-        static NEXT: AtomicUsize = AtomicUsize::new(1);
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    };
 }
 
 impl Peaks {
@@ -175,7 +168,7 @@ impl State {
     /// Whether this thread's turn follows another's so closely, again and again, that both are at
     /// work.
     fn at_the_same_time(&mut self) -> bool {
-        let thread = THREAD.with(|&thread| thread);
+        let thread = thread_number();
         if thread == self.thread {
             return false;
         }

@@ -1,5 +1,9 @@
-//! The heaps of one device, one a stream, in a list that only grows: a heap's number is valid for
-//! the life of the device's allocator, and finding a heap takes no lock.
+//! The heaps of one device, in a list that only grows: a heap's number is valid for the life of the
+//! device's allocator, and finding a heap takes no lock.
+//!
+//! A stream has one heap, as long as its threads do not get into each other's way. When they do, it
+//! gets more, its *lanes*, among which threads are spread: they are heaps of one stream, so that
+//! memory moves between them with nothing to wait for.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,6 +19,41 @@ use crate::units::StreamId;
 pub(crate) struct Shard {
     pub(crate) heap: Mutex<Heap>,
     pub(crate) stream: StreamId,
+    /// How many lanes the stream has, a power of two; only its first heap knows.
+    lanes: AtomicU32,
+    /// How often a thread found the lock of a lane taken.
+    collisions: AtomicU32,
+    /// The numbers of the lanes; the first is the heap itself.
+    lane_numbers: [AtomicU32; LANES],
+}
+
+/// The most lanes of a stream.
+const LANES: usize = 16;
+/// After so many collisions the lanes are doubled.
+const COLLISIONS: u32 = 64;
+
+impl Shard {
+    fn new(stream: StreamId, number: u32) -> Self {
+        Shard {
+            heap: Mutex::new(Heap::new()),
+            stream,
+            lanes: AtomicU32::new(1),
+            collisions: AtomicU32::new(0),
+            lane_numbers: std::array::from_fn(|_| AtomicU32::new(number)),
+        }
+    }
+
+    /// Whether there is more than one lane.
+    #[inline]
+    pub(crate) fn is_spread(&self) -> bool {
+        self.lanes.load(Ordering::Acquire) > 1
+    }
+
+    /// The numbers of all lanes.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = u32> + '_ {
+        let lanes = self.lanes.load(Ordering::Acquire) as usize;
+        self.lane_numbers[..lanes].iter().map(|number| number.load(Ordering::Relaxed))
+    }
 }
 
 const CHUNK: usize = 256;
@@ -75,18 +114,73 @@ impl Shards {
         if let Some(found) = self.directory.find(stream) {
             return Some(found);
         }
+        let (index, shard) = self.push(stream)?;
+        self.directory.insert(stream, index, shard);
+        self.directory.find(stream)
+    }
+
+    /// Adds a heap to the list; the lock on adding is held.
+    fn push(&self, stream: StreamId) -> Option<(u32, Arc<Shard>)> {
         let index = self.count.load(Ordering::Relaxed);
         let chunk = self
             .chunks
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        let heap = Mutex::new(Heap::new());
-        let shard = Arc::new(Shard { heap, stream });
+        let shard = Arc::new(Shard::new(stream, index as u32));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
-        self.directory.insert(stream, index as u32, shard);
-        self.directory.find(stream)
+        Some((index as u32, shard))
     }
+
+    /// The calling thread's lane of a stream, given its first heap.
+    #[inline]
+    pub(crate) fn lane<'a>(&'a self, index: u32, first: &'a Shard) -> (u32, &'a Shard) {
+        let lanes = first.lanes.load(Ordering::Acquire) as usize;
+        if lanes == 1 {
+            return (index, first);
+        }
+        let number = first.lane_numbers[thread_number() & (lanes - 1)].load(Ordering::Relaxed);
+        match self.get(number) {
+            Some(shard) => (number, shard),
+            None => (index, first),
+        }
+    }
+
+    /// A thread found the lock of one of a stream's lanes taken: where that happens often, there
+    /// are to be more lanes.
+    #[cold]
+    pub(crate) fn collide(&self, first: &Shard) {
+        if first.collisions.fetch_add(1, Ordering::Relaxed) < COLLISIONS {
+            return;
+        }
+        let Some(_adding) = self.adding.try_lock() else {
+            return;
+        };
+        let lanes = first.lanes.load(Ordering::Relaxed) as usize;
+        if lanes == LANES || first.collisions.swap(0, Ordering::Relaxed) < COLLISIONS {
+            return;
+        }
+        for place in &first.lane_numbers[lanes..2 * lanes] {
+            let Some((number, _)) = self.push(first.stream) else {
+                return;
+            };
+            place.store(number, Ordering::Relaxed);
+        }
+        first.lanes.store(2 * lanes as u32, Ordering::Release);
+    }
+}
+
+thread_local! {
+    static THREAD: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    };
+}
+
+/// A number of the calling thread, from 1; consecutive for threads that come one after the other.
+#[inline]
+pub(crate) fn thread_number() -> usize {
+    THREAD.with(|&number| number)
 }
 
 /// A hash table from streams to numbers, read without a lock. It is written under the lock of
@@ -188,6 +282,24 @@ mod tests {
             assert_eq!(shards.get(index).unwrap().stream, StreamId(k * 64));
         }
         assert_eq!(shards.len(), 5000);
+    }
+
+    #[test]
+    fn lanes_double_where_threads_collide_and_are_heaps_of_the_stream() {
+        let shards = Shards::new();
+        let (index, first) = shards.for_stream(StreamId(7)).unwrap();
+        assert_eq!(shards.lane(index, first).0, index);
+        for expected in [1, 2, 4, 8, 16, 16] {
+            assert_eq!(first.lanes().count(), expected);
+            (0..=COLLISIONS).for_each(|_| shards.collide(first));
+        }
+        let numbers: std::collections::HashSet<u32> = first.lanes().collect();
+        assert_eq!(numbers.len(), LANES);
+        assert!(numbers.iter().all(|&n| shards.get(n).unwrap().stream == StreamId(7)));
+        let mine = shards.lane(index, first).0;
+        assert!(numbers.contains(&mine));
+        assert_eq!(shards.lane(index, first).0, mine, "a thread keeps its lane");
+        assert_eq!(shards.for_stream(StreamId(7)).unwrap().0, index);
     }
 
     #[test]

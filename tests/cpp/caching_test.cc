@@ -175,3 +175,17 @@ TEST_CASE("OptionsAreChecked") {
     CHECK(error.position == 25);
   }
 }
+
+TEST_CASE("CudaWithoutAGpuIsATypedErrorAndAutoFallsBack") {
+  Options options;
+  options.device = "cuda";
+  try {
+    (void)createCachingAllocator(options);
+    MESSAGE("there is a GPU");
+  } catch (const DeviceError& error) {
+    CHECK(error.kind == DeviceErrorKind::NoDevice);
+    options.device = "auto";
+    options.sim_capacity = 64 * kMiB;
+    CHECK(createCachingAllocator(options)->getMemoryInfo(0).second == 64 * kMiB);
+  }
+}

@@ -30,6 +30,12 @@ pub(crate) enum Command {
             memory, is reported; the others are still replayed."
     )]
     Replay(ReplayArguments),
+    /// Show what this machine's driver and GPUs offer, and what plugalloc uses of it
+    Doctor {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show the options in force: the defaults, changed by the environment and by CONF
     Config {
         /// More options, such as `steal:False,max_handle_mb:16`

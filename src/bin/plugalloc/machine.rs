@@ -120,8 +120,9 @@ impl Machine {
 
 fn open_cuda(index: i32) -> Result<Arc<dyn Device>, Error> {
     let mut devices = plugalloc::device::cuda::open_all()?;
+    let count = devices.len();
     match usize::try_from(index) {
-        Ok(at) if at < devices.len() => Ok(devices.swap_remove(at)),
-        _ => Err(Error::InvalidDevice { device: DeviceId(index), count: devices.len() }),
+        Ok(place) if place < count => Ok(devices.swap_remove(place)),
+        _ => Err(Error::InvalidDevice { device: DeviceId(index), count }),
     }
 }

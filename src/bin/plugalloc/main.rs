@@ -5,6 +5,7 @@ mod accounts;
 mod arguments;
 mod client;
 mod client_cpp;
+mod doctor;
 mod job;
 mod least;
 mod machine;
@@ -38,6 +39,7 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Replay(arguments) => replay_all(&arguments),
+        Command::Doctor { json } => return doctor::run(json),
         Command::Config { config } => show_config(config.as_deref()),
     };
     match result {

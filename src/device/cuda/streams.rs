@@ -16,7 +16,7 @@ pub(super) fn raw(stream: StreamId) -> CUstream {
 pub(super) fn create(device: &CudaDevice) -> DeviceResult<StreamId> {
     let mut stream = std::ptr::null_mut();
     let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-    device.call(DriverCall::StreamCreate, |driver| {
+    device.relaxed_call(DriverCall::StreamCreate, |driver| {
         // SAFETY: writes one handle.
         unsafe { (driver.stream_create)(&raw mut stream, flags) }
     })?;

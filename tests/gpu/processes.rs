@@ -1,0 +1,113 @@
+//! What happens at the ends of processes: exit, fork, and faults of the program.
+
+use std::ffi::c_int;
+use std::process::{Command, Output};
+
+use plugalloc::device::Device;
+use plugalloc::device::cuda::CudaMachine;
+use plugalloc::error::DeviceErrorKind;
+use plugalloc::units::{MIB, StreamId};
+
+use crate::{GPU, gpu};
+
+unsafe extern "C" {
+    safe fn fork() -> c_int;
+    safe fn alarm(seconds: u32) -> u32;
+    safe fn _exit(status: c_int) -> !;
+    fn waitpid(process: c_int, status: *mut c_int, options: c_int) -> c_int;
+}
+
+/// Set in the environment of a child to the name of the test whose part it plays.
+const CHILD: &str = "PLUGALLOC_GPU_CHILD";
+
+fn is_child(test: &str) -> bool {
+    std::env::var(CHILD).is_ok_and(|name| name == test)
+}
+
+/// Runs this executable again with one test, which plays the child's part.
+fn run_child(test: &str) -> Output {
+    let name = format!("processes::{test}");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(CHILD, test);
+    command.output().unwrap()
+}
+
+fn print_of(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+#[test]
+fn a_forked_child_gets_an_error() {
+    let Some(gpu) = gpu() else { return };
+    gpu.device.memory_info().unwrap();
+    let child = fork();
+    assert!(child >= 0);
+    if child == 0 {
+        // A hang ends here as a failure.
+        alarm(20);
+        let refused = |kind| kind == DeviceErrorKind::Lost;
+        let used = gpu.device.memory_info().is_err_and(|error| refused(error.kind))
+            && gpu.device.create(2 * MIB).is_err_and(|error| refused(error.kind));
+        let opened = CudaMachine::open().is_err_and(|error| refused(error.kind));
+        _exit(if used && opened { 0 } else { 1 });
+    }
+    let mut status = -1;
+    // SAFETY: writes one integer.
+    let waited = unsafe { waitpid(child, &raw mut status, 0) };
+    assert_eq!((waited, status), (child, 0));
+    gpu.device.memory_info().unwrap();
+}
+
+#[test]
+fn exit_with_live_memory_is_clean() {
+    let test = "exit_with_live_memory_is_clean";
+    let Some(gpu) = gpu() else { return };
+    if is_child(test) {
+        let allocator = gpu.allocator();
+        let at = allocator.allocate(GPU, 64 * MIB, StreamId::DEFAULT).unwrap();
+        gpu.device.fill_async(at, 1, 64 * MIB, StreamId::DEFAULT).unwrap();
+        gpu.keep_busy(StreamId::DEFAULT, 50);
+        std::mem::forget(allocator);
+        println!("leaves");
+        std::process::exit(0);
+    }
+    let output = run_child(test);
+    assert!(output.status.success(), "{}", print_of(&output));
+    assert!(print_of(&output).contains("leaves"));
+}
+
+#[test]
+fn a_fault_of_the_program_is_reported_as_that() {
+    let test = "a_fault_of_the_program_is_reported_as_that";
+    let Some(gpu) = gpu() else { return };
+    if is_child(test) {
+        fault_and_ask(&*gpu.device);
+        println!("told");
+        std::process::exit(0);
+    }
+    let output = run_child(test);
+    assert!(output.status.success(), "{}", print_of(&output));
+    assert!(print_of(&output).contains("told"), "{}", print_of(&output));
+    print!("{}", print_of(&output));
+}
+
+/// Unmaps memory under queued work, which is a fault of whoever does it, and looks at what is told.
+fn fault_and_ask(device: &dyn Device) {
+    let stream = device.stream_create().unwrap();
+    let bytes = 2 * MIB;
+    let at = device.reserve(bytes).unwrap();
+    let handle = device.create(bytes).unwrap();
+    device.map(at, bytes, handle).unwrap();
+    device.set_access(at, bytes).unwrap();
+    let sleep = || std::thread::sleep(std::time::Duration::from_millis(100));
+    device.host_function(stream, Box::new(sleep)).unwrap();
+    device.fill_async(at, 1, bytes, stream).unwrap();
+    device.unmap(at, bytes).unwrap();
+    let error = device.stream_synchronize(stream).unwrap_err();
+    println!("{error}");
+    assert_eq!(error.kind, DeviceErrorKind::Lost);
+    let later = device.malloc(MIB).unwrap_err();
+    println!("{later}");
+    assert_eq!(later.kind, DeviceErrorKind::Lost);
+}
