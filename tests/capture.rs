@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{A, B, C, Rig};
+use common::{A, B, C, GPU, Rig};
 use plugalloc::device::Device;
 use plugalloc::error::DriverCall;
 use plugalloc::units::{GIB, MIB};
@@ -125,6 +125,7 @@ fn memory_freed_in_a_capture_serves_no_other_stream_after_emptying_the_cache() {
     rig.fill(freed, 0x11, 8 * MIB, A);
     rig.free(freed);
     rig.allocator.empty_cache().unwrap();
+    assert_eq!(rig.allocator.largest_free_block(GPU).unwrap(), 8 * MIB, "still cached for A");
     let report = rig.out_of_memory(8 * MIB, B);
     assert!(report.hint.contains("being captured"), "{}", report.hint);
     assert_eq!(rig.allocate(8 * MIB, A), freed, "the captured stream itself may use it");

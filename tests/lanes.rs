@@ -23,11 +23,11 @@ fn churn(allocator: &Allocator, thread: u64) {
     }
 }
 
-#[test]
-fn sleeping_threads_hide_no_memory_from_another() {
+/// After many threads have cached memory on one stream, each of these streams gets all of it.
+fn take_what_sleeping_threads_cached(config: Config, streams: &[StreamId]) {
     let options = SimOptions { capacity: CAPACITY, ..SimOptions::default() };
     let machine = SimMachine::new(options).unwrap();
-    let allocator = Allocator::new(machine.as_devices(), Config::default()).unwrap();
+    let allocator = Allocator::new(machine.as_devices(), config).unwrap();
     let (cached, done) = (Barrier::new(17), Barrier::new(17));
     thread::scope(|scope| {
         for thread in 0..16 {
@@ -42,7 +42,7 @@ fn sleeping_threads_hide_no_memory_from_another() {
         // The sixteen have freed everything and sleep. All of the device is there for one request,
         // on their stream as well as on another.
         assert!(machine.device(0).ledger().used > 0, "something was cached");
-        for stream in [STREAM, StreamId(128)] {
+        for &stream in streams {
             let all = allocator.allocate(GPU, CAPACITY, stream).unwrap();
             allocator.free(all).unwrap();
         }
@@ -51,4 +51,16 @@ fn sleeping_threads_hide_no_memory_from_another() {
     allocator.is_quiescent().unwrap();
     allocator.empty_cache().unwrap();
     assert_eq!(machine.device(0).ledger().used, 0);
+}
+
+#[test]
+fn sleeping_threads_hide_no_memory_from_another() {
+    take_what_sleeping_threads_cached(Config::default(), &[STREAM, StreamId(128)]);
+}
+
+#[test]
+fn lanes_of_one_stream_share_memory_also_where_stealing_is_off() {
+    let mut config = Config::default();
+    config.steal = false;
+    take_what_sleeping_threads_cached(config, &[STREAM]);
 }

@@ -109,15 +109,15 @@ fn spare_handles_of_a_wrong_size_are_made_into_others() {
     let rig = Rig::new(capacity(512 * MIB), config(|c| c.max_handle = 64 * MIB));
     let long = rig.allocate(512 * MIB, A);
     rig.free(long);
-    // Each attempt takes a handle from A and fails to map it, so that all of them are left over.
-    for _ in 0..8 {
-        rig.device().fail_nth(DriverCall::Map, 1);
-        assert!(rig.try_allocate(512 * MIB, B).is_err());
-    }
+    let live = rig.allocate(448 * MIB, A);
+    // The last handle is taken from A and left over; everything else is in use.
+    rig.device().fail_nth(DriverCall::Map, 1);
+    assert!(rig.try_allocate(64 * MIB, B).is_err());
     let small = rig.allocate(KIB, C);
-    let large = rig.allocate(510 * MIB, C);
-    rig.free(small);
-    rig.free(large);
+    let large = rig.allocate(62 * MIB, C);
+    for address in [live, small, large] {
+        rig.free(address);
+    }
     rig.finish();
 }
 

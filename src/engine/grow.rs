@@ -70,7 +70,7 @@ impl Engine {
         let Some(shard) = self.shards.get(request.shard) else {
             return Ok(None);
         };
-        if let Some(address) = self.serve_from_lanes(shard, request)? {
+        if let Some(address) = self.serve_from_lanes(shard, request, effort)? {
             return Ok(Some(address));
         }
         let mut heap = shard.heap.lock();
@@ -96,8 +96,14 @@ impl Engine {
         }
     }
 
-    /// Serves a request from what another lane of its stream has free.
-    fn serve_from_lanes(&self, own: &Shard, request: Request) -> Result<Option<Address>> {
+    /// Serves a request from what another lane of its stream has free; before the request fails,
+    /// also from what the lane kept aside.
+    fn serve_from_lanes(
+        &self,
+        own: &Shard,
+        request: Request,
+        effort: Effort,
+    ) -> Result<Option<Address>> {
         let Some((_, first)) = self.shards.for_stream(own.stream) else {
             return Ok(None);
         };
@@ -110,7 +116,11 @@ impl Engine {
             };
             let mut heap = lane.heap.lock();
             if self.peaks.enter(&self.shards, number, &mut heap) {
-                let found = heap.allocate(request.requested, request.bytes);
+                let mut found = heap.allocate(request.requested, request.bytes);
+                if found.is_none() && effort == Effort::Reshape {
+                    heap.flush_quick();
+                    found = heap.allocate_any(request.requested, request.bytes);
+                }
                 if found.is_some() {
                     return Ok(found);
                 }
@@ -173,16 +183,19 @@ impl Engine {
         let mut found = Vec::new();
         heap.idle_views(&mut found);
         let mut idle: Vec<Idle> = found.into_iter().map(|view| Idle { shard: own, view }).collect();
-        if self.policy.steal {
-            self.idle_of_others(own, &mut idle);
-        }
+        self.idle_of_others(own, &mut idle);
         idle
     }
 
-    /// Adds the idle views of all other heaps, whose kept blocks are given back first.
+    /// Adds the idle views of other heaps, whose kept blocks are given back first: of all of them,
+    /// or where stealing is off of those of the same stream.
     fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
         let mut found = Vec::new();
-        for (index, shard) in self.shards.iter().filter(|(index, _)| *index != own) {
+        let stream = self.shards.get(own).map(|shard| shard.stream);
+        let others = self.shards.iter().filter(|(index, shard)| {
+            *index != own && (self.policy.steal || Some(shard.stream) == stream)
+        });
+        for (index, shard) in others {
             let mut heap = shard.heap.lock();
             heap.flush_quick();
             heap.idle_views(&mut found);
@@ -364,5 +377,77 @@ impl Engine {
         }
         mapped?;
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::config::Config;
+    use crate::device::Clock;
+    use crate::device::sim::{SimMachine, SimOptions};
+    use crate::engine::Engine;
+    use crate::pages::PageMap;
+    use crate::units::{KIB, MIB, StreamId};
+
+    const STREAM: StreamId = StreamId(1);
+
+    /// An engine of 64 MiB whose one stream has all the lanes that a stream can have.
+    fn spread_engine(virtual_memory: bool, steal: bool) -> Engine {
+        let options = SimOptions { capacity: 64 * MIB, virtual_memory, ..SimOptions::default() };
+        let device = SimMachine::new(options).unwrap().as_devices().remove(0);
+        let config = Config { steal, ..Config::default() };
+        let shared = (Arc::new(PageMap::new()), Arc::new(Clock::default()));
+        let engine = Engine::new(0, device, config, shared).unwrap();
+        let (_, first) = engine.shards.for_stream(STREAM).unwrap();
+        (0..100_000).for_each(|_| engine.shards.collide(first));
+        assert!(first.lanes().count() > 4);
+        engine
+    }
+
+    fn free(engine: &Engine, address: u64) {
+        engine.free(engine.map.get(address).unwrap(), address).unwrap();
+    }
+
+    /// Runs on as many threads as there may be lanes, one after the other.
+    fn on_each_lane(engine: &Engine, work: impl Fn(&Engine) + Sync) {
+        for _ in 0..16 {
+            std::thread::scope(|scope| drop(scope.spawn(|| work(engine))));
+        }
+    }
+
+    #[test]
+    fn lanes_share_idle_memory_where_stealing_is_off() {
+        let engine = spread_engine(true, false);
+        on_each_lane(&engine, |engine| {
+            let blocks = [(); 3].map(|()| engine.allocate(MIB, STREAM).unwrap());
+            blocks.into_iter().for_each(|block| free(engine, block));
+        });
+        let all = engine.allocate(64 * MIB, STREAM).unwrap();
+        free(&engine, all);
+        engine.is_quiescent().unwrap();
+    }
+
+    #[test]
+    fn what_a_lane_kept_aside_serves_another_before_a_request_fails() {
+        let engine = spread_engine(false, true);
+        // All of the device in pieces, of which one lane frees two neighbours that it keeps aside.
+        let mut blocks = Vec::new();
+        while let Ok(block) = engine.allocate(512 * KIB, STREAM) {
+            blocks.push(block);
+        }
+        blocks.sort_unstable();
+        let pair = blocks.iter().position(|&block| blocks.contains(&(block + 512 * KIB)));
+        let first = pair.unwrap();
+        let pair: Vec<u64> = blocks.drain(first..first + 2).collect();
+        pair.iter().for_each(|&block| free(&engine, block));
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| engine.allocate(MIB, STREAM));
+            assert_eq!(taken.join().unwrap().unwrap(), pair[0]);
+        });
+        free(&engine, pair[0]);
+        blocks.into_iter().for_each(|block| free(&engine, block));
+        engine.is_quiescent().unwrap();
     }
 }

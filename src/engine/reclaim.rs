@@ -54,7 +54,7 @@ impl Engine {
         let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
             // What a capture used, its graph will use.
-            if self.device.capture_status(shard.stream)?.is_some() {
+            if self.deferred.lock().is_captured(shard.stream)? {
                 continue;
             }
             let mut heap = shard.heap.lock();

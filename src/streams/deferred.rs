@@ -185,6 +185,17 @@ impl Deferred {
         }
     }
 
+    /// Whether `stream` is being captured. One that was destroyed is not.
+    pub(crate) fn is_captured(&self, stream: StreamId) -> DeviceResult<bool> {
+        if self.retired.contains_key(&stream) {
+            return Ok(false);
+        }
+        match self.device.capture_status(stream) {
+            Err(error) if error.kind == DeviceErrorKind::Misuse => Ok(false),
+            status => status.map(|capture| capture.is_some()),
+        }
+    }
+
     /// What may be done with a stream now.
     fn is_capturing(&self, stream: StreamId) -> DeviceResult<Status> {
         match self.device.capture_status(stream) {
