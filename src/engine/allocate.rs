@@ -11,8 +11,8 @@ use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
 
 impl Engine {
     /// The hot path on its own: memory that the stream's heap has at hand, or 0, after which
-    /// [`allocate`](Engine::allocate) does or explains what there is to it. A `Result` with an error
-    /// in it would go out through memory.
+    /// [`allocate`](Engine::allocate) does or explains what there is to it. A `Result` with an
+    /// error in it would go out through memory.
     #[inline]
     pub(crate) fn try_allocate(&self, bytes: Bytes, stream: StreamId) -> Address {
         if bytes.wrapping_sub(1) >= MAX_REQUEST - 1 || self.flags.load(Ordering::Relaxed) != 0 {
