@@ -20,23 +20,23 @@
 //! [`Error`], devices in [`device`]. `docs/ARCHITECTURE.md` walks through the rooms, which are
 //! listed here in the order in which they build on each other.
 
-pub mod allocation;
-pub mod allocator;
-pub mod builder;
-pub mod config;
-pub mod cpp;
-pub mod device;
-mod engine;
-pub mod error;
-mod ffi;
-mod heap;
-pub mod observe;
-pub mod open;
-mod pages;
-pub mod pluggable;
-mod stat;
-mod streams;
 pub mod units;
+pub mod error;
+mod stat;
+pub mod config;
+pub mod device;
+mod heap;
+mod pages;
+mod streams;
+pub mod observe;
+mod engine;
+pub mod allocator;
+pub mod open;
+pub mod builder;
+pub mod allocation;
+pub mod pluggable;
+mod ffi;
+pub mod cpp;
 
 pub use allocation::{Allocation, Stream};
 pub use allocator::{Allocator, BlockInfo};
