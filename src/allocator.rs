@@ -130,7 +130,30 @@ impl Allocator {
     /// the driver fails otherwise.
     #[inline]
     pub fn allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
-        self.engine(device)?.allocate(bytes, stream)
+        match self.try_allocate(device, bytes, stream) {
+            0 => self.engine(device)?.allocate(bytes, stream),
+            address => Ok(address),
+        }
+    }
+
+    /// Memory that is at hand, or 0: then [`allocate`](Allocator::allocate) tells more.
+    #[inline]
+    pub(crate) fn try_allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Address {
+        // A negative number is larger than any index.
+        match self.engines.get(device.0 as u32 as usize) {
+            Some(engine) => engine.try_allocate(bytes, stream),
+            None => 0,
+        }
+    }
+
+    /// Frees memory where nothing more is to be done; else false, and [`free`](Allocator::free)
+    /// does the rest.
+    #[inline]
+    pub(crate) fn try_free(&self, address: Address) -> bool {
+        match self.owner(address) {
+            Some((engine, entry)) => engine.try_free(entry, address),
+            None => false,
+        }
     }
 
     /// Frees an allocation, whatever its device. Address 0 is ignored.
@@ -140,6 +163,11 @@ impl Allocator {
     /// changes.
     #[inline]
     pub fn free(&self, address: Address) -> Result<()> {
+        if self.try_free(address) { Ok(()) } else { self.free_otherwise(address) }
+    }
+
+    #[cold]
+    fn free_otherwise(&self, address: Address) -> Result<()> {
         match self.owner(address) {
             Some((engine, entry)) => engine.free(entry, address),
             None => self.free_outside(address),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in, in one command:
 #
-#     tests/run.sh [STEP...]     # steps: format lint rust docs cpp (default: all, in this order)
+#     tests/run.sh [STEP...]     # steps: format lint rust docs cpp speed (default: all, in this order)
 #
 # Needs Rust with rustfmt and clippy, a C++ compiler, make, and Python with pip; what else it needs
 # (cmake, clang-format, clang-tidy, doctest) it fetches into the target folder. The last line is
@@ -142,12 +142,17 @@ run_cpp() {
   step "Exported symbols" count_one tests/cpp/check_symbols.sh "$build/libplugalloc.so"
 }
 
+# A count, not a time: it is the same on a busy machine.
+run_speed() {
+  step "Instructions of a hot pair" count_one bash benches/instructions.sh --check
+}
+
 heading "Tools"
 install_tools
-[ "$#" -gt 0 ] || set -- format lint rust docs cpp
+[ "$#" -gt 0 ] || set -- format lint rust docs cpp speed
 for name in "$@"; do
   case "$name" in
-    format | lint | rust | docs | cpp) "run_$name" ;;
+    format | lint | rust | docs | cpp | speed) "run_$name" ;;
     *) echo "unknown step $name" && exit 2 ;;
   esac
 done

@@ -10,8 +10,50 @@ use crate::streams::Ticket;
 use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
 
 impl Engine {
-    /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
+    /// The hot path on its own: memory that the stream's heap has at hand, or 0, after which
+    /// [`allocate`](Engine::allocate) does or explains what there is to it. A `Result` with an
+    /// error in it would go out through memory.
     #[inline]
+    pub(crate) fn try_allocate(&self, bytes: Bytes, stream: StreamId) -> Address {
+        if bytes.wrapping_sub(1) >= MAX_REQUEST - 1 || self.flags.load(Ordering::Relaxed) != 0 {
+            return 0;
+        }
+        let Some((index, first)) = self.shards.find(stream) else {
+            return 0;
+        };
+        let (index, shard) = self.shards.lane(index, first);
+        let (_, rounded) = self.size_of(bytes);
+        let Some(mut heap) = shard.heap.try_lock() else {
+            return 0;
+        };
+        if !self.peaks.enter(&self.shards, index, &mut heap) {
+            return 0;
+        }
+        heap.allocate(bytes, rounded).unwrap_or(0)
+    }
+
+    /// The hot path of a free: false where there is more to it.
+    #[inline]
+    pub(crate) fn try_free(&self, entry: PageEntry, address: Address) -> bool {
+        let Some(shard) = self.shards.get(entry.shard) else {
+            return false;
+        };
+        let Some(mut heap) = shard.heap.try_lock() else {
+            return false;
+        };
+        let Lookup::Live(block) = heap.lookup(entry.slot, address) else {
+            return false;
+        };
+        if heap.is_shared(block) {
+            return false;
+        }
+        self.peaks.enter(&self.shards, entry.shard, &mut heap);
+        heap.free(block);
+        true
+    }
+
+    /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
+    #[cold]
     pub(crate) fn allocate(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
         if bytes == 0 {
             return Ok(0);
@@ -65,7 +107,7 @@ impl Engine {
     }
 
     /// Frees the allocation at `address`, which lies in the granule that `entry` describes.
-    #[inline]
+    #[cold]
     pub(crate) fn free(&self, entry: PageEntry, address: Address) -> Result<()> {
         let Some(shard) = self.shards.get(entry.shard) else {
             return Err(foreign(address));

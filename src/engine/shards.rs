@@ -98,9 +98,14 @@ impl Shards {
         (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard)))
     }
 
+    /// The first heap of `stream` with its number, if it has one.
+    #[inline]
+    pub(crate) fn find(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+        self.directory.find(stream)
+    }
+
     /// The default pool's shard for `stream` with its number, made on first use; `None` where there
     /// are 2^20 shards already.
-    #[inline]
     pub(crate) fn for_stream(&self, stream: StreamId) -> Option<(u32, &Shard)> {
         match self.directory.find(stream) {
             Some(found) => Some(found),

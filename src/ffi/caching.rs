@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::bridge::ffi::{AllocResult, StatsRecord};
-use super::error::{guarded, guarded_alloc, guarded_bool, keep};
+use super::error::{guarded, guarded_alloc, guarded_bool, guarded_free, keep};
 use crate::allocator::Allocator;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -35,12 +35,16 @@ pub(crate) fn open_caching(
 impl CachingCore {
     #[inline]
     pub(crate) fn alloc(&self, device: i32, bytes: u64, stream: u64) -> AllocResult {
-        guarded_alloc(|| self.0.allocate(DeviceId(device), bytes, StreamId(stream)))
+        let (device, stream) = (DeviceId(device), StreamId(stream));
+        guarded_alloc(
+            || self.0.try_allocate(device, bytes, stream),
+            || self.0.allocate(device, bytes, stream),
+        )
     }
 
     #[inline]
     pub(crate) fn free(&self, address: u64) -> u32 {
-        guarded(|| self.0.free(address))
+        guarded_free(|| self.0.try_free(address), || self.0.free(address))
     }
 
     pub(crate) fn owns(&self, address: u64) -> bool {

@@ -89,7 +89,7 @@ pub(crate) struct SourceFns(pub(crate) Source);
 
 impl SourceFns {
     pub(crate) fn alloc(&self, bytes: u64, device: i32, stream: u64) -> AllocResult {
-        guarded_alloc(|| (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream)))
+        guarded_alloc(|| 0, || (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream)))
     }
 
     pub(crate) fn free(&self, address: u64, bytes: u64, device: i32, stream: u64) -> u32 {

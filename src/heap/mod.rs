@@ -101,7 +101,7 @@ impl Heap {
 
     /// Serves a request from memory that is there, or says that none fits. `requested` is what the
     /// caller asked for and `bytes` what it comes to after rounding.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let arena = ArenaKind::of(bytes);
         if let Some(id) = self.quick.take(bytes) {
@@ -112,6 +112,13 @@ impl Heap {
             self.tally.allocate(arena, bytes, requested);
             return Some(block.start);
         }
+        self.allocate_indexed(requested, bytes)
+    }
+
+    /// The part of it that searches the index: kept out of the way of the other.
+    #[inline(never)]
+    fn allocate_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let arena = ArenaKind::of(bytes);
         let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
         Some(self.carve(id, requested, bytes))
     }
@@ -219,7 +226,7 @@ impl Heap {
     }
 
     /// Puts a block that nobody uses into the free index, joined with its free neighbours.
-    #[inline]
+    #[inline(never)]
     fn give_back(&mut self, id: BlockId) {
         let (start, range, kind) = {
             let block = &self.blocks[id];
@@ -251,9 +258,10 @@ impl Heap {
 
     /// Gives everything kept aside back to the free index; true where there was something.
     pub(crate) fn flush_quick(&mut self) -> bool {
-        let any = self.quick.count > 0;
+        let mut any = false;
         while let Some(id) = self.quick.pop() {
             self.give_back(id);
+            any = true;
         }
         any
     }
@@ -311,7 +319,7 @@ impl Heap {
 
     /// Bytes that have memory behind them and nobody in them.
     pub(crate) fn cached(&self) -> Bytes {
-        self.quick.bytes + self.arenas.iter().map(|arena| arena.free.bytes).sum::<Bytes>()
+        self.quick.bytes() + self.arenas.iter().map(|arena| arena.free.bytes).sum::<Bytes>()
     }
 
     /// Counts an allocation of the heap's stream that is not in the heap's blocks.

@@ -6,7 +6,7 @@ use super::block::BlockId;
 use crate::units::Bytes;
 
 const SLOTS: usize = 64;
-const DEPTH: usize = 3;
+const DEPTH: usize = 4;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -19,9 +19,6 @@ struct Slot {
 #[derive(Debug)]
 pub(crate) struct QuickList {
     slots: Box<[Slot; SLOTS]>,
-    /// How many blocks are kept, and their bytes.
-    pub(crate) count: u32,
-    pub(crate) bytes: Bytes,
 }
 
 #[inline]
@@ -34,7 +31,7 @@ fn slot_of(bytes: Bytes) -> usize {
 impl QuickList {
     pub(crate) fn new() -> Self {
         let empty = Slot { bytes: 0, ids: [0; DEPTH], len: 0 };
-        QuickList { slots: Box::new([empty; SLOTS]), count: 0, bytes: 0 }
+        QuickList { slots: Box::new([empty; SLOTS]) }
     }
 
     /// A block of exactly `bytes`.
@@ -45,8 +42,6 @@ impl QuickList {
             return None;
         }
         slot.len -= 1;
-        self.count -= 1;
-        self.bytes -= bytes;
         Some(slot.ids[slot.len as usize % DEPTH])
     }
 
@@ -59,23 +54,21 @@ impl QuickList {
         } else if slot.bytes != bytes || slot.len as usize == DEPTH {
             return false;
         }
-        slot.ids[slot.len as usize] = id;
+        slot.ids[slot.len as usize % DEPTH] = id;
         slot.len += 1;
-        self.count += 1;
-        self.bytes += bytes;
         true
     }
 
     /// Takes any block out.
     pub(crate) fn pop(&mut self) -> Option<BlockId> {
-        if self.count == 0 {
-            return None;
-        }
         let slot = self.slots.iter_mut().find(|slot| slot.len > 0)?;
         slot.len -= 1;
-        self.count -= 1;
-        self.bytes -= slot.bytes;
         Some(slot.ids[slot.len as usize])
+    }
+
+    /// Bytes of all blocks kept.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.slots.iter().map(|slot| slot.bytes * Bytes::from(slot.len)).sum()
     }
 
     /// Every block kept.

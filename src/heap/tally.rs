@@ -33,6 +33,8 @@ pub(crate) struct Tally {
     added: [Triple; 2],
     /// Blocks that wait for other streams, and their bytes, by pool.
     waiting: [[i64; 2]; 2],
+    /// Whether any block waits.
+    any_waiting: bool,
     /// The highest values with blocks that wait, as far as any waited.
     high_active: [[i64; 2]; 3],
 }
@@ -43,15 +45,28 @@ impl Tally {
         let values = [1, bytes as i64, requested as i64];
         let pool = arena as usize & 1;
         let other = self.live[pool ^ 1];
-        let (live, high) = (&mut self.live[pool], &mut self.high[pool]);
+        let (live, high) = (&mut self.live[pool], &self.high[pool]);
         let added = &mut self.added[pool];
+        let mut higher = self.any_waiting;
         for k in 0..3 {
             live[k] += values[k];
             added[k] += values[k];
-            high[k] = high[k].max(live[k]);
-            self.high_all[k] = self.high_all[k].max(live[k] + other[k]);
+            higher |= live[k] > high[k] || live[k] + other[k] > self.high_all[k];
         }
-        if self.waiting != [[0; 2]; 2] {
+        if higher {
+            self.raise(pool);
+        }
+    }
+
+    /// Brings the highest values up to date after an allocation: rarely needed in a steady state.
+    #[cold]
+    fn raise(&mut self, pool: usize) {
+        for k in 0..3 {
+            self.high[pool][k] = self.high[pool][k].max(self.live[pool][k]);
+            let all = self.live[0][k] + self.live[1][k];
+            self.high_all[k] = self.high_all[k].max(all);
+        }
+        if self.any_waiting {
             self.raise_active();
         }
     }
@@ -72,6 +87,7 @@ impl Tally {
             self.live[pool][k] -= value;
             self.waiting[pool][k] += value;
         }
+        self.any_waiting = true;
         self.raise_active();
     }
 
@@ -81,6 +97,7 @@ impl Tally {
         self.waiting[pool][0] -= 1;
         self.waiting[pool][1] -= bytes as i64;
         self.live[pool][2] -= requested as i64;
+        self.any_waiting = self.waiting != [[0; 2]; 2];
     }
 
     #[cold]

@@ -128,3 +128,45 @@ fn the_capture_of_a_stream_is_seen_whoever_began_it() {
     gpu.device.graph_destroy(graph).unwrap();
     gpu.device.stream_destroy(stream).unwrap();
 }
+
+#[test]
+fn the_default_stream_counts_as_capturing_while_a_capture_would_feel_it() {
+    let Some(gpu) = gpu() else { return };
+    let allocator = gpu.allocator();
+    let shared = allocator.allocate(GPU, 4 * MIB, StreamId::DEFAULT).unwrap();
+    let user = gpu.device.stream_create().unwrap();
+    with_primary_context(|| {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: writes one handle, of a stream that synchronises with the default stream.
+        let made = unsafe { sys::cuStreamCreate(&raw mut raw, 0) };
+        assert_eq!(made, sys::CUresult::CUDA_SUCCESS);
+        // SAFETY: the stream was made just now, and its context is current.
+        let begun = unsafe { sys::cuStreamBeginCapture_v2(raw, GLOBAL) };
+        assert_eq!(begun, sys::CUresult::CUDA_SUCCESS);
+        assert!(gpu.device.capture_status(StreamId::DEFAULT).unwrap().is_some());
+        assert!(gpu.device.capture_status(user).unwrap().is_none());
+        // Frees that involve the default stream wait, and memory still comes.
+        let other = allocator.allocate(GPU, 4 * MIB, user).unwrap();
+        allocator.record_stream(other, StreamId::DEFAULT).unwrap();
+        allocator.free(other).unwrap();
+        allocator.record_stream(shared, user).unwrap();
+        allocator.free(shared).unwrap();
+        allocator.process_events().unwrap();
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: this thread has begun the capture; writes one handle.
+        let ended = unsafe { sys::cuStreamEndCapture(raw, &raw mut graph) };
+        assert_eq!(ended, sys::CUresult::CUDA_SUCCESS);
+        // SAFETY: the graph was made just now, and nobody else has it.
+        let destroyed = unsafe { sys::cuGraphDestroy(graph) };
+        assert_eq!(destroyed, sys::CUresult::CUDA_SUCCESS);
+        // SAFETY: nobody uses the stream any more.
+        let destroyed = unsafe { sys::cuStreamDestroy_v2(raw) };
+        assert_eq!(destroyed, sys::CUresult::CUDA_SUCCESS);
+    });
+    gpu.device.synchronize().unwrap();
+    allocator.process_events().unwrap();
+    allocator.process_events().unwrap();
+    allocator.is_quiescent().unwrap();
+    drop(allocator);
+    gpu.device.stream_destroy(user).unwrap();
+}

@@ -13,6 +13,8 @@ mod captures;
 mod contexts;
 mod engine;
 mod memory;
+mod peers;
+mod prices;
 mod processes;
 mod threads;
 
@@ -143,13 +145,3 @@ macro_rules! on_the_gpu {
     };
 }
 conformance_cases!(on_the_gpu);
-
-#[test]
-fn peers_copy_between_each_other() {
-    let Some(gpu) = gpu() else { return };
-    let machine = CudaMachine::open().unwrap();
-    match machine.devices() {
-        [_, peer, ..] => conformance::peers_copy_between_each_other(&*gpu.device, &**peer),
-        _ => println!("skipped: this machine has one device only"),
-    }
-}

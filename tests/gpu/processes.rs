@@ -92,6 +92,29 @@ fn a_fault_of_the_program_is_reported_as_that() {
     print!("{}", print_of(&output));
 }
 
+#[test]
+fn a_device_that_was_reset_is_lost() {
+    let test = "a_device_that_was_reset_is_lost";
+    let Some(gpu) = gpu() else { return };
+    if is_child(test) {
+        let event = gpu.device.event_create().unwrap();
+        // SAFETY: device 0 exists; what lives on it is not used any more, save as refused below.
+        let code = unsafe { cudarc::driver::sys::cuDevicePrimaryCtxReset_v2(0) };
+        println!("reset: {code:?}");
+        let error = gpu.device.memory_info().unwrap_err();
+        println!("{error}");
+        assert_eq!(error.kind, DeviceErrorKind::Lost);
+        assert!(gpu.device.event_query(event).is_err());
+        assert!(gpu.device.malloc(MIB).is_err());
+        println!("told");
+        std::process::exit(0);
+    }
+    let output = run_child(test);
+    print!("{}", print_of(&output));
+    assert!(output.status.success(), "{:?}", output.status);
+    assert!(print_of(&output).contains("told"));
+}
+
 /// Unmaps memory under queued work, which is a fault of whoever does it, and looks at what is told.
 fn fault_and_ask(device: &dyn Device) {
     let stream = device.stream_create().unwrap();

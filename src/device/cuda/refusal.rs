@@ -18,6 +18,8 @@ const KINDS: &[(DeviceErrorKind, &[Cuda])] = &[
         DeviceErrorKind::Lost,
         &[
             Cuda::CUDA_ERROR_DEINITIALIZED,
+            // Calls are made in a context of our own, so that it is this one which is gone.
+            Cuda::CUDA_ERROR_INVALID_CONTEXT,
             Cuda::CUDA_ERROR_ECC_UNCORRECTABLE,
             Cuda::CUDA_ERROR_NVLINK_UNCORRECTABLE,
             Cuda::CUDA_ERROR_ILLEGAL_ADDRESS,
@@ -60,7 +62,6 @@ const KINDS: &[(DeviceErrorKind, &[Cuda])] = &[
         DeviceErrorKind::Misuse,
         &[
             Cuda::CUDA_ERROR_INVALID_VALUE,
-            Cuda::CUDA_ERROR_INVALID_CONTEXT,
             Cuda::CUDA_ERROR_INVALID_HANDLE,
             Cuda::CUDA_ERROR_ILLEGAL_STATE,
         ],

@@ -78,7 +78,8 @@ impl HandleKind {
 pub(super) struct Placement {
     /// How it can be shared.
     pub(super) handles: HandleKind,
-    /// Whether a network card may write to it.
+    /// Whether a network card may write to it. On an H100 that costs 6 microseconds more a
+    /// mapping, and as much an unmapping; handles that can be shared cost nothing more.
     pub(super) rdma: bool,
 }
 
