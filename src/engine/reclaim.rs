@@ -22,7 +22,7 @@ impl Engine {
         }
         if !self.virtual_memory {
             self.release_segments(growth, Bytes::MAX)?;
-            if let Some(address) = self.attempt(growth, request, Effort::Usual)? {
+            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
                 return Ok(address);
             }
         }
