@@ -119,6 +119,11 @@ impl Heap {
     #[inline(never)]
     fn allocate_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let arena = ArenaKind::of(bytes);
+        if arena == ArenaKind::Large
+            && let Some(kept) = self.quick.pop_large()
+        {
+            self.give_back(kept);
+        }
         let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
         Some(self.carve(id, requested, bytes))
     }
@@ -201,11 +206,10 @@ impl Heap {
             (block.bytes, block.arena, block.requested)
         };
         self.tally.free(arena, bytes, requested);
-        if self.quick.keep(bytes, id) {
-            self.blocks[id].state = State::Quick;
-            return;
+        self.blocks[id].state = State::Quick;
+        if let Some(other) = self.quick.keep(bytes, id) {
+            self.give_back(other);
         }
-        self.give_back(id);
     }
 
     /// Turns a live block into one that waits for other streams.
