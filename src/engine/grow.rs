@@ -31,19 +31,23 @@ pub(super) enum Effort {
 }
 
 /// What a stage may use.
-struct Supply {
-    idle: Vec<Idle>,
+pub(super) struct Supply {
+    pub(super) idle: Vec<Idle>,
     /// How much may be taken from the device without a second thought, and at most.
-    ready: Bytes,
-    most: Bytes,
-    effort: Effort,
+    pub(super) ready: Bytes,
+    pub(super) most: Bytes,
+    /// Memory of handles that were given back to be made into shorter ones.
+    pub(super) cut: Bytes,
+    pub(super) effort: Effort,
+    /// The longest handle that moves whole.
+    pub(super) longest: Bytes,
 }
 
 /// An idle view of any heap.
 #[derive(Clone, Copy, Debug)]
-struct Idle {
-    shard: u32,
-    view: IdleView,
+pub(super) struct Idle {
+    pub(super) shard: u32,
+    pub(super) view: IdleView,
 }
 
 impl Engine {
@@ -107,7 +111,9 @@ impl Engine {
         heap.idle_views(&mut found);
         let own: Vec<Idle> =
             found.into_iter().map(|view| Idle { shard: request.shard, view }).collect();
-        let supply = Supply { idle: own, ready, most: ready, effort: Effort::Usual };
+        let longest = self.policy.longest_moved(live_peak);
+        let effort = Effort::Usual;
+        let supply = Supply { idle: own, ready, most: ready, cut: 0, effort, longest };
         if let Some(address) = self.grow_from(growth, heap, request, supply)? {
             return Ok(Some(address));
         }
@@ -116,7 +122,7 @@ impl Engine {
         let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
         for (most, effort) in stages {
             let idle = self.all_idle(request.shard, heap);
-            let supply = Supply { idle, ready: ready.min(most), most, effort };
+            let supply = Supply { idle, ready: ready.min(most), most, cut: 0, effort, longest };
             if let Some(address) = self.grow_from(growth, heap, request, supply)? {
                 return Ok(Some(address));
             }
@@ -305,82 +311,10 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare afterwards.
-    fn obtain(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        (remaining, room): (Bytes, Bytes),
-        supply: &mut Supply,
-    ) -> Result<Option<u32>> {
-        let spare = growth.store.spare.iter().copied();
-        let sized: Vec<(u32, Bytes)> = spare
-            .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
-            .collect();
-        if let Some(at) = best_size(sized.iter().map(|s| s.1), remaining, room) {
-            return Ok(Some(sized[at].0));
-        }
-        let size = self.policy.handle_size(request.bytes, remaining);
-        if size <= supply.ready
-            && let Some(number) = growth.store.create(size)?
-        {
-            supply.ready -= size;
-            supply.most -= size;
-            return Ok(Some(number));
-        }
-        let sizes = |idle: &[Idle]| best_size(idle.iter().map(|i| i.view.bytes), remaining, room);
-        while let Some(at) = sizes(&supply.idle) {
-            let source = supply.idle.swap_remove(at);
-            if self.take_from(growth, heap, request.shard, source)? {
-                return Ok(Some(source.view.handle));
-            }
-        }
-        self.make(growth, heap, request, remaining, supply)
-    }
-
-    /// Makes a handle, smaller if need be; at last out of the memory of idle ones of a wrong size.
-    fn make(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        remaining: Bytes,
-        supply: &mut Supply,
-    ) -> Result<Option<u32>> {
-        loop {
-            let mut size = self.policy.handle_size(request.bytes, remaining);
-            while size >= GRANULE {
-                if size <= supply.most
-                    && let Some(number) = growth.store.create(size)?
-                {
-                    supply.most -= size;
-                    supply.ready = supply.ready.saturating_sub(size);
-                    return Ok(Some(number));
-                }
-                size /= 2;
-            }
-            if supply.effort != Effort::Reshape {
-                return Ok(None);
-            }
-            // Every idle handle is longer than the hole by now: the shortest loses least.
-            let shortest = supply.idle.iter().enumerate().min_by_key(|(_, idle)| idle.view.bytes);
-            let Some((at, _)) = shortest else {
-                return Ok(None);
-            };
-            let source = supply.idle.swap_remove(at);
-            if self.take_from(growth, heap, request.shard, source)? {
-                let shard = (request.shard, &mut *heap);
-                self.dissolve(growth, Some(shard), source.view.handle)?;
-                supply.most += source.view.bytes;
-            }
-        }
-    }
-
     /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work queued
     /// on the taker's stream runs after whatever still uses it. False where it is not idle any more, or
     /// where the streams cannot be ordered because one is being captured.
-    fn take_from(
+    pub(super) fn take_from(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
@@ -453,20 +387,4 @@ impl Engine {
     pub(super) fn count_out_of_memory(&self) {
         self.ooms.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// The largest size up to `remaining`, else the smallest up to `room`.
-fn best_size(sizes: impl Iterator<Item = Bytes>, remaining: Bytes, room: Bytes) -> Option<usize> {
-    let mut best: Option<(usize, Bytes)> = None;
-    for (at, size) in sizes.enumerate().filter(|(_, size)| *size <= room) {
-        let better = match best {
-            None => true,
-            Some((_, best)) if best <= remaining => size <= remaining && size > best,
-            Some((_, best)) => size < best,
-        };
-        if better {
-            best = Some((at, size));
-        }
-    }
-    best.map(|(at, _)| at)
 }

@@ -14,6 +14,7 @@ mod allocate;
 mod check;
 mod direct;
 mod grow;
+mod obtain;
 mod out_of_memory;
 mod peaks;
 mod reclaim;

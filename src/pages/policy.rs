@@ -12,6 +12,8 @@ pub(crate) struct Policy {
     pub(crate) max_handle: Bytes,
     /// A handle for a large request is at most this fraction of it.
     pub(crate) request_share: u64,
+    /// Handles longer than this fraction of the most that was ever live are cut up when they move.
+    pub(crate) peak_share: u64,
     /// Memory is taken from the device without stealing as long as what is reserved stays within
     /// `1 + 1/slack_share` of the most that was ever live.
     pub(crate) slack_share: u64,
@@ -25,8 +27,9 @@ impl Policy {
     pub(crate) fn new(config: &Config) -> Self {
         Policy {
             max_handle: config.max_handle,
-            request_share: 8,
-            slack_share: 100,
+            request_share: 3,
+            peak_share: 900,
+            slack_share: 200,
             piece_bytes: MIB,
             steal: config.steal,
         }
@@ -36,6 +39,12 @@ impl Policy {
     pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes) -> Bytes {
         let most = (request / self.request_share).clamp(GRANULE, self.max_handle).min(remaining);
         (1 << most.max(GRANULE).ilog2()).max(GRANULE)
+    }
+
+    /// The longest handle that moves whole. What a handle's length costs is the free memory that one live
+    /// block pins with it, so that lengths have to shrink with the memory in use.
+    pub(crate) fn longest_moved(&self, live_peak: Bytes) -> Bytes {
+        1 << (live_peak / self.peak_share).max(GRANULE).ilog2()
     }
 
     /// How many bytes may be taken from the device rather than stolen.
