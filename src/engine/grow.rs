@@ -1,6 +1,5 @@
 //! The slow path: memory for a request that no free block can serve.
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
@@ -194,15 +193,17 @@ impl Engine {
         let own = supply.idle.iter().filter(|idle| idle.shard == request.shard);
         let own = IdleSpans::new(own.map(|idle| &idle.view));
         let spare = store.spare.iter().copied();
-        let handles: HashSet<u32> =
-            supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()).collect();
+        let mut handles = vec![false; store.numbers()];
+        for number in supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()) {
+            handles[number as usize] = true;
+        }
         let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
         let idle: Bytes = supply.idle.iter().map(|idle| idle.view.bytes).sum();
         let rules = PlanRules {
             supply: supply.ready.saturating_add(idle).saturating_add(spare),
             excess_max: supply.most - supply.ready,
             idle: &own,
-            usable: &|handle| handles.contains(&handle),
+            usable: &|handle| handles.get(handle as usize).is_some_and(|&usable| usable),
             piece_bytes: self.policy.piece_bytes,
         };
         let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());
