@@ -1,7 +1,5 @@
 //! The slow path: memory for a request that no free block can serve.
 
-use std::collections::HashSet;
-
 use parking_lot::MutexGuard;
 
 use super::shards::Shard;
@@ -35,7 +33,11 @@ pub(super) struct Supply {
     /// How much may be taken from the device without a second thought, and at most.
     pub(super) ready: Bytes,
     pub(super) most: Bytes,
+    /// Memory of handles that were given back to be made into shorter ones.
+    pub(super) cut: Bytes,
     pub(super) effort: Effort,
+    /// The longest handle that moves whole.
+    pub(super) longest: Bytes,
 }
 
 /// An idle view of any heap.
@@ -153,7 +155,9 @@ impl Engine {
         heap.idle_views(&mut found);
         let own: Vec<Idle> =
             found.into_iter().map(|view| Idle { shard: request.shard, view }).collect();
-        let supply = Supply { idle: own, ready, most: ready, effort: Effort::Usual };
+        let longest = self.policy.longest_moved(live_peak);
+        let effort = Effort::Usual;
+        let supply = Supply { idle: own, ready, most: ready, cut: 0, effort, longest };
         if let Some(address) = self.grow_from(growth, heap, request, supply)? {
             return Ok(Some(address));
         }
@@ -162,7 +166,7 @@ impl Engine {
         let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
         for (most, effort) in stages {
             let idle = self.all_idle(request.shard, heap);
-            let supply = Supply { idle, ready, most, effort };
+            let supply = Supply { idle, ready, most, cut: 0, effort, longest };
             if let Some(address) = self.grow_from(growth, heap, request, supply)? {
                 return Ok(Some(address));
             }
@@ -173,7 +177,8 @@ impl Engine {
         if !self.retain_orderable(request.shard, &mut idle)? {
             return Ok(None);
         }
-        let supply = Supply { idle, ready, most, effort: Effort::Reshape };
+        let effort = Effort::Reshape;
+        let supply = Supply { idle, ready, most, cut: 0, effort, longest };
         self.grow_from(growth, heap, request, supply)
     }
 
@@ -245,15 +250,17 @@ impl Engine {
         let own = IdleSpans::new(own.map(|idle| &idle.view));
         let spare = self.claimable(growth, request.shard)?;
         let spare = spare.iter().copied();
-        let handles: HashSet<u32> =
-            supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()).collect();
+        let mut handles = vec![false; store.numbers()];
+        for number in supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()) {
+            handles[number as usize] = true;
+        }
         let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
         let idle: Bytes = supply.idle.iter().map(|idle| idle.view.bytes).sum();
         let rules = PlanRules {
             supply: supply.ready.saturating_add(idle).saturating_add(spare),
             excess_max: supply.most - supply.ready,
             idle: &own,
-            usable: &|handle| handles.contains(&handle),
+            usable: &|handle| handles.get(handle as usize).is_some_and(|&usable| usable),
             piece_bytes: self.policy.piece_bytes,
         };
         let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());

@@ -34,6 +34,9 @@ impl Engine {
                 return Ok(Some(number));
             }
         }
+        if let Some(number) = self.create_from_cut(growth, remaining, supply)? {
+            return Ok(Some(number));
+        }
         let size = self.policy.handle_size(request.bytes, remaining);
         if size <= supply.ready
             && let Some(number) = growth.store.create(size)?
@@ -45,11 +48,63 @@ impl Engine {
         let sizes = |idle: &[Idle]| best_size(idle.iter().map(|i| i.view.bytes), remaining, room);
         while let Some(at) = sizes(&supply.idle) {
             let source = supply.idle.swap_remove(at);
-            if self.take_from(growth, heap, request.shard, source)? {
-                return Ok(Some(source.view.handle));
+            if !self.take_from(growth, heap, request.shard, source)? {
+                continue;
             }
+            let number = source.view.handle;
+            if source.view.bytes > supply.longest
+                && self.is_quiet(growth, number)?
+                && self.dissolve(growth, Some((request.shard, &mut *heap)), number)?
+            {
+                supply.cut += source.view.bytes;
+                match self.create_from_cut(growth, remaining, supply)? {
+                    Some(shorter) => return Ok(Some(shorter)),
+                    None => continue,
+                }
+            }
+            return Ok(Some(number));
         }
         self.make(growth, heap, request, remaining, supply)
+    }
+
+    /// Whether nothing queued can use a handle through any of its mappings, so that giving it back
+    /// waits for nothing.
+    fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
+        let Some(handle) = growth.store.handle(number) else {
+            return Ok(false);
+        };
+        let mut asked = Vec::new();
+        for place in &handle.dormant {
+            let Some(shard) = self.shards.get(place.shard) else {
+                continue;
+            };
+            if !asked.contains(&shard.stream) {
+                asked.push(shard.stream);
+                if !self.deferred.lock().is_idle(shard.stream)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes a handle of the memory of those that were cut up.
+    fn create_from_cut(
+        &self,
+        growth: &mut Growth,
+        remaining: Bytes,
+        supply: &mut Supply,
+    ) -> DeviceResult<Option<u32>> {
+        let most = supply.cut.min(supply.longest).min(remaining);
+        if most < GRANULE {
+            return Ok(None);
+        }
+        let size = 1 << most.ilog2();
+        let number = growth.store.create(size)?;
+        if number.is_some() {
+            supply.cut -= size;
+        }
+        Ok(number)
     }
 
     /// Makes a handle, smaller if need be; at last out of the memory of unused ones of a wrong

@@ -42,6 +42,12 @@ pub(crate) struct View {
     pub(crate) range: u32,
 }
 
+impl View {
+    pub(crate) fn end(&self) -> Address {
+        self.address + self.bytes
+    }
+}
+
 /// An active view on which nothing lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdleView {

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod carve;
 mod check;
 mod free_index;
 mod layout;
@@ -97,83 +98,6 @@ impl Heap {
             outside: Tally::default(),
             turn: Turn::default(),
         }
-    }
-
-    /// Serves a request from memory that is there, or says that none fits. `requested` is what the
-    /// caller asked for and `bytes` what it comes to after rounding.
-    #[inline(always)]
-    pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
-        let arena = ArenaKind::of(bytes);
-        if let Some(id) = self.quick.take(bytes) {
-            let block = &mut self.blocks[id];
-            debug_assert_eq!(block.state, State::Quick);
-            block.state = State::Live;
-            block.requested = requested;
-            self.tally.allocate(arena, bytes, requested);
-            return Some(block.start);
-        }
-        self.allocate_indexed(requested, bytes)
-    }
-
-    /// The part of it that searches the index: kept out of the way of the other.
-    #[inline(never)]
-    fn allocate_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
-        let arena = ArenaKind::of(bytes);
-        if arena == ArenaKind::Large
-            && let Some(kept) = self.quick.pop_large()
-        {
-            self.give_back(kept);
-        }
-        let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
-        Some(self.carve(id, requested, bytes))
-    }
-
-    /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
-    pub(crate) fn allocate_any(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
-        let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
-        let id = free.at_least(&self.blocks, bytes).next()?;
-        Some(self.carve(id, requested, bytes))
-    }
-
-    /// Takes the front of a free block.
-    #[inline]
-    fn carve(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
-        let kind = self.blocks[id].arena;
-        self.arenas[kind as usize].free.remove(&mut self.blocks, id);
-        if self.blocks[id].bytes > bytes {
-            let rest = self.split(id, bytes);
-            self.blocks[rest].state = State::Free;
-            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
-        }
-        let block = &mut self.blocks[id];
-        block.state = State::Live;
-        block.requested = requested;
-        block.shared = false;
-        let (start, range) = (block.start, block.range);
-        self.set_start(range, start, kind, id + 1);
-        self.tally.allocate(kind, bytes, requested);
-        start
-    }
-
-    /// Takes `bytes` at `start`, inside one free block.
-    pub(crate) fn allocate_at(
-        &mut self,
-        start: Address,
-        requested: Bytes,
-        bytes: Bytes,
-        kind: ArenaKind,
-    ) -> Option<Address> {
-        let mut id = self.free_block_over(start, bytes, kind)?;
-        if self.blocks[id].start < start {
-            let front = start - self.blocks[id].start;
-            self.arenas[kind as usize].free.remove(&mut self.blocks, id);
-            let rest = self.split(id, front);
-            self.blocks[rest].state = State::Free;
-            self.arenas[kind as usize].free.insert(&mut self.blocks, id);
-            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
-            id = rest;
-        }
-        Some(self.carve(id, requested, bytes))
     }
 
     /// Cuts a block that is in no index after `bytes`; the second part has the first one's state.

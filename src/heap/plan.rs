@@ -6,7 +6,6 @@ use super::block::{BlockId, NONE, State};
 use super::layout::{IdleView, ViewId};
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
-use std::collections::HashSet;
 
 /// What a plan may count on.
 pub(crate) struct PlanRules<'a> {
@@ -184,14 +183,15 @@ impl Heap {
         let covered = rules.idle.before[over.end] - rules.idle.before[over.start];
         let mut woken = 0;
         if !plan.wake.is_empty() {
-            let mut handles = HashSet::with_capacity(plan.wake.len());
+            let mut handles = Vec::with_capacity(plan.wake.len());
             for view in plan.wake.iter().filter_map(|&view| self.view(view)) {
                 woken += view.bytes;
-                if !handles.insert(view.handle) {
-                    return None;
-                }
+                handles.push(view.handle);
             }
-            if rules.idle.spans[over].iter().any(|span| handles.contains(&span.2)) {
+            handles.sort_unstable();
+            let twice = handles.windows(2).any(|pair| pair[0] == pair[1]);
+            let mut spans = rules.idle.spans[over].iter();
+            if twice || spans.any(|span| handles.binary_search(&span.2).is_ok()) {
                 return None;
             }
         }

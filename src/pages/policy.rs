@@ -12,6 +12,8 @@ pub(crate) struct Policy {
     pub(crate) max_handle: Bytes,
     /// A handle for a large request is at most this fraction of it.
     pub(crate) request_share: u64,
+    /// Handles longer than this fraction of the most that was ever live are cut up when they move.
+    pub(crate) peak_share: u64,
     /// Memory is taken from the device without stealing as long as what is reserved stays within
     /// `1 + 1/slack_share` of the most that was ever live.
     pub(crate) slack_share: u64,
@@ -31,12 +33,13 @@ impl Policy {
     pub(crate) fn new(config: &Config) -> Self {
         Policy {
             max_handle: config.max_handle,
-            request_share: 8,
-            slack_share: 100,
+            request_share: 3,
+            peak_share: 900,
+            slack_share: 200,
             piece_bytes: MIB,
             move_us: 30,
             moving_burst_us: 50_000,
-            moving_share: 200,
+            moving_share: 110,
             steal: config.steal,
         }
     }
@@ -53,6 +56,12 @@ impl Policy {
     /// instead.
     pub(crate) fn may_move(&self, spent_us: u64, now_us: u64) -> bool {
         spent_us < self.moving_burst_us + now_us / self.moving_share
+    }
+
+    /// The longest handle that moves whole. What a handle's length costs is the free memory that
+    /// one live block pins with it, so that lengths have to shrink with the memory in use.
+    pub(crate) fn longest_moved(&self, live_peak: Bytes) -> Bytes {
+        1 << (live_peak / self.peak_share).max(GRANULE).ilog2()
     }
 
     /// How many bytes may be taken from the device rather than stolen.

@@ -168,6 +168,11 @@ impl Store {
         self.handles.get_mut(number as usize)?.as_mut()
     }
 
+    /// All handles have lower numbers.
+    pub(crate) fn numbers(&self) -> usize {
+        self.handles.len()
+    }
+
     /// Every handle.
     pub(crate) fn handles(&self) -> impl Iterator<Item = (u32, &Handle)> {
         let handles = self.handles.iter().enumerate();

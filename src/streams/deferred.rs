@@ -272,6 +272,17 @@ impl Deferred {
         self.at_end_of(stream, |device, event| device.event_synchronize(event))
     }
 
+    /// Whether everything queued on `stream` has run; nothing is waited for. False where it is
+    /// being captured.
+    pub(crate) fn is_idle(&mut self, stream: StreamId) -> DeviceResult<bool> {
+        let mut passed = true;
+        let asked = self.at_end_of(stream, |device, event| {
+            passed = device.event_query(event)?;
+            Ok(())
+        })?;
+        Ok(asked && passed)
+    }
+
     /// Calls `then` with an event at the end of what is queued on `stream` now. False, without a
     /// call, where it is being captured.
     fn at_end_of(

@@ -1,0 +1,124 @@
+//! Serving a request from free memory: which block, and which end of it.
+
+use super::Heap;
+use super::block::{Block, BlockId, State};
+use super::layout::{Range, View};
+use super::size::ArenaKind;
+use crate::units::{Address, Bytes, GRANULE};
+
+impl Heap {
+    /// Serves a request from memory that is there, or says that none fits. `requested` is what the
+    /// caller asked for and `bytes` what it comes to after rounding.
+    #[inline(always)]
+    pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let arena = ArenaKind::of(bytes);
+        if let Some(id) = self.quick.take(bytes) {
+            let block = &mut self.blocks[id];
+            debug_assert_eq!(block.state, State::Quick);
+            block.state = State::Live;
+            block.requested = requested;
+            self.tally.allocate(arena, bytes, requested);
+            return Some(block.start);
+        }
+        self.allocate_indexed(requested, bytes)
+    }
+
+    /// The part of it that searches the index: kept out of the way of the other.
+    #[inline(never)]
+    fn allocate_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let arena = ArenaKind::of(bytes);
+        if arena == ArenaKind::Small {
+            let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
+            return Some(self.carve(id, requested, bytes));
+        }
+        if let Some(kept) = self.quick.pop_large() {
+            self.give_back(kept);
+        }
+        let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
+        let block = &self.blocks[id];
+        if block.bytes > bytes && self.end_is_better(block, bytes) {
+            let start = block.end() - bytes;
+            return Some(self.carve_at(id, start, requested, bytes));
+        }
+        Some(self.carve(id, requested, bytes))
+    }
+
+    /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
+    pub(crate) fn allocate_any(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
+        let id = free.at_least(&self.blocks, bytes).next()?;
+        Some(self.carve(id, requested, bytes))
+    }
+
+    /// Whether more idle memory is left when the request takes the end of a free block rather than
+    /// its front. Idle memory, whole views on which nothing lives, can move elsewhere; the rest of
+    /// a view that is partly in use can not, so that it is used first.
+    fn end_is_better(&self, block: &Block, bytes: Bytes) -> bool {
+        let Some(range) = &self.ranges[block.range as usize] else {
+            return false;
+        };
+        let (from, to) = (block.start, block.end());
+        let (front_cut, back_cut) = (from + bytes, to - bytes);
+        let views = [from, to - 1, front_cut, back_cut].map(|at| self.view_over(range, at));
+        let [Some(first), Some(last), Some(at_front), Some(at_back)] = views else {
+            return false;
+        };
+        let idle_from = if first.address < from { first.end() } else { from };
+        let idle_to = if last.end() > to { last.address } else { to };
+        let left_behind = if at_front.address < front_cut { at_front.end() } else { front_cut };
+        idle_to.saturating_sub(left_behind) < at_back.address.saturating_sub(idle_from)
+    }
+
+    /// The view over an address in use.
+    fn view_over(&self, range: &Range, address: Address) -> Option<&View> {
+        let slot = *range.slots.get(((address - range.base) / GRANULE) as usize)?;
+        self.view(self.slots.get(slot as usize)?.view)
+    }
+
+    /// Takes the front of a free block.
+    #[inline]
+    fn carve(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
+        let kind = self.blocks[id].arena;
+        self.arenas[kind as usize].free.remove(&mut self.blocks, id);
+        if self.blocks[id].bytes > bytes {
+            let rest = self.split(id, bytes);
+            self.blocks[rest].state = State::Free;
+            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
+        }
+        let block = &mut self.blocks[id];
+        block.state = State::Live;
+        block.requested = requested;
+        block.shared = false;
+        let (start, range) = (block.start, block.range);
+        self.set_start(range, start, kind, id + 1);
+        self.tally.allocate(kind, bytes, requested);
+        start
+    }
+
+    /// Takes `bytes` at `start`, which lies behind the front of a free block.
+    fn carve_at(&mut self, id: BlockId, start: Address, requested: Bytes, bytes: Bytes) -> Address {
+        let kind = self.blocks[id].arena;
+        let front = start - self.blocks[id].start;
+        self.arenas[kind as usize].free.remove(&mut self.blocks, id);
+        let rest = self.split(id, front);
+        self.blocks[rest].state = State::Free;
+        self.arenas[kind as usize].free.insert(&mut self.blocks, id);
+        self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
+        self.carve(rest, requested, bytes)
+    }
+
+    /// Takes `bytes` at `start`, inside one free block.
+    pub(crate) fn allocate_at(
+        &mut self,
+        start: Address,
+        requested: Bytes,
+        bytes: Bytes,
+        kind: ArenaKind,
+    ) -> Option<Address> {
+        let id = self.free_block_over(start, bytes, kind)?;
+        if self.blocks[id].start < start {
+            return Some(self.carve_at(id, start, requested, bytes));
+        }
+        Some(self.carve(id, requested, bytes))
+    }
+}
