@@ -36,7 +36,7 @@ impl Heap {
         }
         let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
         let block = &self.blocks[id];
-        if block.bytes > bytes && self.end_is_better(block, bytes) {
+        if block.bytes > bytes && self.moves_much() && self.end_is_better(block, bytes) {
             let start = block.end() - bytes;
             return Some(self.carve_at(id, start, requested, bytes));
         }
@@ -48,6 +48,12 @@ impl Heap {
         let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
         let id = free.at_least(&self.blocks, bytes).next()?;
         Some(self.carve(id, requested, bytes))
+    }
+
+    /// Whether memory of this heap moves often enough for the choice of an end to pay: more than one
+    /// view in five. Where it does not, fronts alone leave the heap less divided.
+    fn moves_much(&self) -> bool {
+        self.moves * 5 > self.views.len()
     }
 
     /// Whether more idle memory is left when the request takes the end of a free block rather than

@@ -236,6 +236,7 @@ impl Heap {
             let back = self.split(middle, bytes);
             self.arenas[kind as usize].free.insert(&mut self.blocks, back);
         }
+        self.moves += 1;
         let block = &mut self.blocks[middle];
         block.state = State::Dormant;
         block.view = view;

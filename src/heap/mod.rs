@@ -72,6 +72,8 @@ pub(crate) struct Heap {
     ranges: Vec<Option<Range>>,
     views: Vec<Option<View>>,
     vacant_views: Vec<ViewId>,
+    /// How often the memory of a view was moved away.
+    moves: usize,
     slots: Vec<PageSlot>,
     vacant_slots: Vec<u32>,
     /// What is in use, counted.
@@ -92,6 +94,7 @@ impl Heap {
             ranges: Vec::new(),
             views: Vec::new(),
             vacant_views: Vec::new(),
+            moves: 0,
             slots: Vec::new(),
             vacant_slots: Vec::new(),
             tally: Tally::default(),

@@ -33,13 +33,13 @@ impl Policy {
     pub(crate) fn new(config: &Config) -> Self {
         Policy {
             max_handle: config.max_handle,
-            request_share: 3,
+            request_share: 4,
             peak_share: 900,
-            slack_share: 200,
+            slack_share: 300,
             piece_bytes: MIB,
             move_us: 30,
             moving_burst_us: 50_000,
-            moving_share: 110,
+            moving_share: 60,
             steal: config.steal,
         }
     }
