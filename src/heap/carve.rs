@@ -50,8 +50,8 @@ impl Heap {
         Some(self.carve(id, requested, bytes))
     }
 
-    /// Whether memory of this heap moves often enough for the choice of an end to pay: more than one
-    /// view in five. Where it does not, fronts alone leave the heap less divided.
+    /// Whether memory of this heap moves often enough for the choice of an end to pay: more than
+    /// one view in five. Where it does not, fronts alone leave the heap less divided.
     fn moves_much(&self) -> bool {
         self.moves * 5 > self.views.len()
     }
