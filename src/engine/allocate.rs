@@ -75,10 +75,14 @@ impl Engine {
             self.shards.collide(first);
             shard.heap.lock()
         });
-        if self.peaks.enter(&self.shards, index, &mut heap)
-            && let Some(address) = heap.allocate(bytes, rounded)
-        {
-            return Ok(address);
+        if self.peaks.enter(&self.shards, index, &mut heap) {
+            let mut found = heap.allocate(bytes, rounded);
+            if found.is_none() && heap.flush_quick() {
+                found = heap.allocate(bytes, rounded);
+            }
+            if let Some(address) = found {
+                return Ok(address);
+            }
         }
         drop(heap);
         self.allocate_slow(index, bytes)

@@ -151,10 +151,7 @@ impl Engine {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let mut found = Vec::new();
-        heap.idle_views(&mut found);
-        let own: Vec<Idle> =
-            found.into_iter().map(|view| Idle { shard: request.shard, view }).collect();
+        let own = own_idle(request.shard, heap);
         let longest = self.policy.longest_moved(live_peak);
         let effort = Effort::Usual;
         let supply = Supply { idle: own, ready, most: ready, cut: 0, effort, longest };
@@ -172,21 +169,24 @@ impl Engine {
             }
         }
         // A stage fails where it counted on memory that turns out to belong to a stream that is
-        // being captured: without that.
-        let mut idle = self.all_idle(request.shard, heap);
-        if !self.retain_orderable(request.shard, &mut idle)? {
-            return Ok(None);
-        }
+        // being captured: without that. It also fails where other threads have taken what was idle:
+        // without theirs, since nobody else has this heap.
         let effort = Effort::Reshape;
+        let mut idle = self.all_idle(request.shard, heap);
+        if self.retain_orderable(request.shard, &mut idle)? {
+            let supply = Supply { idle, ready, most, cut: 0, effort, longest };
+            if let Some(address) = self.grow_from(growth, heap, request, supply)? {
+                return Ok(Some(address));
+            }
+        }
+        let idle = own_idle(request.shard, heap);
         let supply = Supply { idle, ready, most, cut: 0, effort, longest };
         self.grow_from(growth, heap, request, supply)
     }
 
     /// The idle views of all heaps whose memory may serve this one.
     fn all_idle(&self, own: u32, heap: &mut MutexGuard<'_, Heap>) -> Vec<Idle> {
-        let mut found = Vec::new();
-        heap.idle_views(&mut found);
-        let mut idle: Vec<Idle> = found.into_iter().map(|view| Idle { shard: own, view }).collect();
+        let mut idle = own_idle(own, heap);
         self.idle_of_others(own, &mut idle);
         idle
     }
@@ -384,6 +384,13 @@ impl Engine {
         mapped?;
         Ok(bytes)
     }
+}
+
+/// The idle views of a heap that is locked, so that they stay idle.
+fn own_idle(shard: u32, heap: &Heap) -> Vec<Idle> {
+    let mut found = Vec::new();
+    heap.idle_views(&mut found);
+    found.into_iter().map(|view| Idle { shard, view }).collect()
 }
 
 #[cfg(test)]

@@ -243,7 +243,11 @@ impl Engine {
                 return Ok(false);
             };
             let mut other = from.heap.lock();
-            if !self.deferred.lock().order(from.stream, to.stream)? || !other.detach(view.view) {
+            if !self.deferred.lock().order(from.stream, to.stream)? {
+                return Ok(false);
+            }
+            if !other.detach(view.view) {
+                growth.lost += 1;
                 return Ok(false);
             }
         }

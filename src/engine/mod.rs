@@ -16,6 +16,7 @@ mod direct;
 mod grow;
 mod handles;
 mod out_of_memory;
+mod padded;
 mod peaks;
 mod reclaim;
 mod segments;
@@ -37,6 +38,7 @@ use crate::pages::{PageMap, Policy, Store};
 use crate::streams::Deferred;
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
+use padded::Padded;
 use peaks::Peaks;
 use shards::Shards;
 use statistics::Counters;
@@ -56,6 +58,8 @@ pub(crate) struct Growth {
     counters: Counters,
     /// Microseconds of driver time spent on moving memory between places, by the price list.
     moving_us: u64,
+    /// How often memory that was idle when it was counted on was in use when it was taken.
+    lost: u64,
 }
 
 /// The allocator of one device.
@@ -74,11 +78,11 @@ pub(crate) struct Engine {
     clock: Arc<Clock>,
     shards: Shards,
     flags: AtomicU32,
-    polls: AtomicU32,
+    polls: Padded<AtomicU32>,
     peaks: Peaks,
-    growth: Mutex<Growth>,
-    deferred: Mutex<Deferred>,
-    direct: Direct,
+    growth: Padded<Mutex<Growth>>,
+    deferred: Padded<Mutex<Deferred>>,
+    direct: Padded<Direct>,
     ooms: AtomicU64,
     fraction_limited: AtomicBool,
 }
@@ -115,11 +119,16 @@ impl Engine {
             clock,
             shards: Shards::new(),
             flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
-            polls: AtomicU32::new(0),
+            polls: Padded::default(),
             peaks: Peaks::new(),
-            growth: Mutex::new(Growth { store, counters: Counters::default(), moving_us: 0 }),
-            deferred: Mutex::new(Deferred::new(Arc::clone(&device))),
-            direct: Direct::default(),
+            growth: Padded(Mutex::new(Growth {
+                store,
+                counters: Counters::default(),
+                moving_us: 0,
+                lost: 0,
+            })),
+            deferred: Padded(Mutex::new(Deferred::new(Arc::clone(&device)))),
+            direct: Padded::default(),
             ooms: AtomicU64::new(0),
             fraction_limited: AtomicBool::new(false),
             device,

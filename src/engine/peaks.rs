@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::padded::Padded;
 use super::shards::{Shards, thread_number};
 use crate::heap::{Heap, METRICS};
 
@@ -30,7 +31,7 @@ const NOBODY: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) struct Peaks {
     active: AtomicU32,
-    state: Mutex<State>,
+    state: Padded<Mutex<State>>,
 }
 
 #[derive(Debug)]
@@ -49,14 +50,14 @@ impl Peaks {
     pub(crate) fn new() -> Self {
         Peaks {
             active: AtomicU32::new(NOBODY),
-            state: Mutex::new(State {
+            state: Padded(Mutex::new(State {
                 total: [0; METRICS],
                 peak: [0; METRICS],
                 bound_only: false,
                 thread: 0,
                 since: Instant::now(),
                 in_a_row: 0,
-            }),
+            })),
         }
     }
 

@@ -6,6 +6,9 @@ use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::units::{Address, Bytes};
 
+/// How often a request is tried again because other threads were faster.
+const LOST_RACES: u32 = 1000;
+
 impl Engine {
     /// The ladder: each rung frees something, and the request is looked at again from the start.
     pub(super) fn climb(&self, growth: &mut Growth, request: Request) -> Result<Address> {
@@ -17,8 +20,16 @@ impl Engine {
         {
             return Ok(address);
         }
-        if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
-            return Ok(address);
+        // Memory that other threads took and freed again in the meantime may suffice after all.
+        for _ in 0..LOST_RACES {
+            let lost = growth.lost;
+            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
+                return Ok(address);
+            }
+            if growth.lost == lost {
+                break;
+            }
+            std::thread::yield_now();
         }
         if !self.virtual_memory {
             self.release_segments(growth, Bytes::MAX)?;
