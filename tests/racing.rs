@@ -11,8 +11,8 @@ use plugalloc::units::{Bytes, GIB, KIB, StreamId};
 
 const THREADS: u64 = 4;
 
-/// Replaces random blocks of a live set: the memory in use goes up and down, and with it what others
-/// may take.
+/// Replaces random blocks of a live set: the memory in use goes up and down, and with it what
+/// others may take.
 fn churn(rig: &Rig, random: &mut Random, stream: StreamId) {
     let size = |random: &mut Random| {
         let power: Bytes = KIB << random.below(10);

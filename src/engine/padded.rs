@@ -1,8 +1,8 @@
 //! Values that are written apart from those that every call reads.
 
 /// A value with cache lines of its own: what is written under a lock on the slow path must not take
-/// the lines away from the threads that read their neighbours on the hot path. Two lines of 64 bytes,
-/// since processors fetch them in pairs.
+/// the lines away from the threads that read their neighbours on the hot path. Two lines of 64
+/// bytes, since processors fetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub(super) T);
