@@ -239,3 +239,23 @@ fn emptying_the_cache_gives_everything_back_that_is_not_live() {
         rig.finish();
     }
 }
+
+#[test]
+fn idle_memory_is_given_back_above_the_threshold() {
+    let settings = config(|c| {
+        c.memory_fraction = 0.5;
+        c.garbage_collection_threshold = 0.5;
+    });
+    // The limit is 256 MiB, and the threshold 128 of them.
+    let rig = Rig::new(capacity(512 * MIB), settings);
+    let kept = rig.allocate(60 * MIB, A);
+    let idle = rig.allocate(60 * MIB, A);
+    rig.free(idle);
+    assert_eq!(rig.ledger().used, 120 * MIB, "below the threshold nothing is given back");
+    let more = rig.allocate(100 * MIB, B);
+    assert!(rig.ledger().calls(DriverCall::Release) > 0);
+    assert!(rig.ledger().used <= 164 * MIB, "{} bytes", rig.ledger().used);
+    rig.free(kept);
+    rig.free(more);
+    rig.finish();
+}

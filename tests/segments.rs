@@ -162,3 +162,22 @@ fn the_memory_fraction_holds_without_caching() {
     rig.free(block);
     rig.finish();
 }
+
+#[test]
+fn unused_pieces_of_divided_segments_are_counted() {
+    let rig = Rig::new(plain(256 * MIB), config(|c| c.max_split_size = Some(20 * MIB)));
+    let small = rig.allocate(512, A);
+    let large = rig.allocate(30 * MIB, A);
+    let statistics = rig.statistics();
+    assert_eq!(statistics.inactive_split.all.current, 1, "the rest of the small segment");
+    assert_eq!(statistics.inactive_split_bytes.small_pool.current, 2 * MIB as i64 - 512);
+    assert_eq!(statistics.oversize_allocations.current, 1);
+    rig.free(small);
+    rig.free(large);
+    rig.allocator.empty_cache().unwrap();
+    let statistics = rig.statistics();
+    assert_eq!(statistics.inactive_split.all.current, 0);
+    assert_eq!(statistics.inactive_split.all.peak, 1);
+    assert_eq!(statistics.oversize_allocations.freed, 1);
+    rig.finish();
+}

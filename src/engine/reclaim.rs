@@ -96,10 +96,14 @@ impl Engine {
         }
         let allowed = (limit as f64 * threshold) as Bytes;
         let excess = (growth.store.reserved.current as Bytes + bytes).saturating_sub(allowed);
-        if excess > 0 && !self.virtual_memory {
-            // A failure to give memory back is no failure to allocate.
-            let _ = self.release_segments(growth, excess);
+        if excess == 0 {
+            return;
         }
+        // A failure to give memory back is no failure to allocate.
+        let _ = match self.virtual_memory {
+            true => self.release_idle(growth, excess),
+            false => self.release_segments(growth, excess),
+        };
     }
 
     /// Gives the address ranges back in which nothing is mapped any more.

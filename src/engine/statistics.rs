@@ -1,7 +1,7 @@
 //! Statistics of one device, added up over its heaps.
 
 use super::Engine;
-use crate::heap::{METRICS, metric};
+use crate::heap::{METRICS, State, metric};
 use crate::observe::{DeviceStatistics, Stat, StatArray};
 use crate::units::Bytes;
 use std::sync::atomic::Ordering;
@@ -15,6 +15,11 @@ pub(crate) struct Counters {
     pub(super) synchronised: i64,
     segment: StatArray,
     oversize_segments: Stat,
+    /// What is counted when it is read, by looking at every block: its peaks and sums are those of
+    /// the reads.
+    inactive_split: StatArray,
+    inactive_split_bytes: StatArray,
+    oversize_allocations: Stat,
     /// Accumulated values at the last reset.
     added: [i64; METRICS],
     /// Current values at the last reset of accumulated values.
@@ -23,9 +28,13 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    fn stats(&mut self) -> [&mut Stat; 4] {
-        let StatArray { all, small_pool, large_pool } = &mut self.segment;
-        [all, small_pool, large_pool, &mut self.oversize_segments]
+    fn stats(&mut self) -> impl Iterator<Item = &mut Stat> {
+        let arrays = [&mut self.segment, &mut self.inactive_split, &mut self.inactive_split_bytes];
+        let in_arrays = arrays.into_iter().flat_map(|array| {
+            let StatArray { all, small_pool, large_pool } = array;
+            [all, small_pool, large_pool]
+        });
+        in_arrays.chain([&mut self.oversize_segments, &mut self.oversize_allocations])
     }
 
     pub(super) fn segment_taken(&mut self, bytes: Bytes, kind: ArenaKind, limit: Option<Bytes>) {
@@ -45,6 +54,20 @@ impl Counters {
     }
 }
 
+/// Brings a statistic that is counted at reads to its value now.
+fn update(stat: &mut Stat, now: i64) {
+    match now - stat.current {
+        more if more > 0 => stat.increase(more),
+        less => stat.decrease(-less),
+    }
+}
+
+fn update_all(array: &mut StatArray, now: [i64; 2]) {
+    update(&mut array.all, now[0] + now[1]);
+    update(&mut array.small_pool, now[0]);
+    update(&mut array.large_pool, now[1]);
+}
+
 fn pool(array: &mut StatArray, kind: ArenaKind) -> &mut Stat {
     match kind {
         ArenaKind::Small => &mut array.small_pool,
@@ -55,7 +78,8 @@ fn pool(array: &mut StatArray, kind: ArenaKind) -> &mut Stat {
 impl Engine {
     /// The statistics now.
     pub(crate) fn statistics(&self) -> DeviceStatistics {
-        let growth = self.growth.lock();
+        let mut growth = self.growth.lock();
+        self.look_at_blocks(&mut growth.counters);
         let (current, peak) = self.peaks.read(&self.shards);
         let added = self.added();
         let base = &growth.counters;
@@ -70,13 +94,13 @@ impl Engine {
             allocation: array(metric::COUNT),
             segment: growth.counters.segment,
             active: array(metric::ACTIVE),
-            inactive_split: StatArray::default(),
+            inactive_split: growth.counters.inactive_split,
             allocated_bytes: array(metric::BYTES),
             reserved_bytes: growth.store.reserved_bytes(),
             active_bytes: array(metric::ACTIVE_BYTES),
-            inactive_split_bytes: StatArray::default(),
+            inactive_split_bytes: growth.counters.inactive_split_bytes,
             requested_bytes: array(metric::REQUESTED),
-            oversize_allocations: Stat::default(),
+            oversize_allocations: growth.counters.oversize_allocations,
             oversize_segments: growth.counters.oversize_segments,
             num_alloc_retries: growth.counters.retries,
             num_ooms: self.ooms.load(Ordering::Relaxed) as i64 - growth.counters.ooms,
@@ -85,6 +109,26 @@ impl Engine {
             num_device_free: growth.store.device_frees,
             max_split_size: self.config.max_split_size.map_or(-1, |bytes| bytes as i64),
         }
+    }
+
+    /// Counts what is counted by looking: only where there are segments, or a limit to splitting.
+    fn look_at_blocks(&self, counters: &mut Counters) {
+        let limit = self.config.max_split_size;
+        let (mut pieces, mut bytes, mut oversize) = ([0; 2], [0; 2], 0);
+        for (_, shard) in self.shards.iter() {
+            let heap = shard.heap.lock();
+            heap.unused_pieces(|kind, size| {
+                pieces[kind as usize] += 1;
+                bytes[kind as usize] += size as i64;
+            });
+            if let Some(limit) = limit {
+                let live = heap.blocks().filter(|block| block.state == State::Live);
+                oversize += live.filter(|block| block.bytes >= limit).count() as i64;
+            }
+        }
+        update_all(&mut counters.inactive_split, pieces);
+        update_all(&mut counters.inactive_split_bytes, bytes);
+        update(&mut counters.oversize_allocations, oversize);
     }
 
     /// Sets every peak to the current value.

@@ -159,6 +159,21 @@ impl Heap {
         slots.map(|(number, slot)| (slot.base, number as u32))
     }
 
+    /// Calls `found` with each block of a divided segment on which nothing lives.
+    pub(crate) fn unused_pieces(&self, mut found: impl FnMut(ArenaKind, Bytes)) {
+        for range in self.ranges.iter().flatten().filter(|range| range.segment) {
+            let mut id = range.first;
+            while id != NONE {
+                let block = &self.blocks[id];
+                let unused = matches!(block.state, State::Free | State::Quick);
+                if unused && block.bytes < range.bytes {
+                    found(range.kind, block.bytes);
+                }
+                id = block.next;
+            }
+        }
+    }
+
     /// Bytes of all segments.
     pub(crate) fn segment_bytes(&self) -> Bytes {
         let ranges = self.ranges.iter().flatten().filter(|range| range.segment);

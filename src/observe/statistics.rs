@@ -14,6 +14,7 @@ pub struct DeviceStatistics {
     /// Blocks allocated, or freed and waiting for other streams.
     pub active: StatArray,
     /// Free blocks inside segments that were split; ranges of virtual memory are not counted.
+    /// Counted when statistics are read: peaks and sums are those of the reads.
     pub inactive_split: StatArray,
     /// Bytes of live allocations, rounded as they are served.
     pub allocated_bytes: StatArray,
@@ -26,6 +27,7 @@ pub struct DeviceStatistics {
     /// Bytes asked for by the blocks that are active.
     pub requested_bytes: StatArray,
     /// Live allocations of `max_split_size` or more.
+    /// Counted when statistics are read, as `inactive_split`.
     pub oversize_allocations: Stat,
     /// Segments of `max_split_size` or more.
     pub oversize_segments: Stat,
