@@ -259,3 +259,24 @@ fn idle_memory_is_given_back_above_the_threshold() {
     rig.free(more);
     rig.finish();
 }
+
+#[test]
+fn failing_at_the_limit_waits_for_no_stream() {
+    let settings = config(|c| {
+        c.memory_fraction = 0.5;
+        c.fail_at_limit = true;
+    });
+    let rig = Rig::new(capacity(256 * MIB), settings);
+    let block = rig.allocate(100 * MIB, A);
+    rig.device().hold(B).unwrap();
+    rig.fill(block, 1, 16, B);
+    rig.allocator.record_stream(block, B).unwrap();
+    rig.free(block);
+    // Waiting for B would be an error here, since nobody resumes it.
+    let error = rig.try_allocate(100 * MIB, A).unwrap_err();
+    assert!(error.is_out_of_memory(), "{error}");
+    rig.device().resume(B).unwrap();
+    let again = rig.allocate(100 * MIB, A);
+    rig.free(again);
+    rig.finish();
+}

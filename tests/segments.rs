@@ -181,3 +181,23 @@ fn unused_pieces_of_divided_segments_are_counted() {
     assert_eq!(statistics.oversize_allocations.freed, 1);
     rig.finish();
 }
+
+#[test]
+fn blocks_above_the_split_limit_are_handed_out_whole() {
+    let settings = config(|c| {
+        c.max_split_size = Some(20 * MIB);
+        c.max_non_split_rounding = 20 * MIB;
+    });
+    let rig = Rig::new(plain(256 * MIB), settings);
+    let long = rig.allocate(60 * MIB, A);
+    rig.free(long);
+    let short = rig.allocate(12 * MIB, A);
+    assert_ne!(short, long, "a short request does not split it");
+    let much_shorter = rig.allocate(30 * MIB, A);
+    assert_ne!(much_shorter, long, "30 MiB would be left unused");
+    let nearly = rig.allocate(50 * MIB, A);
+    assert_eq!(nearly, long);
+    assert_eq!(rig.allocator.block(nearly).unwrap().bytes, 60 * MIB, "whole");
+    [short, much_shorter, nearly].into_iter().for_each(|address| rig.free(address));
+    rig.finish();
+}

@@ -17,7 +17,8 @@ use crate::units::{Bytes, MIB};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Blocks of this size or more are never split; `None`: no limit. Key `max_split_size_mb`.
+    /// Blocks of this size or more are never split, on a device without virtual memory management;
+    /// `None`: no limit. Key `max_split_size_mb`.
     pub max_split_size: Option<Bytes>,
     /// By how much a block of `max_split_size` or more may exceed a request that it serves.
     /// Key `max_non_split_rounding_mb`.
@@ -36,7 +37,7 @@ pub struct Config {
     pub expandable_segments: bool,
     /// The share of a device's memory that may be taken; 1: all. Key `per_process_memory_fraction`.
     pub memory_fraction: f64,
-    /// Fail at once, before any driver call, where the memory fraction would be exceeded. Key
+    /// Fail at once, waiting for no stream, where the memory fraction would be exceeded. Key
     /// `throw_on_cudamalloc_oom`.
     pub fail_at_limit: bool,
     /// Let blocks used on several streams be reused within a capture where the graph orders it. Key

@@ -108,6 +108,9 @@ impl Engine {
         let total = device.memory_info()?.total;
         let virtual_memory =
             config.expandable_segments && device.capabilities().virtual_memory.is_some();
+        // As in PyTorch, only segments know blocks that are not to be split.
+        let limit = config.max_split_size.filter(|_| !virtual_memory);
+        let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
         let store = Store::new(Arc::clone(&device), Bytes::MAX);
         let engine = Engine {
             index,
@@ -117,7 +120,7 @@ impl Engine {
             total,
             map,
             clock,
-            shards: Shards::new(),
+            shards: Shards::new(whole),
             flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
             polls: Padded::default(),
             peaks: Peaks::new(),

@@ -209,7 +209,7 @@ mod tests {
 
     impl Pair {
         fn new() -> Pair {
-            let shards = Shards::new();
+            let shards = Shards::new(None);
             shards.for_stream(StreamId(0)).unwrap();
             shards.for_stream(StreamId(1)).unwrap();
             Pair { shards, peaks: Peaks::new() }

@@ -12,6 +12,11 @@ const LOST_RACES: u32 = 1000;
 impl Engine {
     /// The ladder: each rung frees something, and the request is looked at again from the start.
     pub(super) fn climb(&self, growth: &mut Growth, request: Request) -> Result<Address> {
+        let beyond = growth.store.reserved.current as Bytes + request.bytes > growth.store.limit;
+        if self.config.fail_at_limit && beyond {
+            self.count_out_of_memory();
+            return Err(self.out_of_memory(growth, request));
+        }
         growth.counters.retries += 1;
         growth.store.forget_ceiling();
         growth.counters.synchronised += 1;

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::heap::Heap;
-use crate::units::StreamId;
+use crate::units::{Bytes, StreamId};
 
 /// A heap with its lock, and whose it is.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ const LANES: usize = 16;
 const COLLISIONS: u32 = 64;
 
 impl Shard {
-    fn new(stream: StreamId, number: u32) -> Self {
+    fn new(stream: StreamId, number: u32, whole: Option<(Bytes, Bytes)>) -> Self {
         Shard {
-            heap: Mutex::new(Heap::new()),
+            heap: Mutex::new(Heap::new(whole)),
             stream,
             lanes: AtomicU32::new(1),
             collisions: AtomicU32::new(0),
@@ -69,11 +69,14 @@ pub(crate) struct Shards {
     count: AtomicUsize,
     directory: Directory,
     adding: Mutex<()>,
+    /// What heaps are told of blocks that are not to be split.
+    whole: Option<(Bytes, Bytes)>,
 }
 
 impl Shards {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
         Shards {
+            whole,
             chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
             count: AtomicUsize::new(0),
             directory: Directory::new(),
@@ -131,7 +134,7 @@ impl Shards {
             .chunks
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        let shard = Arc::new(Shard::new(stream, index as u32));
+        let shard = Arc::new(Shard::new(stream, index as u32, self.whole));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
         Some((index as u32, shard))
@@ -277,7 +280,7 @@ mod tests {
 
     #[test]
     fn finds_each_of_many_streams_again() {
-        let shards = Shards::new();
+        let shards = Shards::new(None);
         for k in 0..5000 {
             assert_eq!(shards.for_stream(StreamId(k * 64)).unwrap().0, k as u32);
         }
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn lanes_double_where_threads_collide_and_are_heaps_of_the_stream() {
-        let shards = Shards::new();
+        let shards = Shards::new(None);
         let (index, first) = shards.for_stream(StreamId(7)).unwrap();
         assert_eq!(shards.lane(index, first).0, index);
         for expected in [1, 2, 4, 8, 16, 16] {
@@ -309,7 +312,7 @@ mod tests {
 
     #[test]
     fn threads_agree_on_the_shard_of_a_stream() {
-        let shards = Shards::new();
+        let shards = Shards::new(None);
         let seen = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..4 {

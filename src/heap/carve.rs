@@ -35,6 +35,10 @@ impl Heap {
             self.give_back(kept);
         }
         let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
+        if self.whole.is_some() {
+            let taken = self.taken(id, bytes)?;
+            return Some(self.carve(id, requested, taken));
+        }
         let block = &self.blocks[id];
         if block.bytes > bytes && self.moves_much() && self.end_is_better(block, bytes) {
             let start = block.end() - bytes;
@@ -46,8 +50,22 @@ impl Heap {
     /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
     pub(crate) fn allocate_any(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
-        let id = free.at_least(&self.blocks, bytes).next()?;
-        Some(self.carve(id, requested, bytes))
+        let fits = |id: &BlockId| self.taken(*id, bytes).is_some();
+        let id = free.at_least(&self.blocks, bytes).find(fits)?;
+        let taken = self.taken(id, bytes)?;
+        Some(self.carve(id, requested, taken))
+    }
+
+    /// What a request takes of a free block that is long enough for it: its size, or all of a block
+    /// that is not to be split; nothing of such a block if too much of it were unused.
+    fn taken(&self, id: BlockId, bytes: Bytes) -> Option<Bytes> {
+        let size = self.blocks[id].bytes;
+        match self.whole {
+            Some((limit, rounding)) if size >= limit => {
+                (bytes >= limit && size < bytes + rounding).then_some(size)
+            }
+            _ => Some(bytes),
+        }
     }
 
     /// Whether memory of this heap moves often enough for the choice of an end to pay: more than

@@ -74,6 +74,9 @@ pub(crate) struct Heap {
     vacant_views: Vec<ViewId>,
     /// How often the memory of a view was moved away.
     moves: usize,
+    /// Blocks of the first size or more are handed out whole, to requests that leave less than the
+    /// second unused.
+    whole: Option<(Bytes, Bytes)>,
     slots: Vec<PageSlot>,
     vacant_slots: Vec<u32>,
     /// What is in use, counted.
@@ -85,7 +88,9 @@ pub(crate) struct Heap {
 }
 
 impl Heap {
-    pub(crate) fn new() -> Self {
+    /// A heap without memory. With `whole`, blocks of its first size or more are never split: they
+    /// serve requests of that size or more that leave less than its second size unused.
+    pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
         let arena = || Arena { free: FreeIndex::new(), gaps: BTreeMap::new() };
         Heap {
             blocks: BlockTable::default(),
@@ -95,6 +100,7 @@ impl Heap {
             views: Vec::new(),
             vacant_views: Vec::new(),
             moves: 0,
+            whole,
             slots: Vec::new(),
             vacant_slots: Vec::new(),
             tally: Tally::default(),
