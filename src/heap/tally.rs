@@ -20,7 +20,7 @@ pub(crate) mod metric {
 /// Allocations, their bytes, the bytes asked for.
 type Triple = [i64; 3];
 
-/// Counts of one heap, so laid out that the hot path touches two cache lines and branches once.
+/// Counts of one heap, so laid out that the hot path touches neighbouring lines and branches once.
 #[derive(Clone, Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Tally {
