@@ -158,6 +158,10 @@ impl Engine {
         if let Some(address) = self.grow_from(growth, heap, request, supply)? {
             return Ok(Some(address));
         }
+        let idle = self.all_idle(request.shard, heap);
+        if let Some(address) = self.adopt(growth, heap, request, &idle)? {
+            return Ok(Some(address));
+        }
         // With idle memory of every heap; then also with handles that are too long, cut up; then
         // with as much growth as is needed beyond that.
         let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod allocate;
 mod check;
 mod direct;

@@ -52,7 +52,7 @@ impl Heap {
         match block.state {
             State::Live => Lookup::Interior(block.start, block.requested),
             State::Quick | State::Pending | State::Free => Lookup::Freed,
-            State::Hole | State::Dormant => Lookup::Nothing,
+            State::Hole | State::Dormant | State::Ceded => Lookup::Nothing,
         }
     }
 }

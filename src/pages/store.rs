@@ -253,6 +253,13 @@ impl Store {
         }
     }
 
+    /// The handle serves another heap from now on, at the address where it is.
+    pub(crate) fn hand_over(&mut self, number: u32, shard: u32, view: u32) {
+        if let Some(place) = self.handle_mut(number).and_then(|handle| handle.active.as_mut()) {
+            (place.shard, place.view) = (shard, view);
+        }
+    }
+
     /// Gives a spare handle that is mapped nowhere back to the device.
     pub(crate) fn release(&mut self, number: u32) -> DeviceResult<()> {
         let Some(handle) = self.handle(number) else {

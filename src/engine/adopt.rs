@@ -1,0 +1,130 @@
+//! Idle memory of other heaps that is used where it is: whole views on which nothing lives pass
+//! from heap to heap with their addresses, so that the driver has nothing to do. What lies side by
+//! side serves one request, whoever had it.
+
+use parking_lot::MutexGuard;
+
+use super::grow::{Idle, Request};
+use super::{Engine, Growth};
+use crate::error::Result;
+use crate::heap::Heap;
+use crate::units::{Address, Bytes};
+
+/// A place for a request over idle views that lie side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    start: Address,
+    /// The views that it needs, among those sorted by address.
+    first: usize,
+    end: usize,
+    /// Their bytes, and those of the whole run.
+    taken: Bytes,
+    run: Bytes,
+}
+
+impl Engine {
+    /// Serves a request from views that are idle and lie side by side, those of other heaps among
+    /// them; `None` where there are not enough. Work queued on the request's stream runs after
+    /// whatever still uses them.
+    pub(super) fn adopt(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        idle: &[Idle],
+    ) -> Result<Option<Address>> {
+        let of_kind = idle.iter().filter(|idle| idle.view.kind == request.kind);
+        let mut views: Vec<Idle> = of_kind.copied().collect();
+        views.sort_unstable_by_key(|idle| idle.view.address);
+        let Some(window) = best_window(&views, heap, request) else {
+            return Ok(None);
+        };
+        for idle in &views[window.first..window.end] {
+            if idle.shard != request.shard && !self.take_over(growth, heap, request, *idle)? {
+                return Ok(None);
+            }
+        }
+        Ok(heap.allocate_at(window.start, request.requested, request.bytes, request.kind))
+    }
+
+    /// Passes one idle view from its heap to the request's. False where it is not idle any more, or
+    /// where the streams cannot be ordered because one is being captured.
+    fn take_over(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        source: Idle,
+    ) -> Result<bool> {
+        let (Some(from), Some(to)) =
+            (self.shards.get(source.shard), self.shards.get(request.shard))
+        else {
+            return Ok(false);
+        };
+        let mut other = from.heap.lock();
+        if !self.deferred.lock().order(from.stream, to.stream)? {
+            return Ok(false);
+        }
+        let Some(ceded) = other.cede(source.view.view) else {
+            growth.lost += 1;
+            return Ok(false);
+        };
+        drop(other);
+        if let Some((view, slots)) = heap.adopt(ceded) {
+            growth.store.hand_over(source.view.handle, request.shard, view);
+            self.publish(request.shard, &slots);
+        }
+        Ok(true)
+    }
+}
+
+/// The window that takes the least idle memory, among equals from the shortest run.
+fn best_window(views: &[Idle], heap: &Heap, request: Request) -> Option<Window> {
+    let mut best: Option<Window> = None;
+    let mut first = 0;
+    while first < views.len() {
+        let mut end = first + 1;
+        while end < views.len() && end_of(&views[end - 1]) == views[end].view.address {
+            end += 1;
+        }
+        for window in windows(&views[first..end], heap, request).into_iter().flatten() {
+            let better =
+                best.is_none_or(|best| (window.taken, window.run) < (best.taken, best.run));
+            if better {
+                let (first, end) = (window.first + first, window.end + first);
+                best = Some(Window { first, end, ..window });
+            }
+        }
+        first = end;
+    }
+    best
+}
+
+/// The windows at both ends of a run, if it is long enough.
+fn windows(run: &[Idle], heap: &Heap, request: Request) -> [Option<Window>; 2] {
+    let (from, to) = (run[0].view.address, end_of(&run[run.len() - 1]));
+    let (mut before, mut after) = heap.free_beside(request.kind, from, to);
+    let own = |idle: &Idle| idle.shard == request.shard;
+    if own(&run[0]) {
+        before = from - run[0].view.block.0;
+    }
+    if own(&run[run.len() - 1]) {
+        let (start, bytes) = run[run.len() - 1].view.block;
+        after = start + bytes - to;
+    }
+    if before + (to - from) + after < request.bytes {
+        return [None, None];
+    }
+    let window = |start: Address| {
+        let end = start + request.bytes;
+        let first = run.iter().take_while(|idle| end_of(idle) <= start).count();
+        let count = run.iter().take_while(|idle| idle.view.address < end).count();
+        let taken = run[first..count].iter().map(|idle| idle.view.bytes).sum();
+        Window { start, first, end: count, taken, run: to - from }
+    };
+    [Some(window(from - before)), Some(window(to + after - request.bytes))]
+}
+
+fn end_of(idle: &Idle) -> Address {
+    idle.view.address + idle.view.bytes
+}
