@@ -33,31 +33,39 @@ impl Engine {
         request: Request,
         idle: &[Idle],
     ) -> Result<Option<Address>> {
+        if idle.iter().all(|idle| idle.shard == request.shard) {
+            return Ok(None);
+        }
         let of_kind = idle.iter().filter(|idle| idle.view.kind == request.kind);
         let mut views: Vec<Idle> = of_kind.copied().collect();
         views.sort_unstable_by_key(|idle| idle.view.address);
         let Some(window) = best_window(&views, heap, request) else {
             return Ok(None);
         };
-        for idle in &views[window.first..window.end] {
-            if idle.shard != request.shard && !self.take_over(growth, heap, request, *idle)? {
+        let taken = &views[window.first..window.end];
+        let mut givers: Vec<u32> = taken.iter().map(|idle| idle.shard).collect();
+        givers.sort_unstable();
+        givers.dedup();
+        for giver in givers.into_iter().filter(|&giver| giver != request.shard) {
+            let of_giver = taken.iter().filter(|idle| idle.shard == giver);
+            if !self.take_over(growth, heap, request, giver, of_giver)? {
                 return Ok(None);
             }
         }
         Ok(heap.allocate_at(window.start, request.requested, request.bytes, request.kind))
     }
 
-    /// Passes one idle view from its heap to the request's. False where it is not idle any more, or
+    /// Passes idle views from their heap to the request's. False where one is not idle any more, or
     /// where the streams cannot be ordered because one is being captured.
-    fn take_over(
+    fn take_over<'a>(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        source: Idle,
+        giver: u32,
+        views: impl Iterator<Item = &'a Idle>,
     ) -> Result<bool> {
-        let (Some(from), Some(to)) =
-            (self.shards.get(source.shard), self.shards.get(request.shard))
+        let (Some(from), Some(to)) = (self.shards.get(giver), self.shards.get(request.shard))
         else {
             return Ok(false);
         };
@@ -65,14 +73,15 @@ impl Engine {
         if !self.deferred.lock().order(from.stream, to.stream)? {
             return Ok(false);
         }
-        let Some(ceded) = other.cede(source.view.view) else {
-            growth.lost += 1;
-            return Ok(false);
-        };
-        drop(other);
-        if let Some((view, slots)) = heap.adopt(ceded) {
-            growth.store.hand_over(source.view.handle, request.shard, view);
-            self.publish(request.shard, &slots);
+        for idle in views {
+            let Some(ceded) = other.cede(idle.view.view) else {
+                growth.lost += 1;
+                return Ok(false);
+            };
+            if let Some((view, slots)) = heap.adopt(ceded) {
+                growth.store.hand_over(idle.view.handle, request.shard, view);
+                self.publish(request.shard, &slots);
+            }
         }
         Ok(true)
     }

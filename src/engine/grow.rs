@@ -40,6 +40,15 @@ pub(super) struct Supply {
     pub(super) longest: Bytes,
 }
 
+/// What a stage came to.
+enum Grown {
+    Served(Address),
+    /// There is no plan within the supply.
+    Unchanged,
+    /// The plan could not be carried out to its end.
+    Changed,
+}
+
 /// An idle view of any heap.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Idle {
@@ -151,45 +160,49 @@ impl Engine {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let own = own_idle(request.shard, heap);
         let longest = self.policy.longest_moved(live_peak);
-        let effort = Effort::Usual;
-        let supply = Supply { idle: own, ready, most: ready, cut: 0, effort, longest };
-        if let Some(address) = self.grow_from(growth, heap, request, supply)? {
-            return Ok(Some(address));
-        }
-        let idle = self.all_idle(request.shard, heap);
+        let mut idle = self.all_idle(request.shard, heap);
         if let Some(address) = self.adopt(growth, heap, request, &idle)? {
             return Ok(Some(address));
         }
-        // With idle memory of every heap; then also with handles that are too long, cut up; then
-        // with as much growth as is needed beyond that.
-        let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
-        for (most, effort) in stages {
-            let idle = self.all_idle(request.shard, heap);
-            let supply = Supply { idle, ready, most, cut: 0, effort, longest };
-            if let Some(address) = self.grow_from(growth, heap, request, supply)? {
-                return Ok(Some(address));
+        // With the heap's own idle memory; with that of every heap; then also with handles that are
+        // too long, cut up; then with as much growth as is needed beyond that.
+        let stages = [
+            (true, ready, Effort::Usual),
+            (false, ready, Effort::Usual),
+            (false, ready, Effort::Reshape),
+            (false, most, Effort::Reshape),
+        ];
+        for (only_own, most, effort) in stages {
+            let of = |idle: &&Idle| !only_own || idle.shard == request.shard;
+            let idle_now = idle.iter().filter(of).copied().collect();
+            let supply = Supply { idle: idle_now, ready, most, cut: 0, effort, longest };
+            match self.grow_from(growth, heap, request, supply)? {
+                Grown::Served(address) => return Ok(Some(address)),
+                Grown::Changed => idle = self.all_idle(request.shard, heap),
+                Grown::Unchanged => {}
             }
         }
         // A stage fails where it counted on memory that turns out to belong to a stream that is
         // being captured: without that. It also fails where other threads have taken what was idle:
         // without theirs, since nobody else has this heap.
         let effort = Effort::Reshape;
-        let mut idle = self.all_idle(request.shard, heap);
         if self.retain_orderable(request.shard, &mut idle)? {
             let supply = Supply { idle, ready, most, cut: 0, effort, longest };
-            if let Some(address) = self.grow_from(growth, heap, request, supply)? {
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
                 return Ok(Some(address));
             }
         }
         let idle = own_idle(request.shard, heap);
         let supply = Supply { idle, ready, most, cut: 0, effort, longest };
-        self.grow_from(growth, heap, request, supply)
+        Ok(match self.grow_from(growth, heap, request, supply)? {
+            Grown::Served(address) => Some(address),
+            Grown::Changed | Grown::Unchanged => None,
+        })
     }
 
     /// The idle views of all heaps whose memory may serve this one.
-    fn all_idle(&self, own: u32, heap: &mut MutexGuard<'_, Heap>) -> Vec<Idle> {
+    fn all_idle(&self, own: u32, heap: &Heap) -> Vec<Idle> {
         let mut idle = own_idle(own, heap);
         self.idle_of_others(own, &mut idle);
         idle
@@ -218,9 +231,9 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         mut supply: Supply,
-    ) -> Result<Option<Address>> {
+    ) -> Result<Grown> {
         let Some(plan) = self.plan(growth, heap, request, &supply)? else {
-            return Ok(None);
+            return Ok(Grown::Unchanged);
         };
         let (start, end) = (plan.start, plan.start + request.bytes);
         supply.idle.retain(|idle| {
@@ -231,15 +244,16 @@ impl Engine {
         supply.most = supply.ready + plan.excess;
         for &view in &plan.wake {
             if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
-                return Ok(None);
+                return Ok(Grown::Changed);
             }
         }
         for gap in &plan.gaps {
             if !self.fill(growth, heap, request, *gap, &mut supply)? {
-                return Ok(None);
+                return Ok(Grown::Changed);
             }
         }
-        Ok(heap.allocate_at(plan.start, request.requested, request.bytes, request.kind))
+        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
+        Ok(found.map_or(Grown::Changed, Grown::Served))
     }
 
     fn plan(
