@@ -36,6 +36,8 @@ pub(super) struct Supply {
     /// Memory of handles that were given back to be made into shorter ones.
     pub(super) cut: Bytes,
     pub(super) effort: Effort,
+    /// How short new handles may be.
+    pub(super) grain: Bytes,
     /// The longest handle that moves whole.
     pub(super) longest: Bytes,
 }
@@ -160,7 +162,9 @@ impl Engine {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let longest = self.policy.longest_moved(live_peak);
+        let now = self.clock.now_us();
+        let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
+        let longest = self.policy.longest_moved(live_peak, grain);
         let mut idle = self.all_idle(request.shard, heap);
         if let Some(address) = self.adopt(growth, heap, request, &idle)? {
             return Ok(Some(address));
@@ -176,7 +180,7 @@ impl Engine {
         for (only_own, most, effort) in stages {
             let of = |idle: &&Idle| !only_own || idle.shard == request.shard;
             let idle_now = idle.iter().filter(of).copied().collect();
-            let supply = Supply { idle: idle_now, ready, most, cut: 0, effort, longest };
+            let supply = Supply { idle: idle_now, ready, most, cut: 0, effort, grain, longest };
             match self.grow_from(growth, heap, request, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
                 Grown::Changed => idle = self.all_idle(request.shard, heap),
@@ -188,13 +192,13 @@ impl Engine {
         // without theirs, since nobody else has this heap.
         let effort = Effort::Reshape;
         if self.retain_orderable(request.shard, &mut idle)? {
-            let supply = Supply { idle, ready, most, cut: 0, effort, longest };
+            let supply = Supply { idle, ready, most, cut: 0, effort, grain, longest };
             if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
                 return Ok(Some(address));
             }
         }
         let idle = own_idle(request.shard, heap);
-        let supply = Supply { idle, ready, most, cut: 0, effort, longest };
+        let supply = Supply { idle, ready, most, cut: 0, effort, grain, longest };
         Ok(match self.grow_from(growth, heap, request, supply)? {
             Grown::Served(address) => Some(address),
             Grown::Changed | Grown::Unchanged => None,
