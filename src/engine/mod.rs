@@ -14,6 +14,7 @@ mod adopt;
 mod allocate;
 mod check;
 mod direct;
+mod fill;
 mod grow;
 mod handles;
 mod out_of_memory;

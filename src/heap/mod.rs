@@ -12,8 +12,8 @@
 //! A *view* is one handle of physical memory at one place. Free and live blocks lie on active
 //! views. A *hole* has no memory. A *dormant* block is a view whose handle is in use at another
 //! address now; when that use ends, the view can be made active again with no call to the driver.
-//! A *ceded* block is a part of the range that another heap uses: whole views on which nothing lives
-//! pass from heap to heap where they are, with no call to the driver either.
+//! A *ceded* block is a part of the range that another heap uses: whole views on which nothing
+//! lives pass from heap to heap where they are, with no call to the driver either.
 //!
 //! Ranges that are whole segments of the device (no virtual memory) have no views and no holes.
 
