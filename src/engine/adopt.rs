@@ -2,12 +2,11 @@
 //! from heap to heap with their addresses, so that the driver has nothing to do. What lies side by
 //! side serves one request, whoever had it.
 
-use parking_lot::MutexGuard;
-
 use super::grow::{Idle, Request};
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::Heap;
+use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes};
 
 /// A place for a request over idle views that lie side by side.

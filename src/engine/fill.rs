@@ -1,11 +1,10 @@
 //! Carrying a plan out: dormant views that become active again, and holes that are filled.
 
-use parking_lot::MutexGuard;
-
 use super::grow::{Idle, Request, Supply};
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{Gap, Heap};
+use crate::lock::MutexGuard;
 use crate::pages::Place;
 use crate::units::{Address, Bytes};
 
