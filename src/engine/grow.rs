@@ -65,6 +65,8 @@ impl Engine {
         self.poll_deferred()?;
         let mut growth = self.growth.lock();
         self.collect_garbage(&mut growth, bytes);
+        // A failure to give memory back is no failure to allocate.
+        let _ = self.release_unneeded(&mut growth);
         if let Some(address) = self.attempt(&mut growth, request, Effort::Usual)? {
             return Ok(address);
         }

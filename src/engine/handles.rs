@@ -67,7 +67,7 @@ impl Engine {
 
     /// Whether nothing queued can use a handle through any of its mappings, so that giving it back
     /// waits for nothing.
-    fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
+    pub(super) fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
         let Some(handle) = growth.store.handle(number) else {
             return Ok(false);
         };

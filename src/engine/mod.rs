@@ -24,6 +24,7 @@ mod reclaim;
 mod segments;
 mod shards;
 mod statistics;
+mod unneeded;
 
 pub(crate) use allocate::{Look, foreign};
 
@@ -74,6 +75,8 @@ pub(crate) struct Growth {
     moving_us: u64,
     /// How often memory that was idle when it was counted on was in use when it was taken.
     lost: u64,
+    /// When it was last looked for memory that nobody needs.
+    looked_us: u64,
 }
 
 /// The allocator of one device.
@@ -146,6 +149,7 @@ impl Engine {
                 counters: Counters::default(),
                 moving_us: 0,
                 lost: 0,
+                looked_us: 0,
             })),
             deferred: Padded(Mutex::new(Deferred::new(Arc::clone(&device)))),
             direct: Padded::default(),

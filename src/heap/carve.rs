@@ -190,6 +190,7 @@ impl Heap {
         let (start, range) = (block.start, block.range);
         self.set_start(range, start, kind, id + 1);
         self.tally.allocate(kind, bytes, requested);
+        self.note_low(kind);
         start
     }
 

@@ -273,6 +273,7 @@ impl Heap {
             let back = self.split(middle, bytes);
             self.arenas[kind as usize].free.insert(&mut self.blocks, back);
         }
+        self.note_low(kind);
         Some(middle)
     }
 
@@ -339,39 +340,6 @@ impl Heap {
         }
         self.views.push(Some(view));
         (self.views.len() - 1) as ViewId
-    }
-
-    /// Every active view on which nothing lives.
-    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
-        for arena in &self.arenas {
-            for id in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(&self.blocks[id], out);
-            }
-        }
-    }
-
-    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
-        let Some(range) = &self.ranges[block.range as usize] else {
-            return;
-        };
-        let mut at = block.start.next_multiple_of(GRANULE);
-        while at + GRANULE <= block.end() {
-            let slot = range.slots[((at - range.base) / GRANULE) as usize];
-            let id = self.slots[slot as usize].view;
-            let Some(view) = self.view(id) else { return };
-            let end = view.address + view.bytes;
-            if view.address >= block.start && end <= block.end() {
-                out.push(IdleView {
-                    view: id,
-                    handle: view.handle,
-                    address: view.address,
-                    bytes: view.bytes,
-                    kind: view.kind,
-                    block: (block.start, block.bytes),
-                });
-            }
-            at = end;
-        }
     }
 }
 

@@ -24,6 +24,7 @@ mod carve;
 mod cede;
 mod check;
 mod free_index;
+mod idle;
 mod layout;
 mod lookup;
 mod plan;
