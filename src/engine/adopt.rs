@@ -51,7 +51,10 @@ impl Engine {
                 return Ok(None);
             }
         }
-        Ok(heap.allocate_at(window.start, request.requested, request.bytes, request.kind))
+        let Request { requested, bytes, kind, .. } = request;
+        let found = heap.allocate_at(window.start, requested, bytes, kind);
+        self.peaks.leave(&self.shards, heap);
+        Ok(found)
     }
 
     /// Passes idle views from their heap to the request's. False where one is not idle any more, or

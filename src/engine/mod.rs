@@ -21,6 +21,7 @@ mod out_of_memory;
 mod padded;
 mod peaks;
 mod reclaim;
+mod room;
 mod segments;
 mod shards;
 mod statistics;

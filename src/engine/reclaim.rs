@@ -38,11 +38,14 @@ impl Engine {
             }
             std::thread::yield_now();
         }
-        if !self.virtual_memory {
+        let found = if self.virtual_memory {
+            self.use_room_in_place(growth, request)?
+        } else {
             self.release_segments(growth, Bytes::MAX)?;
-            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
-                return Ok(address);
-            }
+            self.attempt(growth, request, Effort::Reshape)?
+        };
+        if let Some(address) = found {
+            return Ok(address);
         }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))

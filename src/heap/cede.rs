@@ -4,7 +4,7 @@
 use super::block::{BlockId, NONE, State};
 use super::layout::ViewId;
 use super::{ArenaKind, Heap, join};
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 
 /// A view on its way to another heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,8 @@ pub(crate) struct Ceded {
     kind: ArenaKind,
     address: Address,
     bytes: Bytes,
-    handle: u32,
+    /// The memory there; `None` for a hole.
+    handle: Option<u32>,
 }
 
 impl Heap {
@@ -23,20 +24,45 @@ impl Heap {
     pub(crate) fn cede(&mut self, view: ViewId) -> Option<Ceded> {
         let handle = self.view(view)?.handle;
         let id = self.isolate(view)?;
+        let block = &self.blocks[id];
+        self.remove_slots(block.range, block.start, block.bytes);
+        self.views[view as usize] = None;
+        self.vacant_views.push(view);
+        self.give_away(id, Some(handle))
+    }
+
+    /// Hands over what of a span is one hole, whose first or last granule the hole must hold.
+    pub(crate) fn cede_hole(
+        &mut self,
+        kind: ArenaKind,
+        (from, to): (Address, Address),
+        at_end: bool,
+    ) -> Option<Ceded> {
+        let within = if at_end { to - GRANULE } else { from };
+        let (_, &hole) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
+        let block = &self.blocks[hole];
+        if block.state != State::Hole || block.end() <= within {
+            return None;
+        }
+        let (from, to) = (from.max(block.start), to.min(block.end()));
+        let id = self.cut_hole(kind, from, to - from)?;
+        self.arenas[kind as usize].gaps.remove(&from);
+        self.give_away(id, None)
+    }
+
+    /// Makes a block that is in no index another heap's.
+    fn give_away(&mut self, id: BlockId, handle: Option<u32>) -> Option<Ceded> {
         let block = &mut self.blocks[id];
         block.state = State::Ceded;
         let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
-        self.remove_slots(range, address, bytes);
-        self.views[view as usize] = None;
-        self.vacant_views.push(view);
         self.arenas[kind as usize].ceded.insert(address, id);
         self.join_ceded(kind, id);
         let range = self.ranges[range as usize].as_ref()?;
         Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handle })
     }
 
-    /// Takes over a view that another heap ceded: its addresses are free memory of this heap. Gives
-    /// the view and the page slots.
+    /// Takes over what another heap ceded: a view's addresses are free memory of this heap, a hole
+    /// is a hole of it. Gives the view and the page slots.
     pub(crate) fn adopt(&mut self, ceded: Ceded) -> Option<(ViewId, Vec<(Address, u32)>)> {
         let Ceded { range, kind, address, bytes, handle } = ceded;
         if self.arena_of(address).is_none() {
@@ -44,6 +70,12 @@ impl Heap {
             self.arenas[kind as usize].ceded.insert(range.0, id);
         }
         let id = self.cut_ceded(kind, address, bytes)?;
+        let Some(handle) = handle else {
+            self.blocks[id].state = State::Hole;
+            self.arenas[kind as usize].gaps.insert(address, id);
+            self.join_holes(kind, id);
+            return None;
+        };
         Some(self.back(id, handle))
     }
 
@@ -81,6 +113,16 @@ impl Heap {
             self.arenas[kind as usize].ceded.remove(&start);
             join(&mut self.blocks, id, next);
         }
+    }
+
+    /// The spans of other heaps that lie between free blocks of this one, or beside one: start,
+    /// end, and whether free memory lies before and after.
+    pub(crate) fn ceded_beside_free(&self, kind: ArenaKind) -> Vec<(Address, Address, bool, bool)> {
+        let free = |id: BlockId| id != NONE && self.blocks[id].state == State::Free;
+        let ceded = self.arenas[kind as usize].ceded.values().map(|&id| &self.blocks[id]);
+        let spans =
+            ceded.map(|block| (block.start, block.end(), free(block.previous), free(block.next)));
+        spans.filter(|span| span.2 || span.3).collect()
     }
 
     /// Bytes of the free blocks that end at `from` and begin at `to`, between which all is another

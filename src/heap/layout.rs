@@ -219,7 +219,12 @@ impl Heap {
     }
 
     /// Cuts the hole over the span so that one block is exactly the span.
-    fn cut_hole(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
+    pub(super) fn cut_hole(
+        &mut self,
+        kind: ArenaKind,
+        address: Address,
+        bytes: Bytes,
+    ) -> Option<BlockId> {
         let gaps = &self.arenas[kind as usize].gaps;
         let (_, &hole) = gaps.range(..=address).next_back()?;
         let block = &self.blocks[hole];
@@ -306,7 +311,7 @@ impl Heap {
         self.join_holes(kind, id);
     }
 
-    fn join_holes(&mut self, kind: ArenaKind, mut id: BlockId) {
+    pub(super) fn join_holes(&mut self, kind: ArenaKind, mut id: BlockId) {
         let previous = self.blocks[id].previous;
         if previous != NONE && self.blocks[previous].state == State::Hole {
             let start = self.blocks[id].start;
