@@ -35,7 +35,7 @@ impl Engine {
         if let Some(number) = self.create_from_cut(growth, remaining, supply)? {
             return Ok(Some(number));
         }
-        let size = self.policy.handle_size(request.bytes, remaining);
+        let size = self.policy.handle_size(request.bytes, remaining, supply.grain);
         if size <= supply.ready
             && let Some(number) = growth.store.create(size)?
         {
@@ -67,7 +67,7 @@ impl Engine {
 
     /// Whether nothing queued can use a handle through any of its mappings, so that giving it back
     /// waits for nothing.
-    fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
+    pub(super) fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
         let Some(handle) = growth.store.handle(number) else {
             return Ok(false);
         };
@@ -120,7 +120,7 @@ impl Engine {
         spare.sort_by_key(|&number| growth.store.handle(number).map(|handle| handle.bytes));
         let mut spare = spare.into_iter();
         loop {
-            let mut size = self.policy.handle_size(request.bytes, remaining);
+            let mut size = self.policy.handle_size(request.bytes, remaining, supply.grain);
             while size >= GRANULE {
                 if size <= supply.most
                     && let Some(number) = growth.store.create(size)?

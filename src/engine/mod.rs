@@ -10,18 +10,22 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod allocate;
 mod check;
 mod direct;
+mod fill;
 mod grow;
 mod handles;
 mod out_of_memory;
 mod padded;
 mod peaks;
 mod reclaim;
+mod room;
 mod segments;
 mod shards;
 mod statistics;
+mod unneeded;
 
 pub(crate) use allocate::{Look, foreign};
 
@@ -72,6 +76,8 @@ pub(crate) struct Growth {
     moving_us: u64,
     /// How often memory that was idle when it was counted on was in use when it was taken.
     lost: u64,
+    /// When it was last looked for memory that nobody needs.
+    looked_us: u64,
 }
 
 /// The allocator of one device.
@@ -144,6 +150,7 @@ impl Engine {
                 counters: Counters::default(),
                 moving_us: 0,
                 lost: 0,
+                looked_us: 0,
             })),
             deferred: Padded(Mutex::new(Deferred::new(Arc::clone(&device)))),
             direct: Padded::default(),

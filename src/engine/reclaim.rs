@@ -1,5 +1,7 @@
 //! What is tried before a request fails, and giving memory back to the device.
 
+use std::collections::BTreeSet;
+
 use super::grow::{Effort, Request};
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
@@ -36,11 +38,14 @@ impl Engine {
             }
             std::thread::yield_now();
         }
-        if !self.virtual_memory {
+        let found = if self.virtual_memory {
+            self.use_room_in_place(growth, request)?
+        } else {
             self.release_segments(growth, Bytes::MAX)?;
-            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
-                return Ok(address);
-            }
+            self.attempt(growth, request, Effort::Reshape)?
+        };
+        if let Some(address) = found {
+            return Ok(address);
         }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
@@ -113,13 +118,16 @@ impl Engine {
 
     /// Gives the address ranges back in which nothing is mapped any more.
     pub(super) fn give_addresses_back(&self) {
+        let mut mapped = BTreeSet::new();
+        let mut ranges = Vec::new();
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
-            let unused: Vec<(Address, Bytes)> = heap.virtual_ranges().collect();
-            if heap.views().next().is_none() {
-                for (base, bytes) in unused {
-                    let _ = self.device.free_address(base, bytes);
-                }
+            mapped.extend(heap.views().map(|(_, view)| view.address));
+            ranges.extend(heap.virtual_ranges());
+        }
+        for (base, bytes) in ranges {
+            if mapped.range(base..base + bytes).next().is_none() {
+                let _ = self.device.free_address(base, bytes);
             }
         }
     }

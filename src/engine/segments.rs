@@ -65,15 +65,26 @@ impl Engine {
                 if released >= wanted {
                     return Ok(released);
                 }
-                self.device.free(base)?;
-                heap.remove_segment(base);
-                self.retract(base, bytes);
-                growth.store.count_given(bytes);
-                growth.store.count_idle(kind, bytes);
-                growth.counters.segment_given(bytes, kind, self.config.max_split_size);
+                self.release_segment(growth, &mut heap, (base, bytes, kind))?;
                 released += bytes;
             }
         }
         Ok(released)
+    }
+
+    /// Gives one unused segment back. A device without virtual memory waits for all its work there.
+    pub(super) fn release_segment(
+        &self,
+        growth: &mut Growth,
+        heap: &mut Heap,
+        (base, bytes, kind): (Address, Bytes, ArenaKind),
+    ) -> DeviceResult<()> {
+        self.device.free(base)?;
+        heap.remove_segment(base);
+        self.retract(base, bytes);
+        growth.store.count_given(bytes);
+        growth.store.count_idle(kind, bytes);
+        growth.counters.segment_given(bytes, kind, self.config.max_split_size);
+        Ok(())
     }
 }

@@ -1,0 +1,82 @@
+//! The last rung before a request fails: room in place. A request that lacks less than a granule may
+//! still begin in the rest of a page behind a live block, if memory can be mapped to what follows.
+//! Addresses that something else holds are set free for that: dormant views are unmapped, and holes
+//! of other heaps change hands.
+
+use super::grow::{Effort, Request};
+use super::{Engine, Growth};
+use crate::device::DeviceResult;
+use crate::error::Result;
+use crate::units::{Address, Bytes, GRANULE, align_up};
+
+impl Engine {
+    /// Serves a request by what is free in place; else also with everything that is idle given back
+    /// to the device first.
+    pub(super) fn use_room_in_place(
+        &self,
+        growth: &mut Growth,
+        request: Request,
+    ) -> Result<Option<Address>> {
+        for all in [false, true] {
+            if all {
+                self.release_idle(growth, Bytes::MAX)?;
+            }
+            self.unmap_dormant(growth)?;
+            self.claim_holes(request);
+            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
+                return Ok(Some(address));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Unmaps every dormant view whose stream is not being captured; work that may use it is waited
+    /// for.
+    fn unmap_dormant(&self, growth: &mut Growth) -> DeviceResult<()> {
+        let mut drained = Vec::new();
+        for (_, shard) in self.shards.iter() {
+            if self.deferred.lock().drain(shard.stream)? {
+                drained.push(shard.number);
+            }
+        }
+        let dormant: Vec<_> = growth
+            .store
+            .handles()
+            .flat_map(|(number, handle)| handle.dormant.iter().map(move |place| (number, *place)))
+            .collect();
+        for (number, place) in dormant {
+            if let Some(shard) = self.shards.get(place.shard)
+                && drained.contains(&place.shard)
+            {
+                growth.store.unmap_dormant(number, place)?;
+                shard.heap.lock().drop_dormant(place.view);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the holes of other heaps over that lie beside free memory of the request's heap, as
+    /// far as the request could reach.
+    fn claim_holes(&self, request: Request) {
+        let Some(shard) = self.shards.get(request.shard) else {
+            return;
+        };
+        let reach = align_up(request.bytes, GRANULE);
+        let mut heap = shard.heap.lock();
+        for (from, to, before, after) in heap.ceded_beside_free(request.kind) {
+            let near = before.then(|| ((from, to.min(from + reach)), false));
+            let far = after.then(|| ((from.max(to.saturating_sub(reach)), to), true));
+            for (span, at_end) in near.into_iter().chain(far) {
+                let others = self.shards.iter().filter(|(number, _)| *number != request.shard);
+                let ceded = others
+                    .filter_map(|(_, other)| {
+                        other.heap.lock().cede_hole(request.kind, span, at_end)
+                    })
+                    .next();
+                if let Some(ceded) = ceded {
+                    heap.adopt(ceded);
+                }
+            }
+        }
+    }
+}
