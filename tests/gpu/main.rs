@@ -13,11 +13,13 @@ mod captures;
 mod contexts;
 mod engine;
 mod ipc;
+mod kernels;
 mod memory;
 mod peers;
 mod prices;
 mod processes;
 mod threads;
+mod work;
 
 use std::io::Write;
 use std::sync::{Arc, Once};
@@ -94,7 +96,7 @@ impl Gpu {
 }
 
 /// Reads a span after what is queued on `stream`.
-fn read_on(
+pub(crate) fn read_on(
     device: &dyn Device,
     at: Address,
     bytes: Bytes,

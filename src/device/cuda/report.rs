@@ -86,6 +86,9 @@ pub struct Used {
     pub handles: HandleTypes,
     /// Whether physical memory is made so that a network card may write to it.
     pub rdma: bool,
+    /// Whether it works in the device's primary context, as the CUDA runtime does, rather than in
+    /// one of the program.
+    pub primary_context: bool,
 }
 
 /// Looks at this machine. Takes a little memory of each device, for its context, as any use of it
@@ -150,7 +153,12 @@ fn used_by(device: &CudaDevice) -> Used {
         Some(_) => vmm::placement(device),
         None => Placement::PLAIN,
     };
-    Used { virtual_memory, handles: placement.handles, rdma: placement.rdma }
+    Used {
+        virtual_memory,
+        handles: placement.handles,
+        rdma: placement.rdma,
+        primary_context: device.is_primary,
+    }
 }
 
 fn try_ability(device: &CudaDevice, claimed: bool, placement: Placement) -> Ability {
