@@ -116,6 +116,7 @@ pub(super) const KEYS: &[Key] = &[
     key("caching", Value::Flag(Some(|c| &mut c.caching))),
     key("steal", Value::Flag(Some(|c| &mut c.steal))),
     key("max_handle_mb", Value::Mebibytes(HANDLE_RULE, Some(|c| &mut c.max_handle))),
+    key("gpu_direct_rdma", Value::Flag(Some(|c| &mut c.gpu_direct_rdma))),
     // The lock is never held over a driver call here.
     key_or("release_lock_on_cudamalloc", "release_lock_on_hipmalloc", Value::Flag(None)),
     // Address space is reserved as it is needed, whatever these say.

@@ -50,6 +50,9 @@ pub struct Config {
     pub steal: bool,
     /// The largest physical handle that is made, in bytes. Key `max_handle_mb`.
     pub max_handle: Bytes,
+    /// Whether network cards reach the memory, once it is registered with them. Key
+    /// `gpu_direct_rdma`.
+    pub gpu_direct_rdma: bool,
 }
 
 impl Default for Config {
@@ -67,6 +70,7 @@ impl Default for Config {
             caching: true,
             steal: true,
             max_handle: 16 * MIB,
+            gpu_direct_rdma: false,
         }
     }
 }

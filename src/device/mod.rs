@@ -51,13 +51,16 @@ pub struct Capabilities {
     pub handle_types: HandleTypes,
     /// Whether memory of [`Device::malloc`] has legacy handles ([`Device::ipc_get_handle`]).
     pub legacy_ipc: bool,
+    /// Whether [`Device::create_for_rdma`] works.
+    pub rdma: bool,
 }
 
 impl Capabilities {
     /// The abilities of a device whose handles are multiples of `virtual_memory` bytes, or which
-    /// has no virtual memory management. It shares memory with no other process.
+    /// has no virtual memory management. It shares memory with no other process and no network card.
     pub fn new(virtual_memory: Option<Bytes>) -> Self {
-        Capabilities { virtual_memory, handle_types: HandleTypes::NONE, legacy_ipc: false }
+        let handle_types = HandleTypes::NONE;
+        Capabilities { virtual_memory, handle_types, legacy_ipc: false, rdma: false }
     }
 }
 
@@ -92,6 +95,10 @@ pub trait Device: Send + Sync {
     /// Makes physical memory of `bytes` (a multiple of the granularity), which can be exported as
     /// every type of [`Capabilities::handle_types`].
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId>;
+    /// As [`create`](Device::create), for memory that network cards reach where it is mapped, once
+    /// it is registered with them (GPUDirect RDMA). Mapping and unmapping it takes longer.
+    /// `Unsupported` without [`Capabilities::rdma`].
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId>;
     /// Gives physical memory back. It lives on while it is mapped somewhere, and counts as used
     /// until then.
     fn release(&self, handle: HandleId) -> DeviceResult<()>;

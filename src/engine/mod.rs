@@ -106,12 +106,16 @@ impl Engine {
         (map, clock): (Arc<PageMap>, Arc<Clock>),
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
-        let virtual_memory =
-            config.expandable_segments && device.capabilities().virtual_memory.is_some();
+        let able = device.capabilities();
+        let virtual_memory = config.expandable_segments && able.virtual_memory.is_some();
+        if virtual_memory && config.gpu_direct_rdma && !able.rdma {
+            return Err(no_rdma(&*device));
+        }
         // As in PyTorch, only segments know blocks that are not to be split.
         let limit = config.max_split_size.filter(|_| !virtual_memory);
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
-        let store = Store::new(Arc::clone(&device), Bytes::MAX);
+        let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
+        store.rdma = config.gpu_direct_rdma;
         let engine = Engine {
             index,
             divisions: Divisions::new(config.roundup_power2_divisions),
@@ -207,6 +211,16 @@ impl Engine {
             Some(divisions) => crate::heap::rounded(divisions.apply(requested)),
         };
         (ArenaKind::of(bytes), bytes)
+    }
+}
+
+fn no_rdma(device: &dyn Device) -> Error {
+    Error::Unsupported {
+        operation: "gpu_direct_rdma".to_owned(),
+        by: device.name(),
+        why: "network cards do not reach its mapped memory; leave the key out, or use whole \
+              segments (expandable_segments:False)"
+            .to_owned(),
     }
 }
 

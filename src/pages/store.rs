@@ -45,6 +45,8 @@ pub(crate) struct Store {
     pub(crate) reserved: Stat,
     /// The same by what it serves; spare handles serve nothing.
     by_kind: [Stat; 2],
+    /// Network cards are to reach the handles.
+    pub(crate) rdma: bool,
     /// The most that may be taken.
     pub(crate) limit: Bytes,
     /// The device refused to go beyond this: asked again only when nothing else is left.
@@ -73,6 +75,7 @@ impl Store {
             spare: Vec::new(),
             reserved: Stat::default(),
             by_kind: [Stat::default(); 2],
+            rdma: false,
             limit,
             ceiling: Bytes::MAX,
             device_allocs: 0,
@@ -134,7 +137,11 @@ impl Store {
         if bytes > self.headroom() {
             return Ok(None);
         }
-        let id = match self.device.create(bytes) {
+        let made = match self.rdma {
+            false => self.device.create(bytes),
+            true => self.device.create_for_rdma(bytes),
+        };
+        let id = match made {
             Ok(id) => id,
             Err(error) if error.kind == DeviceErrorKind::OutOfMemory => {
                 self.ceiling = self.reserved.current as Bytes + bytes - 1;

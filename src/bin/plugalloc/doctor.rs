@@ -105,7 +105,11 @@ fn used(device: &DeviceReport) -> String {
         HandleTypes { file_descriptor: false, fabric: true } => "shared by fabric handle",
         HandleTypes::NONE => "not shared, because no type of handle works",
     };
-    let rdma = if device.used.rdma { "open to network cards" } else { "closed to network cards" };
+    let rdma = if device.rdma.works() {
+        "reached by network cards with gpu_direct_rdma:True"
+    } else {
+        "not reached by network cards"
+    };
     format!("virtual memory in handles of {grain} and more, {handles}, {rdma}")
 }
 
@@ -139,7 +143,7 @@ fn device_json(device: &DeviceReport) -> Value {
             "granularity": device.used.virtual_memory,
             "file_descriptors": device.used.handles.file_descriptor,
             "fabric": device.used.handles.fabric,
-            "rdma": device.used.rdma,
+            "primary_context": device.used.primary_context,
         },
     })
 }

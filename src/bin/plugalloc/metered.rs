@@ -124,6 +124,10 @@ impl Device for Metered {
         self.admit(DriverCall::Create, bytes)?;
         self.call(|d| d.create(bytes), |accounts, &handle| accounts.create(handle, bytes))
     }
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        self.admit(DriverCall::Create, bytes)?;
+        self.call(|d| d.create_for_rdma(bytes), |accounts, &handle| accounts.create(handle, bytes))
+    }
     fn release(&self, handle: HandleId) -> DeviceResult<()> {
         self.call(|d| d.release(handle), |accounts, ()| accounts.release(handle))
     }

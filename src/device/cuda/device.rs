@@ -33,7 +33,11 @@ impl Device for CudaDevice {
     }
 
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId> {
-        vmm::create(self, bytes)
+        vmm::create(self, bytes, false)
+    }
+
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        vmm::create(self, bytes, true)
     }
 
     fn release(&self, handle: HandleId) -> DeviceResult<()> {

@@ -8,7 +8,9 @@ use cudarc::driver::sys::CUresult;
 use super::attributes::Attribute;
 use super::driver::{Code, Driver};
 use super::{CudaDevice, vmm};
-use crate::device::{Capabilities, DeviceResult, HandleId, HandleType, IpcHandle, ShareableHandle};
+use crate::device::{
+    Capabilities, DeviceResult, HandleId, HandleType, HandleTypes, IpcHandle, ShareableHandle,
+};
 use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
 use crate::units::Address;
 
@@ -33,10 +35,16 @@ pub(super) fn number(handle_type: HandleType) -> c_uint {
 pub(super) fn capabilities(device: &CudaDevice) -> Capabilities {
     let mut found = Capabilities::new(device.granularity);
     if device.granularity.is_some() {
-        found.handle_types = vmm::placement(device).handles;
+        found.handle_types = handle_types(device);
+        found.rdma = vmm::placement(device, true).is_some();
     }
     found.legacy_ipc = has_legacy_ipc(device.driver, device.ordinal);
     found
+}
+
+/// What memory that the device makes can be exported as.
+fn handle_types(device: &CudaDevice) -> HandleTypes {
+    vmm::placement(device, false).map_or(HandleTypes::NONE, |placement| placement.handles)
 }
 
 /// Whether plain memory has legacy handles. Drivers before CUDA 12 do not know the question; there,
@@ -115,7 +123,7 @@ fn require(device: &CudaDevice, call: DriverCall, handle_type: HandleType) -> De
     }
     // A lost device gives no type, and must not be told to lack one.
     device.context(call)?;
-    if vmm::placement(device).handles.contains(handle_type) {
+    if handle_types(device).contains(handle_type) {
         return Ok(());
     }
     let detail = format!("this device's memory has no {handle_type} (see `plugalloc doctor`)");

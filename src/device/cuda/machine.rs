@@ -136,7 +136,7 @@ impl CudaDevice {
             is_primary: own.is_none(),
             ended: AtomicBool::new(false),
             granularity,
-            placement: OnceLock::new(),
+            placements: [OnceLock::new(), OnceLock::new()],
             graphs: Mutex::new(Graphs::default()),
             peers: Arc::clone(peers),
             machine: Weak::clone(machine),

@@ -68,8 +68,9 @@ pub struct CudaDevice {
     ended: AtomicBool,
     /// The grain of physical memory, where there is virtual memory management.
     granularity: Option<Bytes>,
-    /// What kind of physical memory is made, once that has been tried.
-    placement: OnceLock<Placement>,
+    /// What kind of physical memory is made, once that has been tried; the second one is that which
+    /// network cards reach.
+    placements: [OnceLock<Option<Placement>>; 2],
     graphs: Mutex<Graphs>,
     peers: Arc<Peers>,
     /// What knows the other devices.

@@ -46,7 +46,7 @@ pub struct DeviceReport {
     pub file_descriptors: Ability,
     /// Fabric handles.
     pub fabric: Ability,
-    /// Memory that a network card may write to.
+    /// Memory that network cards reach, where it was asked for (`gpu_direct_rdma`).
     pub rdma: Ability,
     /// Whether plain memory can be shared by the legacy handles of CUDA IPC.
     pub legacy_ipc: bool,
@@ -84,8 +84,6 @@ pub struct Used {
     pub virtual_memory: Option<Bytes>,
     /// What physical memory can be exported as.
     pub handles: HandleTypes,
-    /// Whether physical memory is made so that a network card may write to it.
-    pub rdma: bool,
     /// Whether it works in the device's primary context, as the CUDA runtime does, rather than in
     /// one of the program.
     pub primary_context: bool,
@@ -113,7 +111,7 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
     let (domain, bus) = (number(Attribute::PCI_DOMAIN), number(Attribute::PCI_BUS));
     let handles = |handles| Placement { handles, rdma: false };
     let rdma = Placement { rdma: true, ..Placement::PLAIN };
-    let rdma_claimed = has(Attribute::RDMA) && has(Attribute::RDMA_WITH_VIRTUAL_MEMORY);
+    let rdma_claimed = vmm::claims_rdma(driver, ordinal);
     // Ordinary memory first, so that `free` is what there is once the context exists.
     let used = used_by(device);
     DeviceReport {
@@ -149,16 +147,9 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
 
 fn used_by(device: &CudaDevice) -> Used {
     let virtual_memory = device.granularity;
-    let placement = match virtual_memory {
-        Some(_) => vmm::placement(device),
-        None => Placement::PLAIN,
-    };
-    Used {
-        virtual_memory,
-        handles: placement.handles,
-        rdma: placement.rdma,
-        primary_context: device.is_primary,
-    }
+    let placement = virtual_memory.and_then(|_| vmm::placement(device, false));
+    let handles = placement.map_or(HandleTypes::NONE, |placement| placement.handles);
+    Used { virtual_memory, handles, primary_context: device.is_primary }
 }
 
 fn try_ability(device: &CudaDevice, claimed: bool, placement: Placement) -> Ability {

@@ -2,10 +2,10 @@
 //! part that knows.
 
 use super::SimDevice;
-use super::ledger::{QUERY_DONE, QUERY_PENDING, sized_price};
+use super::ledger::{QUERY_DONE, QUERY_PENDING, RDMA, sized_price};
 use super::machine::State;
 use super::queue::{Node, Task};
-use super::refusal::{Outcome, misuse};
+use super::refusal::{Outcome, misuse, unsupported};
 use crate::device::{
     Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HandleTypes,
     HostFunction, IpcHandle, MemoryInfo, ShareableHandle,
@@ -58,9 +58,10 @@ impl Device for SimDevice {
 
     fn capabilities(&self) -> Capabilities {
         let virtual_memory = self.shared.options.virtual_memory;
+        let rdma = virtual_memory && self.shared.options.rdma;
         let handle_types = HandleTypes { file_descriptor: virtual_memory, fabric: false };
         let granularity = virtual_memory.then_some(GRANULE);
-        Capabilities { handle_types, legacy_ipc: true, ..Capabilities::new(granularity) }
+        Capabilities { handle_types, legacy_ipc: true, rdma, ..Capabilities::new(granularity) }
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
@@ -89,7 +90,18 @@ impl Device for SimDevice {
 
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId> {
         self.call(DriverCall::Create, |state| {
-            let handle = state.memory.create(self.index, bytes)?;
+            let handle = state.memory.create(self.index, bytes, false)?;
+            state.charge(self.index, DriverCall::Create, bytes);
+            Ok(handle)
+        })
+    }
+
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        self.call(DriverCall::Create, |state| {
+            if !self.shared.options.rdma {
+                return Err(unsupported("no network card reaches the memory of this device"));
+            }
+            let handle = state.memory.create(self.index, bytes, true)?;
             state.charge(self.index, DriverCall::Create, bytes);
             Ok(handle)
         })
@@ -105,8 +117,9 @@ impl Device for SimDevice {
 
     fn map(&self, address: Address, bytes: Bytes, handle: HandleId) -> DeviceResult<()> {
         self.call(DriverCall::Map, |state| {
-            state.memory.map(self.index, address, bytes, handle)?;
+            let rdma = state.memory.map(self.index, address, bytes, handle)?;
             state.charge(self.index, DriverCall::Map, bytes);
+            state.books[self.index].counters.charge(if rdma { RDMA } else { 0 });
             Ok(())
         })
     }
@@ -126,8 +139,9 @@ impl Device for SimDevice {
             state.work.check_unused(address, bytes)?;
             let State { memory, books, .. } = &mut **state;
             let counters = &mut books[self.index].counters;
-            memory.unmap(self.index, address, bytes, |each| {
-                counters.charge(sized_price(DriverCall::Unmap, each));
+            memory.unmap(self.index, address, bytes, |each, rdma| {
+                let more = if rdma { RDMA } else { 0 };
+                counters.charge(sized_price(DriverCall::Unmap, each) + more);
             })
         })
     }
@@ -326,7 +340,7 @@ impl Device for SimDevice {
         self.call(DriverCall::HostFunction, |state| {
             let slot = state.work.stream(self.index, stream)?;
             if state.work.streams[slot].capture.is_some() {
-                return Err(super::refusal::unsupported(
+                return Err(unsupported(
                     "a function of the host can run only once, so it cannot be captured",
                 ));
             }

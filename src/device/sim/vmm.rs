@@ -17,6 +17,8 @@ pub(super) struct Handle {
     pub(super) imported: Option<MemoryFile>,
     /// It was exported, so that others may hold it.
     pub(super) exported: bool,
+    /// Network cards reach it. There is none here, but it has its price.
+    rdma: bool,
     /// At how many addresses it is mapped.
     mappings: usize,
     /// The caller has given it back; it lives on while it is mapped.
@@ -76,13 +78,17 @@ impl Memory {
         Ok(())
     }
 
-    pub(super) fn create(&mut self, device: usize, bytes: Bytes) -> Outcome<HandleId> {
+    pub(super) fn create(&mut self, device: usize, bytes: Bytes, rdma: bool) -> Outcome<HandleId> {
         self.require_virtual_memory()?;
         check_granules("a handle", bytes)?;
         let bank = &mut self.banks[device];
         bank.check_room(bytes)?;
         let offset = bank.take(bytes);
-        Ok(self.add_handle(device, bytes, offset, None))
+        let id = self.add_handle(device, bytes, offset, None);
+        if let Some(handle) = self.handles.get_mut(&id) {
+            handle.rdma = rdma;
+        }
+        Ok(id)
     }
 
     /// Notes a handle of memory that is there.
@@ -101,6 +107,7 @@ impl Memory {
             offset,
             imported,
             exported: false,
+            rdma: false,
             mappings: 0,
             released: false,
         };
@@ -120,13 +127,14 @@ impl Memory {
         Ok(bytes)
     }
 
+    /// Maps a handle, and returns whether network cards reach it.
     pub(super) fn map(
         &mut self,
         device: usize,
         address: Address,
         bytes: Bytes,
         id: HandleId,
-    ) -> Outcome<()> {
+    ) -> Outcome<bool> {
         self.require_virtual_memory()?;
         let whole = self.live_handle(device, id)?.bytes;
         if bytes != whole {
@@ -152,10 +160,11 @@ impl Memory {
         }
         let mapping = Mapping { bytes, handle: id, accessible: false };
         self.mappings.insert(address, mapping);
-        if let Some(handle) = self.handles.get_mut(&id) {
-            handle.mappings += 1;
-        }
-        Ok(())
+        let Some(handle) = self.handles.get_mut(&id) else {
+            return Ok(false);
+        };
+        handle.mappings += 1;
+        Ok(handle.rdma)
     }
 
     /// Opens whole mappings. `each` is told the length of every one.
@@ -181,13 +190,14 @@ impl Memory {
         Ok(())
     }
 
-    /// Unmaps whole mappings. `each` is told the length of every one.
+    /// Unmaps whole mappings. `each` is told the length of every one, and whether network cards
+    /// reached it.
     pub(super) fn unmap(
         &mut self,
         device: usize,
         address: Address,
         bytes: Bytes,
-        mut each: impl FnMut(Bytes),
+        mut each: impl FnMut(Bytes, bool),
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
         let region = self.reservation(device, address, bytes)?;
@@ -201,7 +211,8 @@ impl Memory {
             let Some(mapping) = self.mappings.remove(&start) else {
                 break;
             };
-            each(mapping.bytes);
+            let rdma = self.handles.get(&mapping.handle).is_some_and(|handle| handle.rdma);
+            each(mapping.bytes, rdma);
             self.forget_mapping(mapping.handle);
         }
         Ok(())
