@@ -34,6 +34,7 @@ pub mod allocator;
 pub mod open;
 pub mod builder;
 pub mod allocation;
+pub mod interop;
 pub mod pluggable;
 mod ffi;
 pub mod cpp;

@@ -57,7 +57,7 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// The abilities of a device whose handles are multiples of `virtual_memory` bytes, or which
-    /// has no virtual memory management. It shares memory with no other process and no network card.
+    /// has no virtual memory management. No other process and no network card reaches its memory.
     pub fn new(virtual_memory: Option<Bytes>) -> Self {
         let handle_types = HandleTypes::NONE;
         Capabilities { virtual_memory, handle_types, legacy_ipc: false, rdma: false }
@@ -84,6 +84,9 @@ pub trait Device: Send + Sync {
     fn name(&self) -> String;
     /// What the device can do. Constant for the life of the device.
     fn capabilities(&self) -> Capabilities;
+    /// The driver's context in which the device works, as the value of its `CUcontext`; `None` for
+    /// a device that has none.
+    fn native_context(&self) -> DeviceResult<Option<u64>>;
     /// The device's memory now.
     fn memory_info(&self) -> DeviceResult<MemoryInfo>;
 

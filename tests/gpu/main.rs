@@ -12,6 +12,7 @@ mod conformance;
 mod captures;
 mod contexts;
 mod engine;
+mod interop;
 mod ipc;
 mod kernels;
 mod memory;

@@ -107,6 +107,9 @@ impl Device for Metered {
     fn capabilities(&self) -> Capabilities {
         self.device.capabilities()
     }
+    fn native_context(&self) -> DeviceResult<Option<u64>> {
+        self.device.native_context()
+    }
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
         let info = self.count(|d| d.memory_info())?;
         let total = info.total.min(self.capacity);

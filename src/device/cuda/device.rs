@@ -5,6 +5,7 @@ use crate::device::{
     Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HostFunction,
     IpcHandle, MemoryInfo, ShareableHandle,
 };
+use crate::error::DriverCall;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
 
 impl Device for CudaDevice {
@@ -18,6 +19,11 @@ impl Device for CudaDevice {
 
     fn capabilities(&self) -> Capabilities {
         ipc::capabilities(self)
+    }
+
+    fn native_context(&self) -> DeviceResult<Option<u64>> {
+        let context = self.context(DriverCall::Open)?;
+        Ok(Some(context.raw() as usize as u64))
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {

@@ -64,6 +64,10 @@ impl Device for SimDevice {
         Capabilities { handle_types, legacy_ipc: true, rdma, ..Capabilities::new(granularity) }
     }
 
+    fn native_context(&self) -> DeviceResult<Option<u64>> {
+        Ok(None)
+    }
+
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
         self.call(DriverCall::MemoryInfo, |state| {
             let bank = &mut state.memory.banks[self.index];
