@@ -114,8 +114,8 @@ impl Allocator {
     /// [`Allocation::into_raw`] gave up. Nobody else may free it any more.
     ///
     /// # Errors
-    /// [`Error::InvalidPointer`](crate::Error::InvalidPointer) where the address is not the start of
-    /// a live allocation.
+    /// [`Error::InvalidPointer`](crate::Error::InvalidPointer) where the address is not the start
+    /// of a live allocation.
     ///
     /// ```
     /// use plugalloc::{Allocator, DeviceId, StreamId};

@@ -3,12 +3,12 @@
 //!
 //! Who owns what:
 //!
-//! - A [`Stream`] of a `CudaStream` keeps that alive, and destroys nothing itself. A `CudaStream` of
-//!   a [`Stream`] destroys nothing either, and must not outlive it.
+//! - A [`Stream`] of a `CudaStream` keeps that alive, and destroys nothing itself. A `CudaStream`
+//!   of a [`Stream`] destroys nothing either, and must not outlive it.
 //! - A [`Slice`] owns memory of an allocator, and gives it back there when it is dropped, after all
-//!   work that `cudarc` knows of, in the order of its stream. A bare `CudaSlice` of such memory must
-//!   not be dropped: it would give memory to the driver that is not the driver's to take. It goes
-//!   back by [`Slice::from_cuda_slice`].
+//!   work that `cudarc` knows of, in the order of its stream. A bare `CudaSlice` of such memory
+//!   must not be dropped: it would give memory to the driver that is not the driver's to take. It
+//!   goes back by [`Slice::from_cuda_slice`].
 //! - Memory that `cudarc` has allocated itself stays `cudarc`'s: an allocator frees nothing that it
 //!   did not give out.
 //!

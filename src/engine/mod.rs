@@ -23,7 +23,7 @@ mod segments;
 mod shards;
 mod statistics;
 
-pub(crate) use allocate::foreign;
+pub(crate) use allocate::{Look, foreign};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -34,12 +34,14 @@ use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
-use crate::pages::{PageMap, Policy, Store};
+use crate::page_map::PageMap;
+use crate::pages::{Policy, Store};
 use crate::streams::Deferred;
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
 use padded::Padded;
 use peaks::Peaks;
+pub(crate) use shards::Shard;
 use shards::Shards;
 use statistics::Counters;
 
@@ -49,6 +51,16 @@ pub(crate) mod flag {
     pub(crate) const DEFERRED: u32 = 1;
     /// Caching is off.
     pub(crate) const UNCACHED: u32 = 2;
+    /// Sizes are rounded up in steps between powers of two.
+    pub(crate) const DIVIDED: u32 = 4;
+}
+
+/// To whom a granule of memory belongs: what the address map tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageEntry<'a> {
+    pub(crate) shard: &'a Shard,
+    /// The page slot in its heap.
+    pub(crate) slot: u32,
 }
 
 /// What the lock on physical memory guards.
@@ -74,7 +86,7 @@ pub(crate) struct Engine {
     virtual_memory: bool,
     /// The device's whole memory.
     total: Bytes,
-    map: Arc<PageMap>,
+    map: Arc<PageMap<Shard>>,
     clock: Arc<Clock>,
     shards: Shards,
     flags: AtomicU32,
@@ -103,7 +115,7 @@ impl Engine {
         index: u32,
         device: Arc<dyn Device>,
         config: Config,
-        (map, clock): (Arc<PageMap>, Arc<Clock>),
+        (map, clock): (Arc<PageMap<Shard>>, Arc<Clock>),
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
         let able = device.capabilities();
@@ -116,16 +128,19 @@ impl Engine {
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
         let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
         store.rdma = config.gpu_direct_rdma;
+        let divisions = Divisions::new(config.roundup_power2_divisions);
+        let uncached = if config.caching { 0 } else { flag::UNCACHED };
+        let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
         let engine = Engine {
             index,
-            divisions: Divisions::new(config.roundup_power2_divisions),
+            divisions,
             policy: Policy::new(&config),
             virtual_memory,
             total,
             map,
             clock,
-            shards: Shards::new(whole),
-            flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
+            shards: Shards::new(index, whole),
+            flags: AtomicU32::new(uncached | divided),
             polls: Padded::default(),
             peaks: Peaks::new(),
             growth: Padded(Mutex::new(Growth {

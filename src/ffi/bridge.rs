@@ -133,8 +133,13 @@ pub(crate) mod ffi {
             sim_capacity: u64,
             sim_devices: i32,
         ) -> Result<Box<CachingCore>>;
-        fn alloc(self: &CachingCore, device: i32, bytes: u64, stream: u64) -> AllocResult;
-        fn free(self: &CachingCore, address: u64) -> u32;
+        /// An address; 0 for zero bytes; 1 where an error waits in the thread.
+        fn alloc(self: &CachingCore, device: i32, bytes: u64, stream: u64) -> u64;
+        /// False where an error waits in the thread.
+        fn free(self: &CachingCore, address: u64) -> bool;
+        /// Whether anything was allocated, or `mark_initialized` called.
+        fn is_initialized(self: &CachingCore) -> bool;
+        fn mark_initialized(self: &CachingCore);
         fn owns(self: &CachingCore, address: u64) -> bool;
         fn is_idle(self: &CachingCore) -> bool;
         fn record_stream(self: &CachingCore, address: u64, stream: u64) -> u32;
