@@ -27,6 +27,7 @@ pub mod config;
 pub mod device;
 mod lock;
 mod page_map;
+pub mod nvtx;
 mod heap;
 mod pages;
 mod streams;

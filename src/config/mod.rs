@@ -6,6 +6,7 @@ mod scan;
 mod value;
 
 pub use keys::key_names;
+pub(crate) use parse::nvtx_injection;
 
 use crate::units::{Bytes, MIB};
 

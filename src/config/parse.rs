@@ -56,6 +56,14 @@ pub const VARIABLES: [&str; 3] =
 /// The variable that turns caching off where it is set to anything but nothing or `0`.
 pub const NO_CACHING_VARIABLE: &str = "PYTORCH_NO_CUDA_MEMORY_CACHING";
 
+/// The variable in which a tool that speaks NVTX leaves the path of its library.
+pub const NVTX_VARIABLE: &str = "NVTX_INJECTION64_PATH";
+
+/// The library of the tool that wants to be told of memory, if there is one.
+pub(crate) fn nvtx_injection() -> Option<OsString> {
+    std::env::var_os(NVTX_VARIABLE).filter(|path| !path.is_empty())
+}
+
 /// Where each key of the table begins in the text, for those that occur.
 type Positions = [Option<usize>; KEYS.len()];
 

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod allocate;
+mod announce;
 mod check;
 mod direct;
 mod grow;
@@ -34,6 +35,7 @@ use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
+use crate::nvtx::Announcer;
 use crate::page_map::PageMap;
 use crate::pages::{Policy, Store};
 use crate::streams::Deferred;
@@ -53,6 +55,8 @@ pub(crate) mod flag {
     pub(crate) const UNCACHED: u32 = 2;
     /// Sizes are rounded up in steps between powers of two.
     pub(crate) const DIVIDED: u32 = 4;
+    /// A tool is told of every allocation. Up for as long as the engine lives, or never.
+    pub(crate) const ANNOUNCED: u32 = 8;
 }
 
 /// To whom a granule of memory belongs: what the address map tells.
@@ -81,6 +85,8 @@ pub(crate) struct Engine {
     device: Arc<dyn Device>,
     config: Config,
     divisions: Option<Divisions>,
+    /// Whoever is told of allocations, if anybody is.
+    announcer: Option<Arc<Announcer>>,
     policy: Policy,
     /// Whether memory comes through virtual memory management.
     virtual_memory: bool,
@@ -128,19 +134,24 @@ impl Engine {
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
         let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
         store.rdma = config.gpu_direct_rdma;
+        // The device's context was made above, without which tools do not work.
+        let announcer = Announcer::new(device.id()).map(Arc::new);
+        store.announcer = announcer.clone();
+        let announced = if announcer.is_some() { flag::ANNOUNCED } else { 0 };
         let divisions = Divisions::new(config.roundup_power2_divisions);
         let uncached = if config.caching { 0 } else { flag::UNCACHED };
         let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
         let engine = Engine {
             index,
             divisions,
+            announcer,
             policy: Policy::new(&config),
             virtual_memory,
             total,
             map,
             clock,
             shards: Shards::new(index, whole),
-            flags: AtomicU32::new(uncached | divided),
+            flags: AtomicU32::new(uncached | divided | announced),
             polls: Padded::default(),
             peaks: Peaks::new(),
             growth: Padded(Mutex::new(Growth {
