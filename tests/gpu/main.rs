@@ -19,6 +19,7 @@ mod memory;
 mod peers;
 mod prices;
 mod processes;
+mod sanitizer;
 mod threads;
 mod work;
 
