@@ -4,7 +4,8 @@ use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
 use super::layout::{Range, View};
 use super::size::{
-    ArenaKind, LARGE_CLASS, SMALL_MAX, bin_of, class_bytes, class_of, rounded, rounded_large,
+    ArenaKind, LARGE_CLASS, SMALL_MAX, bin_of, class_bytes, class_of, classes_near, rounded,
+    rounded_large,
 };
 use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
@@ -16,13 +17,16 @@ impl Heap {
             return self.allocate_large(requested, bytes);
         }
         let class = class_of(bytes);
-        let Some((address, higher)) = self.take_kept(class, requested) else {
-            return self.allocate_small_indexed(requested, class);
-        };
-        if higher {
-            self.tally.raise();
+        // A block that is a little longer does as well as one of the class, and costs no search.
+        for near in class..=class + classes_near(class) {
+            if let Some((address, higher)) = self.take_kept(near, requested) {
+                if higher {
+                    self.tally.raise();
+                }
+                return Some(address);
+            }
         }
-        Some(address)
+        self.allocate_small_indexed(requested, class)
     }
 
     /// Serves a small request from the blocks of its class that are kept aside: the address, and

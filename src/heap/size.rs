@@ -81,7 +81,13 @@ pub(crate) fn class_bytes(class: u8) -> Bytes {
     ((class - shift * 16 + 1) << shift) * SMALL_UNIT
 }
 
-/// The size at which a request is served; at least one unit.
+/// How many of the next larger classes have blocks that are at most an eighth longer.
+#[inline]
+pub(crate) fn classes_near(class: u8) -> u8 {
+    ((class + 1) / 8).min(2).min(LARGE_CLASS - 1 - class)
+}
+
+/// The size at which a request is served, or nearly; at least one unit.
 #[inline]
 pub(crate) fn rounded(bytes: Bytes) -> Bytes {
     match ArenaKind::of(bytes) {
