@@ -5,7 +5,7 @@ use cudarc::driver::sys::CUmemAllocationGranularity_flags as Granularity;
 use super::attributes::Attribute;
 use super::vmm::{self, Placement};
 use super::{CudaDevice, CudaMachine, ipc};
-use crate::device::{Device, DeviceResult, HandleTypes};
+use crate::device::{Device, DeviceResult, HandleType, HandleTypes};
 use crate::units::{Bytes, DeviceId};
 
 /// The CUDA driver and its devices.
@@ -109,7 +109,6 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
     let unified_addressing = has(Attribute::UNIFIED_ADDRESSING);
     let grain = |which| vmm::driver_granularity(driver, ordinal, which);
     let (domain, bus) = (number(Attribute::PCI_DOMAIN), number(Attribute::PCI_BUS));
-    let handles = |handles| Placement { handles, rdma: false };
     let rdma = Placement { rdma: true, ..Placement::PLAIN };
     let rdma_claimed = vmm::claims_rdma(driver, ordinal);
     // Ordinary memory first, so that `free` is what there is once the context exists.
@@ -128,16 +127,12 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
         virtual_memory: has(Attribute::VIRTUAL_MEMORY),
         granularity_minimum: grain(Granularity::CU_MEM_ALLOC_GRANULARITY_MINIMUM),
         granularity_recommended: grain(Granularity::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-        file_descriptors: try_ability(
+        file_descriptors: try_sharing(
             device,
             has(Attribute::POSIX_HANDLES),
-            handles(HandleTypes { file_descriptor: true, fabric: false }),
+            HandleType::FileDescriptor,
         ),
-        fabric: try_ability(
-            device,
-            has(Attribute::FABRIC_HANDLES),
-            handles(HandleTypes { file_descriptor: false, fabric: true }),
-        ),
+        fabric: try_sharing(device, has(Attribute::FABRIC_HANDLES), HandleType::Fabric),
         rdma: try_ability(device, rdma_claimed, rdma),
         legacy_ipc: ipc::has_legacy_ipc(driver, ordinal),
         peers: reachable(machine, device),
@@ -157,6 +152,29 @@ fn try_ability(device: &CudaDevice, claimed: bool, placement: Placement) -> Abil
         return Ability::Missing;
     }
     match vmm::try_placement(device, placement) {
+        Ok(()) => Ability::Works,
+        Err(error) => Ability::Refused(error.detail),
+    }
+}
+
+/// Makes memory that can be exported as this type, exports it, and imports it again.
+fn try_sharing(device: &CudaDevice, claimed: bool, handle_type: HandleType) -> Ability {
+    let handles = HandleTypes {
+        file_descriptor: handle_type == HandleType::FileDescriptor,
+        fabric: handle_type == HandleType::Fabric,
+    };
+    let made = try_ability(device, claimed, Placement { handles, rdma: false });
+    let Some(granularity) = device.granularity.filter(|_| made.works()) else {
+        return made;
+    };
+    let share = || {
+        let handle = device.create(granularity)?;
+        let shared = device.export_handle(handle, handle_type);
+        let imported = shared.and_then(|shared| device.import_handle(&shared));
+        let imported = imported.and_then(|imported| device.release(imported));
+        device.release(handle).and(imported)
+    };
+    match share() {
         Ok(()) => Ability::Works,
         Err(error) => Ability::Refused(error.detail),
     }
