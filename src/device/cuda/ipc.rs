@@ -167,10 +167,15 @@ pub(super) fn open_handle(device: &CudaDevice, handle: IpcHandle) -> DeviceResul
 /// call which needs the context works.
 fn refused_open(device: &CudaDevice, code: Code) -> DeviceError {
     let call = DriverCall::IpcOpenHandle;
-    if code.is(CUresult::CUDA_ERROR_INVALID_CONTEXT) && super::memory::info(device).is_ok() {
-        return device.misuse(call, "this is a handle of this process, which only others can open");
+    if !code.is(CUresult::CUDA_ERROR_INVALID_CONTEXT) {
+        return device.refused(call, code);
     }
-    device.refused(call, code)
+    match super::memory::info(device) {
+        Ok(_) => {
+            device.misuse(call, "this is a handle of this process, which only others can open")
+        }
+        Err(error) => DeviceError { call, ..error },
+    }
 }
 
 pub(super) fn close_handle(device: &CudaDevice, address: Address) -> DeviceResult<()> {
