@@ -169,6 +169,9 @@ fn a_destroyed_context_is_not_mistaken_for_the_next_in_its_place() {
         assert!(!Arc::ptr_eq(&machine, &again));
         anew.malloc(MIB).unwrap();
         assert_lost(device.event_record(event, StreamId::DEFAULT), "was destroyed");
+        // Short calls are refused, too, before the driver sees a context that is gone.
+        destroy_context(next);
+        assert_lost(anew.event_record(event, StreamId::DEFAULT), "was destroyed");
     });
 }
 

@@ -4,6 +4,7 @@
 //     plugalloc_host --mode which-device      prints cuda or sim
 //     plugalloc_host --mode pairs N           N hot pairs of 512 bytes and nothing else
 //     plugalloc_host --mode replace N         N replacements among 512 live blocks and nothing else
+//     plugalloc_host --mode threads N         N threads on streams of their own, and nothing else
 #include <plugalloc/plugalloc.h>
 
 #include <cstdio>
@@ -109,7 +110,13 @@ int run(const bench::CommandLine& line) {
     return 0;
   }
   Calls client{allocator.get()};
-  return bench::runSuite(line, bench::Report("plugalloc C++"), client, streams) ? 0 : 2;
+  const bench::Report report("plugalloc C++");
+  if (line.mode == "threads") {
+    const int count = line.rest.empty() ? 1 : std::atoi(line.rest[0].c_str());
+    report.rate("threads", bench::threadsRate(line.effort, client, streams(count), count));
+    return 0;
+  }
+  return bench::runSuite(line, report, client, streams) ? 0 : 2;
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
 pub(crate) enum Look<'a> {
     /// To its address.
     Found(Address),
-    /// To its address, and the heap's tally is to be raised.
+    /// To its address, and the heap may have exceeded a lease.
     Higher(MutexGuard<'a, Heap>, Address),
     /// To the heap, where no block of the size is kept aside.
     Locked(MutexGuard<'a, Heap>),
@@ -39,7 +39,7 @@ impl Engine {
         let Some(mut heap) = shard.heap.try_lock() else {
             return Look::Nothing;
         };
-        if !heap.turn.may_change() {
+        if !heap.turn.ready {
             return Look::Nothing;
         }
         let kept = if LARGE {
@@ -66,10 +66,23 @@ impl Engine {
         let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {
             return 0;
         };
-        if !heap.turn.may_change() {
+        if !heap.turn.ready {
             return 0;
         }
-        heap.allocate(bytes, bytes).unwrap_or(0)
+        self.search_heap(&mut heap, bytes)
+    }
+
+    /// What a heap, which is ready and locked, finds by searching; or 0.
+    pub(crate) fn search_heap(&self, heap: &mut Heap, bytes: Bytes) -> Address {
+        let found = heap.allocate(bytes, bytes).unwrap_or(0);
+        self.peaks.leave(&self.shards, heap);
+        found
+    }
+
+    /// Ends an allocation by which the heap may have exceeded a lease.
+    pub(crate) fn settle(&self, heap: &mut Heap) {
+        heap.tally.find_limits();
+        self.peaks.leave(&self.shards, heap);
     }
 
     /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
@@ -102,11 +115,12 @@ impl Engine {
             self.shards.collide(first);
             shard.heap.lock()
         });
-        if self.peaks.enter(&self.shards, index, &mut heap) {
+        if self.peaks.enter(&mut heap) {
             let mut found = heap.allocate(bytes, rounded);
             if found.is_none() && heap.flush_quick() {
                 found = heap.allocate(bytes, rounded);
             }
+            self.peaks.leave(&self.shards, &mut heap);
             if let Some(address) = found {
                 return Ok(address);
             }
@@ -147,7 +161,7 @@ impl Engine {
             drop(heap);
             return Err(self.refused(address, found));
         };
-        self.peaks.enter(&self.shards, number, &mut heap);
+        self.peaks.enter(&mut heap);
         self.tell_freed(address);
         if heap.is_shared(block) {
             heap.defer(block);
@@ -222,8 +236,8 @@ impl Engine {
     /// Takes note that `stream` is about to be destroyed.
     pub(crate) fn retire_stream(&self, stream: StreamId) -> Result<()> {
         self.deferred.lock().retire(stream)?;
-        for (index, shard) in self.shards.iter().filter(|(_, shard)| shard.stream == stream) {
-            self.peaks.retire(index, &mut shard.heap.lock());
+        for (_, shard) in self.shards.iter().filter(|(_, shard)| shard.stream == stream) {
+            self.peaks.retire(&mut shard.heap.lock());
         }
         Ok(())
     }
@@ -263,7 +277,7 @@ impl Engine {
         for ticket in tickets {
             if let Some(shard) = self.shards.get(ticket.shard) {
                 let mut heap = shard.heap.lock();
-                self.peaks.enter(&self.shards, ticket.shard, &mut heap);
+                self.peaks.enter(&mut heap);
                 heap.complete(ticket.block);
             }
         }

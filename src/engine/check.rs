@@ -18,6 +18,10 @@ impl Engine {
         for heap in &heaps {
             heap.is_valid()?;
         }
+        let all: Vec<&Heap> = heaps.iter().map(|heap| &**heap).collect();
+        if let Some(detail) = self.peaks.fault(&all) {
+            return broken("each heap keeps to its leases, and they to the peak", detail);
+        }
         self.check_handles(&growth, &heaps)?;
         self.check_views(&growth, &heaps)?;
         self.check_reserved(&growth, &heaps)

@@ -104,8 +104,9 @@ impl Engine {
     fn count_direct(&self, shard: u32, count: impl FnOnce(&mut Heap)) {
         if let Some(found) = self.shards.get(shard) {
             let mut heap = found.heap.lock();
-            self.peaks.enter(&self.shards, shard, &mut heap);
+            self.peaks.enter(&mut heap);
             count(&mut heap);
+            self.peaks.leave(&self.shards, &mut heap);
         }
     }
 }

@@ -79,7 +79,7 @@ impl Engine {
             self.deferred.lock().revive(shard.stream)?;
             heap.turn.retired = false;
         }
-        self.peaks.enter(&self.shards, request.shard, &mut heap);
+        self.peaks.enter(&mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {
             found = heap.allocate(request.requested, request.bytes);
@@ -87,6 +87,7 @@ impl Engine {
         if found.is_none() {
             found = heap.allocate_any(request.requested, request.bytes);
         }
+        self.peaks.leave(&self.shards, &mut heap);
         if found.is_some() {
             return Ok(found);
         }
@@ -116,11 +117,12 @@ impl Engine {
                 continue;
             };
             let mut heap = lane.heap.lock();
-            if self.peaks.enter(&self.shards, number, &mut heap) {
+            if self.peaks.enter(&mut heap) {
                 let mut found = heap.allocate(request.requested, request.bytes);
                 if found.is_none() && effort == Effort::Reshape {
                     found = heap.allocate_any(request.requested, request.bytes);
                 }
+                self.peaks.leave(&self.shards, &mut heap);
                 if found.is_some() {
                     return Ok(found);
                 }
@@ -136,7 +138,7 @@ impl Engine {
         request: Request,
         effort: Effort,
     ) -> Result<Option<Address>> {
-        let (live, peak) = self.peaks.estimate(metric::BYTES, heap);
+        let (live, peak) = self.peaks.estimate(&self.shards, metric::BYTES, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
         let free = match effort {
@@ -234,7 +236,9 @@ impl Engine {
                 return Ok(None);
             }
         }
-        Ok(heap.allocate_at(plan.start, request.requested, request.bytes, request.kind))
+        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
+        self.peaks.leave(&self.shards, heap);
+        Ok(found)
     }
 
     fn plan(

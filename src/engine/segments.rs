@@ -47,7 +47,9 @@ impl Engine {
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
         let slots = heap.add_segment(base, bytes, request.kind);
         self.publish(request.shard, &slots);
-        Ok(heap.allocate(request.requested, request.bytes))
+        let found = heap.allocate(request.requested, request.bytes);
+        self.peaks.leave(&self.shards, &mut heap);
+        Ok(found)
     }
 
     /// Gives unused segments back, up to about `wanted` bytes.

@@ -40,8 +40,10 @@ const COLLISIONS: u32 = 64;
 
 impl Shard {
     fn new(device: u32, number: u32, stream: StreamId, whole: Option<(Bytes, Bytes)>) -> Self {
+        let mut heap = Heap::new(whole);
+        heap.turn.number = number;
         Shard {
-            heap: Padded(lock::Mutex::new(Heap::new(whole))),
+            heap: Padded(lock::Mutex::new(heap)),
             stream,
             device,
             number,

@@ -21,7 +21,7 @@ impl Heap {
         for near in class..=class + classes_near(class) {
             if let Some((address, higher)) = self.take_kept(near, requested) {
                 if higher {
-                    self.tally.raise();
+                    self.tally.find_limits();
                 }
                 return Some(address);
             }
@@ -30,7 +30,7 @@ impl Heap {
     }
 
     /// Serves a small request from the blocks of its class that are kept aside: the address, and
-    /// whether the tally is to be raised after that.
+    /// whether the tally's limits are to be found anew after that.
     #[inline(always)]
     pub(crate) fn take_kept(&mut self, class: u8, requested: Bytes) -> Option<(Address, bool)> {
         let id = self.quick.first(class);
@@ -57,7 +57,7 @@ impl Heap {
         match self.take_kept_large(requested, bytes) {
             Some((address, false)) => Some(address),
             Some((address, true)) => {
-                self.tally.raise();
+                self.tally.find_limits();
                 Some(address)
             }
             None => self.allocate_large_indexed(requested, rounded(bytes)),
