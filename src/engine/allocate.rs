@@ -54,13 +54,13 @@ impl Engine {
         }
     }
 
-    /// The next stage, for streams with lanes: what the heap finds by searching; or 0. Without an
-    /// error, since a `Result` would go out through memory.
+    /// The next stage, also for streams with lanes or not found at the first look: what the heap
+    /// finds by searching; or 0. Without an error, since a `Result` would go out through memory.
     pub(crate) fn search(&self, bytes: Bytes, stream: StreamId) -> Address {
         if bytes == 0 || self.flags.load(Ordering::Relaxed) != 0 {
             return 0;
         }
-        let Some(first) = self.shards.find(stream) else {
+        let Some(first) = self.shards.find_any(stream) else {
             return 0;
         };
         let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {

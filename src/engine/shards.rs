@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::padded::Padded;
 use crate::heap::Heap;
 use crate::lock;
-use crate::units::{Bytes, StreamId};
+use crate::units::{Bytes, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
 /// a heap's own calls write.
@@ -115,10 +115,15 @@ impl Shards {
     }
 
     /// The first heap of `stream`, if it is found at the first look: nearly always, where a program
-    /// has no more than some hundred streams.
+    /// has no more than some thousand streams.
     #[inline]
     pub(crate) fn find(&self, stream: StreamId) -> Option<&Shard> {
         self.directory.first_look(stream)
+    }
+
+    /// The same, if it has one at all.
+    pub(crate) fn find_any(&self, stream: StreamId) -> Option<&Shard> {
+        self.directory.find(stream)
     }
 
     /// The default pool's shard for `stream`, made on first use; `None` where there are 2^20 shards
@@ -220,7 +225,7 @@ struct Directory {
 /// A stream's first heap. It is filled under the lock of `Shards`.
 type Entry = OnceLock<Arc<Shard>>;
 
-const FRONT_BITS: u32 = 10;
+const FRONT_BITS: u32 = 12;
 const FRONT: usize = 1 << FRONT_BITS;
 const FIRST_TABLE: usize = 64;
 
@@ -228,7 +233,7 @@ impl Directory {
     fn new() -> Self {
         let tables: [OnceLock<Box<[Entry]>>; 20] = std::array::from_fn(|_| OnceLock::new());
         tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::new()).collect());
-        let front = Box::new(std::array::from_fn(|_| Entry::new()));
+        let front = boxed((0..FRONT).map(|_| Entry::new()));
         Directory { front, tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
     }
 
