@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs a program under compute-sanitizer's memcheck with the full leak check, and fails on any
 # finding. With the executable of the GPU's tests and nothing else, it runs those of them that
-# depend neither on time nor on how much memory is free (the tool takes some), and then checks that a read past the end of a block is found, in mapped memory
-# and in whole segments.
+# depend neither on time nor on how much memory is free (the tool takes some), and then checks that
+# a read past the end of a block is found, in mapped memory and in whole segments.
 #
 #   tests/gpu/sanitize.sh target/debug/deps/gpu-0123456789abcdef
 #   tests/gpu/sanitize.sh target/release/examples/kernel --some argument
