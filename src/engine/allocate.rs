@@ -88,6 +88,12 @@ impl Engine {
     /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
     #[cold]
     pub(crate) fn allocate(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
+        let address = self.allocate_untold(bytes, stream)?;
+        self.tell_allocated(address, bytes);
+        Ok(address)
+    }
+
+    fn allocate_untold(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
         if bytes == 0 {
             return Ok(0);
         }
@@ -156,6 +162,7 @@ impl Engine {
             return Err(self.refused(address, found));
         };
         self.peaks.enter(&mut heap);
+        self.tell_freed(address);
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);

@@ -81,6 +81,7 @@ impl Engine {
             self.direct.blocks.lock().insert(address, block);
             return Err(error.into());
         }
+        self.tell_freed(address);
         growth.store.count_given(block.bytes);
         growth.store.count_idle(block.kind, block.bytes);
         drop(growth);

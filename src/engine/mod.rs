@@ -12,6 +12,7 @@
 
 mod adopt;
 mod allocate;
+mod announce;
 mod check;
 mod direct;
 mod fill;
@@ -38,6 +39,7 @@ use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
+use crate::nvtx::Announcer;
 use crate::page_map::PageMap;
 use crate::pages::{Policy, Store};
 use crate::streams::Deferred;
@@ -57,6 +59,8 @@ pub(crate) mod flag {
     pub(crate) const UNCACHED: u32 = 2;
     /// Sizes are rounded up in steps between powers of two.
     pub(crate) const DIVIDED: u32 = 4;
+    /// A tool is told of every allocation. Up for as long as the engine lives, or never.
+    pub(crate) const ANNOUNCED: u32 = 8;
 }
 
 /// To whom a granule of memory belongs: what the address map tells.
@@ -87,6 +91,8 @@ pub(crate) struct Engine {
     device: Arc<dyn Device>,
     config: Config,
     divisions: Option<Divisions>,
+    /// Whoever is told of allocations, if anybody is.
+    announcer: Option<Arc<Announcer>>,
     policy: Policy,
     /// Whether memory comes through virtual memory management.
     virtual_memory: bool,
@@ -124,25 +130,34 @@ impl Engine {
         (map, clock): (Arc<PageMap<Shard>>, Arc<Clock>),
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
-        let virtual_memory =
-            config.expandable_segments && device.capabilities().virtual_memory.is_some();
+        let able = device.capabilities();
+        let virtual_memory = config.expandable_segments && able.virtual_memory.is_some();
+        if virtual_memory && config.gpu_direct_rdma && !able.rdma {
+            return Err(no_rdma(&*device));
+        }
         // As in PyTorch, only segments know blocks that are not to be split.
         let limit = config.max_split_size.filter(|_| !virtual_memory);
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
-        let store = Store::new(Arc::clone(&device), Bytes::MAX);
+        let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
+        store.rdma = config.gpu_direct_rdma;
+        // The device's context was made above, without which tools do not work.
+        let announcer = Announcer::new(device.id()).map(Arc::new);
+        store.announcer = announcer.clone();
+        let announced = if announcer.is_some() { flag::ANNOUNCED } else { 0 };
         let divisions = Divisions::new(config.roundup_power2_divisions);
         let uncached = if config.caching { 0 } else { flag::UNCACHED };
         let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
         let engine = Engine {
             index,
             divisions,
+            announcer,
             policy: Policy::new(&config),
             virtual_memory,
             total,
             map,
             clock,
             shards: Shards::new(index, whole),
-            flags: AtomicU32::new(uncached | divided),
+            flags: AtomicU32::new(uncached | divided | announced),
             polls: Padded::default(),
             peaks: Peaks::new(),
             growth: Padded(Mutex::new(Growth {
@@ -229,6 +244,16 @@ impl Engine {
             Some(divisions) => crate::heap::rounded(divisions.apply(requested)),
         };
         (ArenaKind::of(bytes), bytes)
+    }
+}
+
+fn no_rdma(device: &dyn Device) -> Error {
+    Error::Unsupported {
+        operation: "gpu_direct_rdma".to_owned(),
+        by: device.name(),
+        why: "network cards do not reach its mapped memory; leave the key out, or use whole \
+              segments (expandable_segments:False)"
+            .to_owned(),
     }
 }
 

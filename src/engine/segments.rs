@@ -42,6 +42,7 @@ impl Engine {
         };
         debug_assert!(base.is_multiple_of(GRANULE));
         growth.store.count_taken(bytes);
+        growth.store.tell_mapped(base, bytes);
         growth.store.count_serving(request.kind, bytes);
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
         let slots = heap.add_segment(base, bytes, request.kind);
@@ -79,7 +80,11 @@ impl Engine {
         heap: &mut Heap,
         (base, bytes, kind): (Address, Bytes, ArenaKind),
     ) -> DeviceResult<()> {
-        self.device.free(base)?;
+        growth.store.tell_unmapping(base);
+        if let Err(error) = self.device.free(base) {
+            growth.store.tell_mapped(base, bytes);
+            return Err(error);
+        }
         heap.remove_segment(base);
         self.retract(base, bytes);
         growth.store.count_given(bytes);
