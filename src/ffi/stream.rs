@@ -1,0 +1,55 @@
+//! What C++ calls of streams.
+
+use cxx::UniquePtr;
+
+use super::bridge::ffi::{self, HostFunction};
+use super::caching::CachingCore;
+use super::error::guarded;
+use crate::error::Result;
+use crate::units::{DeviceId, StreamId};
+
+impl CachingCore {
+    pub(crate) fn stream_create(&self, device: i32, stream: &mut u64) -> u32 {
+        guarded(|| {
+            *stream = self.0.device(DeviceId(device))?.stream_create()?.0;
+            Ok(())
+        })
+    }
+
+    /// Retires the stream first, so that its memory can serve others.
+    pub(crate) fn stream_destroy(&self, device: i32, stream: u64) -> u32 {
+        guarded(|| {
+            let (device, stream) = (DeviceId(device), StreamId(stream));
+            let retired = self.0.retire_stream(device, stream);
+            self.0.device(device)?.stream_destroy(stream)?;
+            retired
+        })
+    }
+
+    /// Lets later work of `stream` wait for what is queued on `other` now.
+    pub(crate) fn stream_wait(&self, device: i32, stream: u64, other: u64) -> u32 {
+        guarded(|| {
+            let device = self.0.device(DeviceId(device))?;
+            let event = device.event_create()?;
+            let waits = || -> Result<()> {
+                device.event_record(event, StreamId(other))?;
+                Ok(device.stream_wait_event(StreamId(stream), event)?)
+            };
+            let waits = waits();
+            device.event_destroy(event)?;
+            waits
+        })
+    }
+
+    pub(crate) fn host_function(
+        &self,
+        device: i32,
+        stream: u64,
+        mut function: UniquePtr<HostFunction>,
+    ) -> u32 {
+        guarded(|| {
+            let run = move || ffi::run_host_function(function.pin_mut());
+            Ok(self.0.device(DeviceId(device))?.host_function(StreamId(stream), Box::new(run))?)
+        })
+    }
+}
