@@ -56,7 +56,7 @@ void CudaDriver::findCalls() {
 CudaDriver::CudaDriver() {
   library_ = dlopen("libcuda.so.1", RTLD_NOW);
   if (library_ == nullptr) {
-    throw CudaError("there is no CUDA driver: libcuda.so.1 was not found");
+    throw CudaError(std::string("there is no CUDA driver: ") + dlerror());
   }
   findCalls();
   int (*init)(unsigned) = nullptr;

@@ -23,7 +23,8 @@ class Gauge {
  public:
   explicit Gauge(std::size_t workers) : meters_(workers) {}
   [[nodiscard]] Meter& meter(std::size_t worker) { return meters_[worker]; }
-  /// Looks what is live now. Called where a worker needs most, so that the peak is seen.
+  /// Looks what is live now, at one worker after another. Called where a worker needs most, so that
+  /// the peak is seen, if not to the byte.
   void sample();
   /// The most that was seen, in bytes.
   [[nodiscard]] std::size_t peak() const { return peak_.load(std::memory_order_relaxed); }
