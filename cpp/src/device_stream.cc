@@ -15,7 +15,7 @@
 namespace plugalloc {
 namespace bridge {
 
-void run_host_function(HostFunction& function) noexcept { function.body(); }
+void run_host_function(const HostFunction& function) noexcept { function.body(); }
 
 }  // namespace bridge
 }  // namespace plugalloc

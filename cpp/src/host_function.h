@@ -12,7 +12,7 @@ struct HostFunction {
 };
 
 /// Runs it. Whatever it throws ends the process: on a stream there is nobody to catch it.
-void run_host_function(HostFunction& function) noexcept;
+void run_host_function(const HostFunction& function) noexcept;
 
 }  // namespace bridge
 }  // namespace plugalloc

@@ -91,7 +91,7 @@ Activation Model::attend(Session& session, std::size_t layer, const Activation& 
   if (x.rows > session.batch) {
     gauge_.sample();
   }
-  Tensor sums = take(heads);
+  const Tensor sums = take(heads);
   queue_.reduce({sums.words(), scores.words(), nullptr, heads, tokens, kScore});
   scores.clear();
   pattern = pattern.summedByHead().times(static_cast<Word>(tokens) * kScore).expandedToHeads();

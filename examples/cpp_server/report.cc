@@ -9,7 +9,7 @@ namespace server {
 
 namespace {
 
-constexpr double kMiB = 1 << 20;
+constexpr double kMiB = 1U << 20;
 
 double rate(const Result& result) {
   return static_cast<double>(result.latencies.size()) / result.seconds;

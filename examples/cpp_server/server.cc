@@ -17,6 +17,7 @@ namespace {
 double runAll(Machine& machine, std::deque<Worker>& workers, int requests) {
   std::vector<std::exception_ptr> failures(workers.size());
   std::vector<std::thread> threads;
+  threads.reserve(workers.size());
   const auto start = std::chrono::steady_clock::now();
   for (std::size_t i = 0; i < workers.size(); ++i) {
     threads.emplace_back([&machine, &worker = workers[i], &failure = failures[i], requests] {

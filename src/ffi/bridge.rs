@@ -200,7 +200,7 @@ pub(crate) mod ffi {
         include!("host_function.h");
 
         type HostFunction;
-        fn run_host_function(function: Pin<&mut HostFunction>);
+        fn run_host_function(function: &HostFunction);
 
         #[namespace = "plugalloc"]
         type CUDAAllocator;

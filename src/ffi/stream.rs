@@ -45,10 +45,10 @@ impl CachingCore {
         &self,
         device: i32,
         stream: u64,
-        mut function: UniquePtr<HostFunction>,
+        function: UniquePtr<HostFunction>,
     ) -> u32 {
         guarded(|| {
-            let run = move || ffi::run_host_function(function.pin_mut());
+            let run = move || ffi::run_host_function(&function);
             Ok(self.0.device(DeviceId(device))?.host_function(StreamId(stream), Box::new(run))?)
         })
     }
