@@ -97,7 +97,7 @@ Setters settersOf(Options& options) {
       {"--layers", [&](const std::string& v) { load.layers = number("--layers", v, 1, 256); }},
       {"--hidden",
        [&](const std::string& v) {
-         load.hidden = number("--hidden", v, kHead, 65536);
+         load.hidden = number("--hidden", v, kHead, 4096);
          if (load.hidden % kHead != 0) {
            refuse("--hidden is a multiple of " + std::to_string(kHead));
          }
