@@ -5,7 +5,7 @@
 #   bash server-here.sh [--json FILE] [--device auto|cuda|sim] [--rounds N] [--quick]
 #                       [-- OPTIONS OF cpp_server...]
 #
-# --json writes every run as one object a line. --quick serves few requests: it shows that
+# --json writes what was compared, every run and the ratios, as one object a line. --quick serves few requests: it shows that
 # everything runs. What follows -- goes to each run, for instance --workers 16 --shapes fixed.
 set -eu
 
@@ -29,8 +29,9 @@ raw=$(mktemp)
 trap 'rm -f "$raw"' EXIT
 failed=0
 
-# Where "auto" leads, decided once.
-probe=("$here/cpp_server" --device "$device" --json --requests 1 --workers 1)
+# Where "auto" leads, decided once, with what every device has.
+probe=("$here/cpp_server" --allocator cudaMalloc --device "$device")
+probe+=(--json --requests 1 --workers 1)
 device=$("${probe[@]}" 2>/dev/null | sed -n 's/.*"device": "\([a-z]*\)".*/\1/p')
 [ -n "$device" ] || { "${probe[@]}" >&2 || true; exit 1; }
 
@@ -74,9 +75,9 @@ done
 describe() {
   awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo
   echo "$(nproc) cores"
-  [ "$device" != cuda ] || nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1
+  [ "$device" != cuda ] ||
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1
 }
-[ -z "$json" ] || cp "$raw" "$json"
 python3 "$here/server_table.py" "$raw" --rounds "$rounds" \
-  --machine "$(describe | paste -sd, | sed 's/,/, /g')"
+  --machine "$(describe | paste -sd, | sed 's/,/, /g')" ${json:+--json "$json"}
 exit $failed

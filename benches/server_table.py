@@ -75,11 +75,26 @@ def tables(shapes, runs):
               f"{ratio(runs, 'cudaMallocAsync', 'reserved peak MiB'):.3f}")
 
 
+def write(path, about, by_shapes):
+    with open(path, "w", encoding="utf-8") as out:
+        print(json.dumps(about), file=out)
+        for shapes, runs in by_shapes.items():
+            for rounds in runs.values():
+                for run in rounds.values():
+                    print(json.dumps(run), file=out)
+            for name in runs if OURS in runs else []:
+                if name != OURS:
+                    ratios = {column: round(ratio(runs, name, column), 4) for column in RATIOS}
+                    print(json.dumps({"plugalloc_over": name, "shapes": shapes, **ratios}),
+                          file=out)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("raw")
     parser.add_argument("--machine")
     parser.add_argument("--rounds")
+    parser.add_argument("--json")
     options = parser.parse_args()
     by_shapes = collections.defaultdict(lambda: collections.defaultdict(dict))
     with open(options.raw, encoding="utf-8") as lines:
@@ -89,10 +104,15 @@ def main():
     if not by_shapes:
         raise SystemExit("no run gave a result")
     one = next(iter(next(iter(next(iter(by_shapes.values())).values())).values()))
-    print(f"{datetime.date.today().isoformat()}, {options.machine}; device {one['device']} "
-          f"({one['device_name']}), {one['workers']} workers, rounds: {options.rounds}")
+    about = {"machine": options.machine, "date": datetime.date.today().isoformat(),
+             "device": one["device"], "device_name": one["device_name"],
+             "workers": one["workers"], "rounds": int(options.rounds)}
+    print(f"{about['date']}, {about['machine']}; device {about['device']} "
+          f"({about['device_name']}), {about['workers']} workers, rounds: {about['rounds']}")
     for shapes, runs in by_shapes.items():
         tables(shapes, runs)
+    if options.json:
+        write(options.json, about, by_shapes)
 
 
 main()
