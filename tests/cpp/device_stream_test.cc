@@ -2,9 +2,11 @@
 #include <doctest/doctest.h>
 #include <plugalloc/plugalloc.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <future>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -127,6 +129,37 @@ TEST_CASE("AStreamKeepsItsDevice") {
   bool ran = false;
   stream.launchHostFunc([&ran] { ran = true; });
   stream.synchronize();
+  CHECK(ran);
+}
+
+TEST_CASE("OnAGpuTheSameHolds") {
+  Options options;
+  options.device = "cuda";
+  std::shared_ptr<CUDAAllocator> allocator;
+  try {
+    allocator = createCachingAllocator(options);
+  } catch (const DeviceError& error) {
+    CHECK(error.kind == DeviceErrorKind::NoDevice);
+    MESSAGE("skipped: ", std::string(error.what()));
+    return;
+  }
+  DeviceStream first(*allocator);
+  DeviceStream second(*allocator);
+  std::promise<void> released;
+  std::atomic<bool> ran{false};
+  first.launchHostFunc([&released] { released.get_future().wait(); });
+  second.waitFor(first);
+  second.launchHostFunc([&ran] { ran = true; });
+  const StreamGuard guard(first.get());
+  DataPtr shared = allocator->allocate(3 * kMiB);
+  const void* const address = shared.get();
+  allocator->recordStream(shared, second.get());
+  shared.clear();
+  const DataPtr next = allocator->allocate(3 * kMiB);
+  CHECK(next.get() != address);
+  CHECK_FALSE(ran);
+  released.set_value();
+  second.synchronize();
   CHECK(ran);
 }
 
