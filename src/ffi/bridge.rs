@@ -169,6 +169,15 @@ pub(crate) mod ffi {
         ) -> u32;
         fn synchronize(self: &CachingCore, device: i32, stream: u64) -> u32;
         fn enable_peer(self: &CachingCore, device: i32, peer: i32) -> u32;
+        fn stream_create(self: &CachingCore, device: i32, stream: &mut u64) -> u32;
+        fn stream_destroy(self: &CachingCore, device: i32, stream: u64) -> u32;
+        fn stream_wait(self: &CachingCore, device: i32, stream: u64, other: u64) -> u32;
+        fn host_function(
+            self: &CachingCore,
+            device: i32,
+            stream: u64,
+            function: UniquePtr<HostFunction>,
+        ) -> u32;
 
         type PluggableCore;
         fn new_pluggable_core() -> Box<PluggableCore>;
@@ -193,6 +202,10 @@ pub(crate) mod ffi {
 
     unsafe extern "C++" {
         include!("drive.h");
+        include!("host_function.h");
+
+        type HostFunction;
+        fn run_host_function(function: &HostFunction);
 
         #[namespace = "plugalloc"]
         type CUDAAllocator;
@@ -258,5 +271,8 @@ pub(crate) mod ffi {
 unsafe impl Send for ffi::CUDAAllocator {}
 // SAFETY: as above.
 unsafe impl Sync for ffi::CUDAAllocator {}
+// SAFETY: a function that was given to a stream may run, and be destroyed, on any thread; the
+// public header says so.
+unsafe impl Send for ffi::HostFunction {}
 // SAFETY: a `DataPtr` is two pointers, a deleter that may run on any thread, and a device.
 unsafe impl Send for ffi::DataPtr {}

@@ -10,3 +10,4 @@ pub(crate) mod caching;
 pub(crate) mod error;
 pub(crate) mod pluggable;
 pub(crate) mod statistics;
+pub(crate) mod stream;

@@ -59,6 +59,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
                          std::size_t count, cudaStream_t stream, bool p2p_enabled) override;
 
  private:
+  friend class DeviceStream;
   void* allocateOn(int device, std::size_t nbytes, cudaStream_t stream);
   std::shared_ptr<State> state_;
 };

@@ -13,6 +13,7 @@
 #include "plugalloc/caching_allocator.h"
 #include "plugalloc/cuda_allocator.h"
 #include "plugalloc/data_ptr.h"
+#include "plugalloc/device_stream.h"
 #include "plugalloc/error.h"
 #include "plugalloc/pluggable_allocator.h"
 #include "plugalloc/snapshot.h"
