@@ -1,5 +1,7 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
+mod pools;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

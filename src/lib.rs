@@ -42,6 +42,7 @@ pub use allocation::{Allocation, Stream};
 pub use allocator::{Allocator, BlockInfo};
 pub use builder::AllocatorBuilder;
 pub use config::Config;
+pub use engine::SegmentSource;
 pub use error::{Error, Result};
 pub use observe::DeviceStatistics;
 pub use pluggable::PluggableAllocator;

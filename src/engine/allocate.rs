@@ -107,6 +107,9 @@ impl Engine {
         if flags & flag::UNCACHED != 0 {
             return self.allocate_direct(index, bytes, stream).map(Some);
         }
+        if flags & flag::DIVERTED != 0 {
+            return self.allocate_diverted(bytes, stream);
+        }
         Ok(None)
     }
 
@@ -256,7 +259,7 @@ pub(crate) fn foreign(address: Address) -> Error {
 }
 
 #[cold]
-fn too_many_streams() -> Error {
+pub(super) fn too_many_streams() -> Error {
     Error::Unsupported {
         operation: "allocating on another stream".to_owned(),
         by: "plugalloc".to_owned(),

@@ -51,7 +51,7 @@ impl Engine {
     /// Serves a request that its heap could not serve a moment ago.
     #[cold]
     pub(super) fn allocate_slow(&self, shard: u32, requested: Bytes) -> Result<Address> {
-        let (kind, bytes) = self.size_of(requested);
+        let (kind, bytes) = self.size_in(shard, requested);
         let request = Request { shard, requested, bytes, kind };
         self.poll_deferred()?;
         let mut growth = self.growth.lock();
@@ -91,7 +91,7 @@ impl Engine {
         if found.is_some() {
             return Ok(found);
         }
-        if self.virtual_memory {
+        if self.virtual_memory && !shard.takes_segments() {
             self.grow(growth, &mut heap, request, effort)
         } else {
             self.grow_by_segment(growth, heap, request)
@@ -109,7 +109,7 @@ impl Engine {
         let Some((_, first)) = self.shards.for_stream(own.stream) else {
             return Ok(None);
         };
-        if !first.is_spread() {
+        if own.pool().is_some() || !first.is_spread() {
             return Ok(None);
         }
         for number in first.lanes().filter(|&number| number != request.shard) {
@@ -375,7 +375,7 @@ impl Engine {
             growth.store.activate(number, Place { shard, view, address, kind });
             if mapped.is_err() {
                 // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
-                heap.detach(view);
+                heap.make_dormant(view);
                 growth.store.deactivate(number);
             } else {
                 self.publish(shard, &slots);

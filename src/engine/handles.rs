@@ -195,12 +195,13 @@ impl Engine {
         Ok(found)
     }
 
-    /// The stream that used a spare handle last, with the taker's, unless it is the taker's.
+    /// The stream that used a spare handle last, with the taker's, unless it was the taker's pool
+    /// on the taker's stream.
     fn last_user(&self, growth: &Growth, taker: u32, number: u32) -> Option<(StreamId, StreamId)> {
         let place = growth.store.handle(number)?.dormant.last()?;
-        let from = self.shards.get(place.shard)?.stream;
-        let to = self.shards.get(taker)?.stream;
-        (from != to).then_some((from, to))
+        let (from, to) = (self.shards.get(place.shard)?, self.shards.get(taker)?);
+        let same = from.stream == to.stream && from.pool_id() == to.pool_id();
+        (!same).then_some((from.stream, to.stream))
     }
 
     /// Leaves only what the taker's stream can be ordered after; true where that is less.

@@ -18,28 +18,33 @@ mod handles;
 mod out_of_memory;
 mod padded;
 mod peaks;
+mod pool_memory;
+mod pools;
 mod reclaim;
 mod segments;
 mod shards;
 mod statistics;
 
 pub(crate) use allocate::foreign;
+pub use pool_memory::SegmentSource;
+pub(crate) use pools::StreamFilter;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
 use crate::pages::{PageMap, Policy, Store};
-use crate::streams::Deferred;
+use crate::streams::{Captures, Deferred};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
 use padded::Padded;
 use peaks::Peaks;
+use pools::Pools;
 use shards::Shards;
 use statistics::Counters;
 
@@ -49,6 +54,8 @@ pub(crate) mod flag {
     pub(crate) const DEFERRED: u32 = 1;
     /// Caching is off.
     pub(crate) const UNCACHED: u32 = 2;
+    /// Allocations of some streams or threads go to a private pool.
+    pub(crate) const DIVERTED: u32 = 4;
 }
 
 /// What the lock on physical memory guards.
@@ -81,6 +88,8 @@ pub(crate) struct Engine {
     polls: Padded<AtomicU32>,
     peaks: Peaks,
     growth: Padded<Mutex<Growth>>,
+    pools: Padded<RwLock<Pools>>,
+    captures: Arc<Captures>,
     deferred: Padded<Mutex<Deferred>>,
     direct: Padded<Direct>,
     ooms: AtomicU64,
@@ -112,6 +121,8 @@ impl Engine {
         let limit = config.max_split_size.filter(|_| !virtual_memory);
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
         let store = Store::new(Arc::clone(&device), Bytes::MAX);
+        let captures = Arc::new(Captures::default());
+        let deferred = Deferred::new(Arc::clone(&device), Arc::clone(&captures));
         let engine = Engine {
             index,
             divisions: Divisions::new(config.roundup_power2_divisions),
@@ -130,7 +141,9 @@ impl Engine {
                 moving_us: 0,
                 lost: 0,
             })),
-            deferred: Padded(Mutex::new(Deferred::new(Arc::clone(&device)))),
+            pools: Padded::default(),
+            captures,
+            deferred: Padded(Mutex::new(deferred)),
             direct: Padded::default(),
             ooms: AtomicU64::new(0),
             fraction_limited: AtomicBool::new(false),

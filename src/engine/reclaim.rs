@@ -4,7 +4,7 @@ use super::grow::{Effort, Request};
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, PoolId};
 
 /// How often a request is tried again because other threads were faster.
 const LOST_RACES: u32 = 1000;
@@ -17,10 +17,18 @@ impl Engine {
             self.count_out_of_memory();
             return Err(self.out_of_memory(growth, request));
         }
+        if let Some(address) = self.serve_from_pools(request) {
+            return Ok(address);
+        }
         growth.counters.retries += 1;
         growth.store.forget_ceiling();
         growth.counters.synchronised += 1;
         if self.wait_for_deferred()?
+            && let Some(address) = self.attempt(growth, request, Effort::Usual)?
+        {
+            return Ok(address);
+        }
+        if self.settle_pools()
             && let Some(address) = self.attempt(growth, request, Effort::Usual)?
         {
             return Ok(address);
@@ -36,11 +44,11 @@ impl Engine {
             }
             std::thread::yield_now();
         }
-        if !self.virtual_memory {
-            self.release_segments(growth, Bytes::MAX)?;
-            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
-                return Ok(address);
-            }
+        // Segments are all there is without virtual memory, and with it some pools have them.
+        if self.release_segments(growth, Bytes::MAX, None)? > 0
+            && let Some(address) = self.attempt(growth, request, Effort::Reshape)?
+        {
+            return Ok(address);
         }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
@@ -54,21 +62,34 @@ impl Engine {
     /// Waits for all frees and gives all cached memory back.
     pub(super) fn give_cache_back(&self, growth: &mut Growth) -> Result<()> {
         growth.counters.synchronised += 1;
+        self.settle_pools();
         let waited = self.wait_for_deferred();
         let released = self
-            .release_segments(growth, Bytes::MAX)
-            .and_then(|_| self.release_idle(growth, Bytes::MAX));
+            .release_segments(growth, Bytes::MAX, None)
+            .and_then(|_| Ok(self.release_idle(growth, Bytes::MAX, None)?));
         waited?;
         released?;
         Ok(())
     }
 
-    /// Gives idle handles back, save those of streams that are being captured, up to about `wanted`
-    /// bytes; gives how many bytes it came to.
-    pub(super) fn release_idle(&self, growth: &mut Growth, wanted: Bytes) -> DeviceResult<Bytes> {
+    /// Gives idle handles of one pool or of all back, save those of streams that are being captured,
+    /// up to about `wanted` bytes; gives how many bytes it came to. Nothing while a capture may be
+    /// under way that could use any of it.
+    pub(super) fn release_idle(
+        &self,
+        growth: &mut Growth,
+        wanted: Bytes,
+        only: Option<PoolId>,
+    ) -> DeviceResult<Bytes> {
         let mut released = 0;
+        if self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(released);
+        }
         let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
+            if only.is_some_and(|pool| pool != shard.pool_id()) {
+                continue;
+            }
             // What a capture used, its graph will use.
             if self.deferred.lock().is_captured(shard.stream)? {
                 continue;
@@ -106,8 +127,8 @@ impl Engine {
         }
         // A failure to give memory back is no failure to allocate.
         let _ = match self.virtual_memory {
-            true => self.release_idle(growth, excess),
-            false => self.release_segments(growth, excess),
+            true => self.release_idle(growth, excess, None).is_ok(),
+            false => self.release_segments(growth, excess, None).is_ok(),
         };
     }
 

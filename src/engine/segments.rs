@@ -5,10 +5,9 @@ use parking_lot::MutexGuard;
 
 use super::grow::Request;
 use super::{Engine, Growth};
-use crate::device::DeviceResult;
-use crate::error::{DeviceErrorKind, Result};
+use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
-use crate::units::{Address, Bytes, GRANULE, MIB, align_up};
+use crate::units::{Address, Bytes, GRANULE, MIB, PoolId, align_up};
 
 /// Large requests below this share segments of the configured size.
 const OWN_SEGMENT: Bytes = 10 * MIB;
@@ -32,16 +31,16 @@ impl Engine {
         mut heap: MutexGuard<'_, Heap>,
         request: Request,
     ) -> Result<Option<Address>> {
-        let bytes = self.segment_size(request.bytes, request.kind);
+        let bytes = match self.splits(request.shard) {
+            true => self.segment_size(request.bytes, request.kind),
+            false => request.bytes,
+        };
         if bytes > growth.store.headroom() {
             return Ok(None);
         }
-        let base = match self.device.malloc(bytes) {
-            Ok(base) => base,
-            Err(error) if error.kind == DeviceErrorKind::OutOfMemory => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some(base) = self.take_segment(request.shard, bytes)? else {
+            return Ok(None);
         };
-        debug_assert!(base.is_multiple_of(GRANULE));
         growth.store.count_taken(bytes);
         growth.store.count_serving(request.kind, bytes);
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
@@ -50,21 +49,29 @@ impl Engine {
         Ok(heap.allocate(request.requested, request.bytes))
     }
 
-    /// Gives unused segments back, up to about `wanted` bytes.
+    /// Gives unused segments back, up to about `wanted` bytes, of one pool or of all. Nothing while a
+    /// capture may be under way: the device would have to be waited for.
     pub(super) fn release_segments(
         &self,
         growth: &mut Growth,
         wanted: Bytes,
-    ) -> DeviceResult<Bytes> {
+        only: Option<PoolId>,
+    ) -> Result<Bytes> {
         let mut released = 0;
+        if self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(released);
+        }
         for (_, shard) in self.shards.iter() {
+            if only.is_some_and(|pool| pool != shard.pool_id()) {
+                continue;
+            }
             let mut heap = shard.heap.lock();
             heap.flush_quick();
             for (base, bytes, kind) in heap.free_segments() {
                 if released >= wanted {
                     return Ok(released);
                 }
-                self.device.free(base)?;
+                self.give_segment(shard, base, bytes)?;
                 heap.remove_segment(base);
                 self.retract(base, bytes);
                 growth.store.count_given(bytes);

@@ -8,10 +8,11 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
+use super::pool_memory::Pool;
 use crate::heap::Heap;
-use crate::units::{Bytes, StreamId};
+use crate::units::{Bytes, PoolId, StreamId};
 
 /// A heap with its lock, and whose it is.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ use crate::units::{Bytes, StreamId};
 pub(crate) struct Shard {
     pub(crate) heap: Mutex<Heap>,
     pub(crate) stream: StreamId,
+    /// The private pool that it belongs to; the default pool's heaps have none.
+    pool: RwLock<Option<Arc<Pool>>>,
     /// How many lanes the stream has, a power of two; only its first heap knows.
     lanes: AtomicU32,
     /// How often a thread found the lock of a lane taken.
@@ -37,10 +40,31 @@ impl Shard {
         Shard {
             heap: Mutex::new(Heap::new(whole)),
             stream,
+            pool: RwLock::new(None),
             lanes: AtomicU32::new(1),
             collisions: AtomicU32::new(0),
             lane_numbers: std::array::from_fn(|_| AtomicU32::new(number)),
         }
+    }
+
+    /// The private pool whose heap this is.
+    pub(crate) fn pool(&self) -> Option<Arc<Pool>> {
+        self.pool.read().clone()
+    }
+
+    /// The pool whose heap this is.
+    pub(crate) fn pool_id(&self) -> PoolId {
+        self.pool.read().as_ref().map_or(PoolId::DEFAULT, |pool| pool.id)
+    }
+
+    /// Makes it a private pool's heap.
+    pub(crate) fn set_pool(&self, pool: Arc<Pool>) {
+        *self.pool.write() = Some(pool);
+    }
+
+    /// Whether its memory comes as whole segments, whatever the device can do.
+    pub(crate) fn takes_segments(&self) -> bool {
+        self.pool.read().as_ref().is_some_and(|pool| pool.takes_segments())
     }
 
     /// Whether there is more than one lane.
@@ -125,6 +149,14 @@ impl Shards {
         let (index, shard) = self.push(stream)?;
         self.directory.insert(stream, index, shard);
         self.directory.find(stream)
+    }
+
+    /// Adds a heap that no stream finds by itself; `None` where there are 2^20 already.
+    pub(crate) fn add_private(&self, stream: StreamId, pool: Arc<Pool>) -> Option<u32> {
+        let _adding = self.adding.lock();
+        let (index, shard) = self.push(stream)?;
+        shard.set_pool(pool);
+        Some(index)
     }
 
     /// Adds a heap to the list; the lock on adding is held.

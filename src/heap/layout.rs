@@ -99,13 +99,14 @@ impl Heap {
         }
     }
 
-    /// Every segment that is one free block: base and bytes.
+    /// Every segment that is one free block and may go: base and bytes.
     pub(crate) fn free_segments(&self) -> Vec<(Address, Bytes, ArenaKind)> {
         let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
         ranges
             .filter(|range| {
                 let first = &self.blocks[range.first];
-                first.state == State::Free && first.bytes == range.bytes
+                let unused = first.state == State::Free && first.bytes == range.bytes;
+                unused && !self.holds.at(range.base)
             })
             .map(|range| (range.base, range.bytes, range.kind))
             .collect()
@@ -231,9 +232,14 @@ impl Heap {
         Some(id)
     }
 
-    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. Gives the granules
-    /// whose slots are gone.
+    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has to
+    /// stay.
     pub(crate) fn detach(&mut self, view: ViewId) -> bool {
+        self.view(view).is_some_and(|view| !self.holds.at(view.address)) && self.make_dormant(view)
+    }
+
+    /// The same, whether it has to stay or not.
+    pub(crate) fn make_dormant(&mut self, view: ViewId) -> bool {
         let Some(View { address, bytes, kind, range, .. }) = self.view(view).cloned() else {
             return false;
         };
@@ -328,8 +334,11 @@ impl Heap {
         (self.views.len() - 1) as ViewId
     }
 
-    /// Every active view on which nothing lives.
+    /// Every active view on which nothing lives and that may move.
     pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
+        if self.holds.everything() {
+            return;
+        }
         for arena in &self.arenas {
             for id in arena.free.at_least(&self.blocks, GRANULE) {
                 self.idle_views_in(&self.blocks[id], out);
@@ -347,7 +356,8 @@ impl Heap {
             let id = self.slots[slot as usize].view;
             let Some(view) = self.view(id) else { return };
             let end = view.address + view.bytes;
-            if view.address >= block.start && end <= block.end() {
+            let inside = view.address >= block.start && end <= block.end();
+            if inside && !self.holds.at(view.address) {
                 out.push(IdleView {
                     view: id,
                     handle: view.handle,

@@ -21,6 +21,7 @@ mod block;
 mod carve;
 mod check;
 mod free_index;
+mod hold;
 mod layout;
 mod lookup;
 mod plan;
@@ -41,6 +42,7 @@ pub(crate) use tally::{METRICS, Tally, Turn, metric};
 use crate::units::{Address, Bytes};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
+use hold::Holds;
 use layout::{Range, View};
 use quick::QuickList;
 use slots::PageSlot;
@@ -77,6 +79,8 @@ pub(crate) struct Heap {
     /// Blocks of the first size or more are handed out whole, to requests that leave less than the
     /// second unused.
     whole: Option<(Bytes, Bytes)>,
+    /// What is neither moved nor given back.
+    holds: Holds,
     slots: Vec<PageSlot>,
     vacant_slots: Vec<u32>,
     /// What is in use, counted.
@@ -101,6 +105,7 @@ impl Heap {
             vacant_views: Vec::new(),
             moves: 0,
             whole,
+            holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
             tally: Tally::default(),
