@@ -12,6 +12,7 @@ mod conformance;
 mod captures;
 mod contexts;
 mod engine;
+mod ipc;
 mod memory;
 mod peers;
 mod prices;

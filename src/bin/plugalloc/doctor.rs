@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use plugalloc::device::cuda::report::{Ability, DeviceReport, HandleKind, Report, report};
+use plugalloc::device::HandleTypes;
+use plugalloc::device::cuda::report::{Ability, DeviceReport, Report, report};
 use plugalloc::error::DeviceError;
 use plugalloc::units::{Bytes, format_bytes};
 use serde_json::{Value, json};
@@ -97,9 +98,12 @@ fn used(device: &DeviceReport) -> String {
     };
     let grain = format_bytes(grain);
     let handles = match device.used.handles {
-        HandleKind::FileDescriptor => "shared by file descriptor",
-        HandleKind::Fabric => "shared by fabric handle",
-        _ => "not shared, because no kind of handle works",
+        HandleTypes { file_descriptor: true, fabric: true } => {
+            "shared by file descriptor or fabric handle"
+        }
+        HandleTypes { file_descriptor: true, fabric: false } => "shared by file descriptor",
+        HandleTypes { file_descriptor: false, fabric: true } => "shared by fabric handle",
+        HandleTypes::NONE => "not shared, because no type of handle works",
     };
     let rdma = if device.used.rdma { "open to network cards" } else { "closed to network cards" };
     format!("virtual memory in handles of {grain} and more, {handles}, {rdma}")
@@ -133,7 +137,8 @@ fn device_json(device: &DeviceReport) -> Value {
         "peers": peers,
         "used": {
             "granularity": device.used.virtual_memory,
-            "handles": format!("{:?}", device.used.handles),
+            "file_descriptors": device.used.handles.file_descriptor,
+            "fabric": device.used.handles.fabric,
             "rdma": device.used.rdma,
         },
     })

@@ -1,8 +1,9 @@
 //! A GPU as a [`Device`]: each method leaves the rest to the part that knows.
 
-use super::{CudaDevice, events, graphs, memory, peers, streams, vmm};
+use super::{CudaDevice, events, graphs, ipc, memory, peers, streams, vmm};
 use crate::device::{
-    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
+    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HostFunction,
+    IpcHandle, MemoryInfo, ShareableHandle,
 };
 use crate::units::{Address, Bytes, DeviceId, StreamId};
 
@@ -16,7 +17,7 @@ impl Device for CudaDevice {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(self.granularity)
+        ipc::capabilities(self)
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
@@ -57,6 +58,30 @@ impl Device for CudaDevice {
 
     fn free(&self, address: Address) -> DeviceResult<()> {
         memory::free(self, address)
+    }
+
+    fn export_handle(
+        &self,
+        handle: HandleId,
+        handle_type: HandleType,
+    ) -> DeviceResult<ShareableHandle> {
+        ipc::export_handle(self, handle, handle_type)
+    }
+
+    fn import_handle(&self, shared: &ShareableHandle) -> DeviceResult<HandleId> {
+        ipc::import_handle(self, shared)
+    }
+
+    fn ipc_get_handle(&self, address: Address) -> DeviceResult<IpcHandle> {
+        ipc::get_handle(self, address)
+    }
+
+    fn ipc_open_handle(&self, handle: IpcHandle) -> DeviceResult<Address> {
+        ipc::open_handle(self, handle)
+    }
+
+    fn ipc_close_handle(&self, address: Address) -> DeviceResult<()> {
+        ipc::close_handle(self, address)
     }
 
     fn stream_create(&self) -> DeviceResult<StreamId> {

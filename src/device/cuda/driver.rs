@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys;
 use sys::{CUcontext, CUdeviceptr, CUevent, CUgraph, CUgraphExec, CUgraphNode, CUhostFn, CUstream};
 
+use super::ipc::IpcBytes;
 use super::vmm::{AccessDescription, AllocationProperties};
 
 /// What the driver answers. Zero is success.
@@ -85,6 +86,12 @@ functions! {
     mem_map = "cuMemMap"(CUdeviceptr, usize, usize, u64, u64);
     mem_set_access = "cuMemSetAccess"(CUdeviceptr, usize, *const AccessDescription, usize);
     mem_unmap = "cuMemUnmap"(CUdeviceptr, usize);
+
+    mem_export = "cuMemExportToShareableHandle"(*mut c_void, u64, c_uint, u64);
+    mem_import = "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_uint);
+    ipc_get = "cuIpcGetMemHandle"(*mut IpcBytes, CUdeviceptr);
+    ipc_open = "cuIpcOpenMemHandle_v2"(*mut CUdeviceptr, IpcBytes, c_uint);
+    ipc_close = "cuIpcCloseMemHandle"(CUdeviceptr);
 
     stream_create = "cuStreamCreate"(*mut CUstream, c_uint);
     stream_destroy = "cuStreamDestroy_v2"(CUstream);

@@ -24,6 +24,7 @@ mod driver;
 mod events;
 mod fork;
 mod graphs;
+mod ipc;
 mod machine;
 mod memory;
 mod peers;

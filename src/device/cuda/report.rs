@@ -1,14 +1,11 @@
 //! What this machine's driver and devices offer, and what of it is used: for people who wonder why.
 
-pub use super::vmm::HandleKind;
-
 use cudarc::driver::sys::CUmemAllocationGranularity_flags as Granularity;
 
 use super::attributes::Attribute;
-use super::driver::Driver;
 use super::vmm::{self, Placement};
-use super::{CudaDevice, CudaMachine};
-use crate::device::{Device, DeviceResult};
+use super::{CudaDevice, CudaMachine, ipc};
+use crate::device::{Device, DeviceResult, HandleTypes};
 use crate::units::{Bytes, DeviceId};
 
 /// The CUDA driver and its devices.
@@ -85,8 +82,8 @@ pub struct Used {
     /// The grain of physical memory that is mapped where it is needed; `None`: whole segments of
     /// `cuMemAlloc`.
     pub virtual_memory: Option<Bytes>,
-    /// How physical memory can be shared.
-    pub handles: HandleKind,
+    /// What physical memory can be exported as.
+    pub handles: HandleTypes,
     /// Whether physical memory is made so that a network card may write to it.
     pub rdma: bool,
 }
@@ -133,19 +130,18 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
         file_descriptors: try_ability(
             device,
             has(Attribute::POSIX_HANDLES),
-            handles(HandleKind::FileDescriptor),
+            handles(HandleTypes { file_descriptor: true, fabric: false }),
         ),
-        fabric: try_ability(device, has(Attribute::FABRIC_HANDLES), handles(HandleKind::Fabric)),
+        fabric: try_ability(
+            device,
+            has(Attribute::FABRIC_HANDLES),
+            handles(HandleTypes { file_descriptor: false, fabric: true }),
+        ),
         rdma: try_ability(device, rdma_claimed, rdma),
-        legacy_ipc: has(Attribute::IPC) || has_ipc_without_saying(driver, unified_addressing),
+        legacy_ipc: ipc::has_legacy_ipc(driver, ordinal),
         peers: reachable(machine, device),
         used,
     }
-}
-
-/// Drivers before CUDA 12 do not know the question; there, unified addressing decides.
-fn has_ipc_without_saying(driver: &Driver, unified_addressing: bool) -> bool {
-    unified_addressing && driver.version().is_ok_and(|version| version < 12000)
 }
 
 fn used_by(device: &CudaDevice) -> Used {

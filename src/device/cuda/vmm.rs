@@ -6,9 +6,9 @@ use cudarc::driver::sys::{self, CUmemAllocationGranularity_flags as Granularity}
 
 use super::attributes::Attribute;
 use super::driver::{Code, Driver};
-use super::{CudaDevice, peers};
-use crate::device::{DeviceResult, HandleId};
-use crate::error::{DeviceErrorKind, DriverCall};
+use super::{CudaDevice, ipc, peers};
+use crate::device::{DeviceResult, HandleId, HandleType, HandleTypes};
+use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
 use crate::units::{Address, Bytes, GRANULE};
 
 /// The driver's `CUmemLocation`: a device.
@@ -51,33 +51,11 @@ const PINNED: c_uint = 1;
 const ON_DEVICE: c_uint = 1;
 const READ_AND_WRITE: c_uint = 3;
 
-/// How physical memory can be handed to another process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HandleKind {
-    /// Not at all.
-    None,
-    /// As a POSIX file descriptor.
-    FileDescriptor,
-    /// As a fabric handle, which other machines can open as well.
-    Fabric,
-}
-
-impl HandleKind {
-    fn number(self) -> c_uint {
-        match self {
-            HandleKind::None => 0,
-            HandleKind::FileDescriptor => 1,
-            HandleKind::Fabric => 8,
-        }
-    }
-}
-
 /// What kind of physical memory a device makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// How it can be shared.
-    pub(super) handles: HandleKind,
+    /// What it can be exported as.
+    pub(super) handles: HandleTypes,
     /// Whether a network card may write to it. On an H100 that costs 6 microseconds more a
     /// mapping, and as much an unmapping; handles that can be shared cost nothing more.
     pub(super) rdma: bool,
@@ -85,12 +63,12 @@ pub(super) struct Placement {
 
 impl Placement {
     /// Memory with no ability beyond being memory.
-    pub(super) const PLAIN: Placement = Placement { handles: HandleKind::None, rdma: false };
+    pub(super) const PLAIN: Placement = Placement { handles: HandleTypes::NONE, rdma: false };
 
     fn properties(self, ordinal: i32) -> AllocationProperties {
         AllocationProperties {
             kind: PINNED,
-            handle_types: self.handles.number(),
+            handle_types: requested(self.handles),
             location: Location { kind: ON_DEVICE, ordinal },
             security: std::ptr::null(),
             compression: 0,
@@ -104,16 +82,27 @@ impl Placement {
     fn candidates(driver: &Driver, ordinal: i32) -> Vec<Placement> {
         let rdma = driver.has(ordinal, Attribute::RDMA)
             && driver.has(ordinal, Attribute::RDMA_WITH_VIRTUAL_MEMORY);
-        let posix = driver.has(ordinal, Attribute::POSIX_HANDLES);
-        let kinds = [(posix, HandleKind::FileDescriptor), (true, HandleKind::None)];
-        let kinds = kinds.into_iter().filter(|(able, _)| *able);
-        kinds
-            .flat_map(|(_, handles)| {
+        let file_descriptor = driver.has(ordinal, Attribute::POSIX_HANDLES);
+        let fabric = driver.has(ordinal, Attribute::FABRIC_HANDLES);
+        let claimed = HandleTypes { file_descriptor, fabric };
+        // The claim of a fabric is false where its services do not run.
+        let mut offers = vec![claimed, HandleTypes { fabric: false, ..claimed }, HandleTypes::NONE];
+        offers.dedup();
+        offers
+            .into_iter()
+            .flat_map(|handles| {
                 let with = rdma.then_some(Placement { handles, rdma: true });
                 with.into_iter().chain([Placement { handles, rdma: false }])
             })
             .collect()
     }
+}
+
+/// The driver's set of types.
+fn requested(handles: HandleTypes) -> c_uint {
+    let types = [HandleType::FileDescriptor, HandleType::Fabric];
+    let types = types.into_iter().filter(|&each| handles.contains(each));
+    types.fold(0, |set, each| set | ipc::number(each))
 }
 
 impl AccessDescription {
@@ -192,10 +181,13 @@ pub(super) fn placement(device: &CudaDevice) -> Placement {
 }
 
 fn require(device: &CudaDevice, call: DriverCall) -> DeviceResult<Bytes> {
-    device.granularity.ok_or_else(|| {
-        let detail = "this device has no virtual memory management";
-        device.error(call, DeviceErrorKind::Unsupported, detail)
-    })
+    device.granularity.ok_or_else(|| no_virtual_memory(device, call))
+}
+
+/// The error of a device that has no virtual memory management.
+pub(super) fn no_virtual_memory(device: &CudaDevice, call: DriverCall) -> DeviceError {
+    let detail = "this device has no virtual memory management";
+    device.error(call, DeviceErrorKind::Unsupported, detail)
 }
 
 pub(super) fn reserve(device: &CudaDevice, bytes: Bytes) -> DeviceResult<Address> {

@@ -7,7 +7,8 @@ use super::machine::State;
 use super::queue::{Node, Task};
 use super::refusal::{Outcome, misuse};
 use crate::device::{
-    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
+    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HandleTypes,
+    HostFunction, IpcHandle, MemoryInfo, ShareableHandle,
 };
 use crate::error::DriverCall;
 use crate::units::{Address, Bytes, DeviceId, GRANULE, StreamId};
@@ -56,11 +57,18 @@ impl Device for SimDevice {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(self.shared.options.virtual_memory.then_some(GRANULE))
+        let virtual_memory = self.shared.options.virtual_memory;
+        let handle_types = HandleTypes { file_descriptor: virtual_memory, fabric: false };
+        let granularity = virtual_memory.then_some(GRANULE);
+        Capabilities { handle_types, legacy_ipc: true, ..Capabilities::new(granularity) }
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
-        self.call(DriverCall::MemoryInfo, |state| Ok(state.memory.banks[self.index].info()))
+        self.call(DriverCall::MemoryInfo, |state| {
+            let bank = &mut state.memory.banks[self.index];
+            bank.settle();
+            Ok(bank.info())
+        })
     }
 
     fn reserve(&self, bytes: Bytes) -> DeviceResult<Address> {
@@ -145,6 +153,39 @@ impl Device for SimDevice {
             state.memory.free(self.index, address)?;
             state.charge(self.index, DriverCall::Free, bytes);
             Ok(())
+        })
+    }
+
+    fn export_handle(
+        &self,
+        handle: HandleId,
+        handle_type: HandleType,
+    ) -> DeviceResult<ShareableHandle> {
+        self.call(DriverCall::ExportHandle, |state| {
+            state.memory.export_handle(self.index, handle, handle_type)
+        })
+    }
+
+    fn import_handle(&self, shared: &ShareableHandle) -> DeviceResult<HandleId> {
+        self.call(DriverCall::ImportHandle, |state| state.memory.import_handle(self.index, shared))
+    }
+
+    fn ipc_get_handle(&self, address: Address) -> DeviceResult<IpcHandle> {
+        self.call(DriverCall::IpcGetHandle, |state| {
+            state.memory.ipc_get_handle(self.index, address)
+        })
+    }
+
+    fn ipc_open_handle(&self, handle: IpcHandle) -> DeviceResult<Address> {
+        self.call(DriverCall::IpcOpenHandle, |state| {
+            state.memory.ipc_open_handle(self.index, handle)
+        })
+    }
+
+    fn ipc_close_handle(&self, address: Address) -> DeviceResult<()> {
+        self.call(DriverCall::IpcCloseHandle, |state| {
+            let State { memory, work, .. } = &mut **state;
+            memory.ipc_close_handle(self.index, address, |bytes| work.check_unused(address, bytes))
         })
     }
 
