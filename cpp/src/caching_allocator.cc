@@ -67,14 +67,6 @@ bool CachingAllocator::initialized() { return state_->initialized.load(std::memo
 
 void CachingAllocator::init(int) { state_->markInitialized(); }
 
-void CachingAllocator::emptyCache(MempoolId_t mempool_id) {
-  bridge::throwPendingDeleterError();
-  if (mempool_id != MempoolId_t{0, 0}) {
-    unsupported("emptyCache of one pool");
-  }
-  check(state_->core->empty_cache());
-}
-
 void CachingAllocator::recordStream(const DataPtr& pointer, cudaStream_t stream) {
   if (pointer.get() == nullptr || pointer.get_deleter() != &Registry::release) {
     return;

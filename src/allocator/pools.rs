@@ -10,14 +10,15 @@ use crate::units::{Address, DeviceId, PoolId, StreamId};
 
 /// # Private pools
 ///
-/// A pool has heaps of its own, one for each stream. It is used for as long as it was created, begun
-/// and released unequally often, and during that time its memory stays where it is, idle or not: it
-/// is neither moved nor given back, and serves the pool's own streams alone. That is what a captured
+/// A pool has heaps of its own, one for each stream. It is in use until it was released as often as
+/// it was created and begun, and until then its memory stays where it is, idle or not: it is
+/// neither moved nor given back, and serves the pool's own streams alone. That is what a captured
 /// graph needs, which goes on using what was allocated and freed while it was captured.
 ///
-/// Errors: a device that is not there is [`InvalidDevice`](crate::Error::InvalidDevice), a pool that
-/// is not in the state that a method needs [`InvalidArgument`](crate::Error::InvalidArgument), which
-/// says what it expected. All methods may be called from any thread.
+/// Errors: a device that is not there is [`InvalidDevice`](crate::Error::InvalidDevice), a pool
+/// that is not in the state that a method needs
+/// [`InvalidArgument`](crate::Error::InvalidArgument), which says what it expected. All methods may
+/// be called from any thread.
 ///
 /// ```
 /// use plugalloc::device::Device;
@@ -163,7 +164,8 @@ impl Allocator {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where a driver call fails.
     pub fn empty_pool(&self, pool: PoolId) -> Result<()> {
-        self.engines.iter().map(|engine| engine.empty_pool(pool)).collect()
+        let results: Vec<_> = self.engines.iter().map(|engine| engine.empty_pool(pool)).collect();
+        results.into_iter().collect()
     }
 
     /// Tells that a capture begins on the device, for captures that use no pool, or whose stream

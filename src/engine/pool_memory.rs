@@ -47,6 +47,12 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
+    pub(super) fn new(id: PoolId, source: Option<Arc<dyn SegmentSource>>) -> Pool {
+        // PyTorch's graphs make pools that are numbered in the first place.
+        let graphs = AtomicBool::new(id.0 != 0);
+        Pool { id, source, no_split: AtomicBool::new(false), graphs }
+    }
+
     /// Whether its memory comes as whole segments.
     pub(crate) fn takes_segments(&self) -> bool {
         self.source.is_some() || self.no_split.load(Ordering::Relaxed)

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::allocate::too_many_streams;
 use super::pool_memory::{Pool, SegmentSource};
@@ -89,11 +89,8 @@ impl Engine {
             entry.uses += 1;
             return Ok(());
         }
-        // PyTorch's graphs make pools that are numbered in the first place.
-        let graphs = AtomicBool::new(pool.0 != 0);
-        let made = Pool { id: pool, source, no_split: AtomicBool::new(false), graphs };
-        let heaps = BTreeMap::new();
-        let entry = Entry { pool: Arc::new(made), uses: 1, use_on_oom: false, heaps };
+        let made = Arc::new(Pool::new(pool, source));
+        let entry = Entry { pool: made, uses: 1, use_on_oom: false, heaps: BTreeMap::new() };
         pools.used.insert(pool, entry);
         Ok(())
     }
@@ -308,6 +305,19 @@ impl Engine {
         }
         ended.retain(|entry| !entry.heaps.is_empty());
         true
+    }
+
+    /// Lets go of the sources of ended pools that have given their last segment back.
+    pub(super) fn forget_sources(&self) {
+        let pools = self.pools.write();
+        for shard in pools.vacant.iter().filter_map(|&(_, number)| self.shards.get(number)) {
+            let Some(pool) = shard.pool().filter(|pool| pool.source.is_some()) else {
+                continue;
+            };
+            if !shard.heap.lock().has_memory() {
+                shard.set_pool(Arc::new(Pool::new(pool.id, None)));
+            }
+        }
     }
 
     /// Whether a stream of this device may be being captured.

@@ -72,9 +72,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives idle handles of one pool or of all back, save those of streams that are being captured,
-    /// up to about `wanted` bytes; gives how many bytes it came to. Nothing while a capture may be
-    /// under way that could use any of it.
+    /// Gives idle handles of one pool or of all back, save those of streams that are being
+    /// captured, up to about `wanted` bytes; gives how many bytes it came to. Nothing while a
+    /// capture may be under way that could use any of it.
     pub(super) fn release_idle(
         &self,
         growth: &mut Growth,

@@ -49,8 +49,8 @@ impl Engine {
         Ok(heap.allocate(request.requested, request.bytes))
     }
 
-    /// Gives unused segments back, up to about `wanted` bytes, of one pool or of all. Nothing while a
-    /// capture may be under way: the device would have to be waited for.
+    /// Gives unused segments back, up to about `wanted` bytes, of one pool or of all. Nothing while
+    /// a capture may be under way: the device would have to be waited for.
     pub(super) fn release_segments(
         &self,
         growth: &mut Growth,
@@ -80,6 +80,7 @@ impl Engine {
                 released += bytes;
             }
         }
+        self.forget_sources();
         Ok(released)
     }
 }

@@ -15,6 +15,7 @@
 use super::caching::{CachingCore, open_caching};
 use super::error::take_last_error;
 use super::pluggable::{PluggableCore, SourceFns, new_pluggable_core};
+use super::pools::RustFilter;
 
 #[cxx::bridge(namespace = "plugalloc::bridge")]
 pub(crate) mod ffi {
@@ -165,6 +166,52 @@ pub(crate) mod ffi {
         fn synchronize(self: &CachingCore, device: i32, stream: u64) -> u32;
         fn enable_peer(self: &CachingCore, device: i32, peer: i32) -> u32;
 
+        // Pools: an id is two numbers.
+        fn empty_pool(self: &CachingCore, first: u64, second: u64) -> u32;
+        fn begin_pool(
+            self: &CachingCore,
+            device: i32,
+            first: u64,
+            second: u64,
+            filter: UniquePtr<StreamFilter>,
+        ) -> u32;
+        fn end_pool(self: &CachingCore, device: i32, first: u64, second: u64) -> u32;
+        fn release_pool(self: &CachingCore, device: i32, first: u64, second: u64) -> u32;
+        fn pool_use_count(
+            self: &CachingCore,
+            device: i32,
+            first: u64,
+            second: u64,
+            out: &mut i32,
+        ) -> u32;
+        fn create_pool(
+            self: &CachingCore,
+            device: i32,
+            first: u64,
+            second: u64,
+            source: SharedPtr<CUDAAllocator>,
+        ) -> u32;
+        fn set_use_on_oom(
+            self: &CachingCore,
+            device: i32,
+            first: u64,
+            second: u64,
+            on: bool,
+        ) -> u32;
+        fn set_no_split(self: &CachingCore, device: i32, first: u64, second: u64) -> u32;
+        fn pool_holds_exactly(
+            self: &CachingCore,
+            device: i32,
+            first: u64,
+            second: u64,
+            expected: &[u64],
+            out: &mut bool,
+        ) -> u32;
+        fn mark_capture(self: &CachingCore, device: i32, begin: bool) -> u32;
+
+        type RustFilter;
+        fn matches(self: &RustFilter, stream: u64) -> bool;
+
         type PluggableCore;
         fn new_pluggable_core() -> Box<PluggableCore>;
         fn record(self: &PluggableCore, address: u64, bytes: u64, device: i32, stream: u64) -> u32;
@@ -245,6 +292,59 @@ pub(crate) mod ffi {
         fn reset_accumulated(allocator: &CUDAAllocator, device: i32) -> u32;
         fn copy_data(allocator: &CUDAAllocator, to: u64, from: u64, bytes: usize) -> u32;
         fn snapshot_segments(allocator: &CUDAAllocator, out: &mut usize) -> u32;
+
+        include!("drive_pools.h");
+
+        type StreamFilter;
+        fn filter_matches(filter: &StreamFilter, stream: u64, out: &mut bool) -> u32;
+        fn segment_alloc(
+            source: &CUDAAllocator,
+            device: i32,
+            bytes: usize,
+            stream: u64,
+        ) -> AllocResult;
+        fn segment_free(source: &CUDAAllocator, device: i32, address: u64) -> u32;
+        fn begin_pool(
+            allocator: &CUDAAllocator,
+            device: i32,
+            first: u64,
+            second: u64,
+            filter: Box<RustFilter>,
+        ) -> u32;
+        fn end_pool(allocator: &CUDAAllocator, device: i32, first: u64, second: u64) -> u32;
+        fn release_pool(allocator: &CUDAAllocator, device: i32, first: u64, second: u64) -> u32;
+        fn pool_use_count(
+            allocator: &CUDAAllocator,
+            device: i32,
+            first: u64,
+            second: u64,
+            out: &mut i32,
+        ) -> u32;
+        fn create_pool(
+            allocator: &CUDAAllocator,
+            device: i32,
+            first: u64,
+            second: u64,
+            source: SharedPtr<CUDAAllocator>,
+        ) -> u32;
+        fn set_use_on_oom(
+            allocator: &CUDAAllocator,
+            device: i32,
+            first: u64,
+            second: u64,
+            use_on_oom: bool,
+        ) -> u32;
+        fn set_no_split(allocator: &CUDAAllocator, device: i32, first: u64, second: u64) -> u32;
+        fn pool_holds_exactly(
+            allocator: &CUDAAllocator,
+            device: i32,
+            first: u64,
+            second: u64,
+            expected: &[u64],
+            out: &mut bool,
+        ) -> u32;
+        fn empty_pool(allocator: &CUDAAllocator, first: u64, second: u64) -> u32;
+        fn mark_capture(allocator: &CUDAAllocator, device: i32, begin: bool) -> u32;
     }
 }
 
@@ -253,5 +353,10 @@ pub(crate) mod ffi {
 unsafe impl Send for ffi::CUDAAllocator {}
 // SAFETY: as above.
 unsafe impl Sync for ffi::CUDAAllocator {}
+// SAFETY: a filter is called from whichever thread allocates, one or several at a time, which the
+// contract of `beginAllocateToPool` says to whoever wrote it.
+unsafe impl Send for ffi::StreamFilter {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::StreamFilter {}
 // SAFETY: a `DataPtr` is two pointers, a deleter that may run on any thread, and a device.
 unsafe impl Send for ffi::DataPtr {}

@@ -9,4 +9,5 @@ pub(crate) mod bridge;
 pub(crate) mod caching;
 pub(crate) mod error;
 pub(crate) mod pluggable;
+pub(crate) mod pools;
 pub(crate) mod statistics;

@@ -232,8 +232,8 @@ impl Heap {
         Some(id)
     }
 
-    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has to
-    /// stay.
+    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has
+    /// to stay.
     pub(crate) fn detach(&mut self, view: ViewId) -> bool {
         self.view(view).is_some_and(|view| !self.holds.at(view.address)) && self.make_dormant(view)
     }
