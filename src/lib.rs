@@ -39,10 +39,10 @@ mod ffi;
 pub mod cpp;
 
 pub use allocation::{Allocation, Stream};
-pub use allocator::{Allocator, BlockInfo};
+pub use allocator::{Allocator, BlockInfo, ObserverId, Pin};
 pub use builder::AllocatorBuilder;
 pub use config::Config;
-pub use engine::SegmentSource;
+pub use engine::{MappingChange, MappingEvent, SegmentSource};
 pub use error::{Error, Result};
 pub use observe::DeviceStatistics;
 pub use pluggable::PluggableAllocator;

@@ -50,7 +50,7 @@ pub(super) struct Idle {
 impl Engine {
     /// Serves a request that its heap could not serve a moment ago.
     #[cold]
-    pub(super) fn allocate_slow(&self, shard: u32, requested: Bytes) -> Result<Address> {
+    pub(super) fn allocate_growing(&self, shard: u32, requested: Bytes) -> Result<Address> {
         let (kind, bytes) = self.size_in(shard, requested);
         let request = Request { shard, requested, bytes, kind };
         self.poll_deferred()?;
@@ -327,6 +327,7 @@ impl Engine {
             return Ok(false);
         };
         growth.store.open(number, address)?;
+        self.note_woken(growth, number, address);
         let Some(slots) = heap.reactivate(view) else {
             return Ok(false);
         };
@@ -379,6 +380,7 @@ impl Engine {
                 growth.store.deactivate(number);
             } else {
                 self.publish(shard, &slots);
+                self.note_mapped(address, bytes);
             }
         }
         mapped?;

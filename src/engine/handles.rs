@@ -10,7 +10,7 @@ use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::Heap;
-use crate::pages::PageEntry;
+use crate::pages::{PageEntry, Place};
 use crate::units::{Address, Bytes, GRANULE, StreamId};
 
 impl Engine {
@@ -273,8 +273,8 @@ impl Engine {
 
     /// Removes every mapping of a spare handle and gives it back to the device. All work that could
     /// use it through an old mapping is waited for; where that stream is being captured, nothing
-    /// more is done and the handle stays spare, which is told by `false`. `held` is the heap whose
-    /// lock the caller holds.
+    /// more is done and the handle stays spare, which is told by `false`; so it does until
+    /// observers have been told. `held` is the heap whose lock the caller holds.
     pub(super) fn dissolve(
         &self,
         growth: &mut Growth,
@@ -284,7 +284,12 @@ impl Engine {
         let Some(handle) = growth.store.handle(number) else {
             return Ok(false);
         };
-        for place in handle.dormant.clone() {
+        let (places, bytes) = (handle.dormant.clone(), handle.bytes);
+        let told = |place: &Place| self.may_unmap(growth, place.address, bytes);
+        if places.iter().map(told).filter(|told| !told).count() > 0 {
+            return Ok(false);
+        }
+        for place in places {
             let Some(shard) = self.shards.get(place.shard) else {
                 continue;
             };
@@ -292,6 +297,7 @@ impl Engine {
                 return Ok(false);
             }
             growth.store.unmap_dormant(number, place)?;
+            self.note_unmapped(growth, place.address);
             match &mut held {
                 Some((index, heap)) if *index == place.shard => heap.drop_dormant(place.view),
                 _ => shard.heap.lock().drop_dormant(place.view),

@@ -18,16 +18,21 @@ mod handles;
 mod out_of_memory;
 mod padded;
 mod peaks;
+mod pins;
 mod pool_memory;
 mod pools;
 mod reclaim;
 mod segments;
 mod shards;
 mod statistics;
+mod watch;
 
 pub(crate) use allocate::foreign;
+pub(crate) use pins::Pinned;
 pub use pool_memory::SegmentSource;
 pub(crate) use pools::StreamFilter;
+pub(crate) use watch::MappingObserver;
+pub use watch::{MappingChange, MappingEvent};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -44,9 +49,11 @@ use crate::units::{Bytes, DeviceId};
 use direct::Direct;
 use padded::Padded;
 use peaks::Peaks;
+use pins::Pins;
 use pools::Pools;
 use shards::Shards;
 use statistics::Counters;
+use watch::{Parting, Watch};
 
 /// What makes a call leave the hot path; all zero in the usual case.
 pub(crate) mod flag {
@@ -67,6 +74,8 @@ pub(crate) struct Growth {
     moving_us: u64,
     /// How often memory that was idle when it was counted on was in use when it was taken.
     lost: u64,
+    /// What is about to be unmapped.
+    parting: Parting,
 }
 
 /// The allocator of one device.
@@ -90,6 +99,8 @@ pub(crate) struct Engine {
     growth: Padded<Mutex<Growth>>,
     pools: Padded<RwLock<Pools>>,
     captures: Arc<Captures>,
+    pins: Padded<Mutex<Pins>>,
+    watch: Padded<Watch>,
     deferred: Padded<Mutex<Deferred>>,
     direct: Padded<Direct>,
     ooms: AtomicU64,
@@ -140,9 +151,12 @@ impl Engine {
                 counters: Counters::default(),
                 moving_us: 0,
                 lost: 0,
+                parting: Parting::default(),
             })),
             pools: Padded::default(),
             captures,
+            pins: Padded::default(),
+            watch: Padded::default(),
             deferred: Padded(Mutex::new(deferred)),
             direct: Padded::default(),
             ooms: AtomicU64::new(0),

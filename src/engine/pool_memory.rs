@@ -92,6 +92,11 @@ impl Engine {
         self.wait_for_deferred()?;
         self.release_segments(&mut growth, Bytes::MAX, Some(pool))?;
         self.release_idle(&mut growth, Bytes::MAX, Some(pool))?;
+        if self.announce(&mut growth)? {
+            self.release_idle(&mut growth, Bytes::MAX, Some(pool))?;
+        }
+        drop(growth);
+        self.tell_observers();
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! What is tried before a request fails, and giving memory back to the device.
 
+use parking_lot::MutexGuard;
+
 use super::grow::{Effort, Request};
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
@@ -11,7 +13,11 @@ const LOST_RACES: u32 = 1000;
 
 impl Engine {
     /// The ladder: each rung frees something, and the request is looked at again from the start.
-    pub(super) fn climb(&self, growth: &mut Growth, request: Request) -> Result<Address> {
+    pub(super) fn climb(
+        &self,
+        growth: &mut MutexGuard<'_, Growth>,
+        request: Request,
+    ) -> Result<Address> {
         let beyond = growth.store.reserved.current as Bytes + request.bytes > growth.store.limit;
         if self.config.fail_at_limit && beyond {
             self.count_out_of_memory();
@@ -50,17 +56,24 @@ impl Engine {
         {
             return Ok(address);
         }
+        while self.announce(growth)? {
+            if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
+                return Ok(address);
+            }
+        }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
     }
 
     /// Gives all cached memory back to the device.
     pub(crate) fn empty_cache(&self) -> Result<()> {
-        self.give_cache_back(&mut self.growth.lock())
+        let result = self.give_cache_back(&mut self.growth.lock());
+        self.tell_observers();
+        result
     }
 
     /// Waits for all frees and gives all cached memory back.
-    pub(super) fn give_cache_back(&self, growth: &mut Growth) -> Result<()> {
+    pub(super) fn give_cache_back(&self, growth: &mut MutexGuard<'_, Growth>) -> Result<()> {
         growth.counters.synchronised += 1;
         self.settle_pools();
         let waited = self.wait_for_deferred();
@@ -69,6 +82,9 @@ impl Engine {
             .and_then(|_| Ok(self.release_idle(growth, Bytes::MAX, None)?));
         waited?;
         released?;
+        if self.announce(growth)? {
+            self.release_idle(growth, Bytes::MAX, None)?;
+        }
         Ok(())
     }
 
@@ -114,7 +130,7 @@ impl Engine {
 
     /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that
     /// share of the limit. PyTorch's `garbage_collection_threshold`.
-    pub(super) fn collect_garbage(&self, growth: &mut Growth, bytes: Bytes) {
+    pub(super) fn collect_garbage(&self, growth: &mut MutexGuard<'_, Growth>, bytes: Bytes) {
         let threshold = self.config.garbage_collection_threshold;
         let limit = growth.store.limit;
         if threshold <= 0.0 || limit == Bytes::MAX {
@@ -130,6 +146,10 @@ impl Engine {
             true => self.release_idle(growth, excess, None).is_ok(),
             false => self.release_segments(growth, excess, None).is_ok(),
         };
+        if self.announce(growth).is_ok_and(|more| more) {
+            // What is spare already can go now.
+            let _ = self.release_idle(growth, 0, None);
+        }
     }
 
     /// Gives the address ranges back in which nothing is mapped any more.

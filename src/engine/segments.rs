@@ -4,6 +4,7 @@
 use parking_lot::MutexGuard;
 
 use super::grow::Request;
+use super::watch::Segment;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
@@ -46,11 +47,13 @@ impl Engine {
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
         let slots = heap.add_segment(base, bytes, request.kind);
         self.publish(request.shard, &slots);
+        self.note_mapped(base, bytes);
         Ok(heap.allocate(request.requested, request.bytes))
     }
 
     /// Gives unused segments back, up to about `wanted` bytes, of one pool or of all. Nothing while
-    /// a capture may be under way: the device would have to be waited for.
+    /// a capture may be under way: the device would have to be waited for. Where there are
+    /// observers, the segments are put aside until these have been told, and do not count yet.
     pub(super) fn release_segments(
         &self,
         growth: &mut Growth,
@@ -61,7 +64,7 @@ impl Engine {
         if self.captures.may_be_under_way(self.device.as_ref())? {
             return Ok(released);
         }
-        for (_, shard) in self.shards.iter() {
+        for (number, shard) in self.shards.iter() {
             if only.is_some_and(|pool| pool != shard.pool_id()) {
                 continue;
             }
@@ -71,16 +74,27 @@ impl Engine {
                 if released >= wanted {
                     return Ok(released);
                 }
+                if self.is_watched() {
+                    heap.remove_segment(base);
+                    self.retract(base, bytes);
+                    self.part_with(growth, Segment { shard: number, base, bytes, kind });
+                    continue;
+                }
                 self.give_segment(shard, base, bytes)?;
                 heap.remove_segment(base);
                 self.retract(base, bytes);
-                growth.store.count_given(bytes);
-                growth.store.count_idle(kind, bytes);
-                growth.counters.segment_given(bytes, kind, self.config.max_split_size);
+                self.count_given(growth, bytes, kind);
                 released += bytes;
             }
         }
         self.forget_sources();
         Ok(released)
+    }
+
+    /// Counts a segment that went back to where it came from.
+    pub(super) fn count_given(&self, growth: &mut Growth, bytes: Bytes, kind: ArenaKind) {
+        growth.store.count_given(bytes);
+        growth.store.count_idle(kind, bytes);
+        growth.counters.segment_given(bytes, kind, self.config.max_split_size);
     }
 }

@@ -68,14 +68,18 @@ impl Heap {
 
     /// The views and segments with memory that a span touches, by address.
     fn pieces_under(&self, start: Address, bytes: Bytes) -> Vec<(Address, Bytes)> {
-        let segments = self.ranges.iter().flatten().filter(|range| range.segment);
-        let segments = segments.map(|range| (range.base, range.bytes));
         let views = self.views().filter(|(_, view)| view.active);
         let views = views.map(|(_, view)| (view.address, view.bytes));
         let touched = |(at, length): &(Address, Bytes)| *at < start + bytes && start < at + length;
-        let mut found: Vec<_> = segments.chain(views).filter(touched).collect();
+        let mut found: Vec<_> = self.segments().chain(views).filter(touched).collect();
         found.sort_unstable();
         found
+    }
+
+    /// Every segment: its base and its bytes.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = (Address, Bytes)> + '_ {
+        let segments = self.ranges.iter().flatten().filter(|range| range.segment);
+        segments.map(|range| (range.base, range.bytes))
     }
 
     /// From now on blocks are handed out whole, to any request that fits: none is split.
