@@ -2,8 +2,10 @@
 
 mod pins;
 mod pools;
+mod shared;
 
 pub use pins::{ObserverId, Pin};
+pub use shared::{ImportedMemory, SharedMemory};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

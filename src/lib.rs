@@ -39,7 +39,7 @@ mod ffi;
 pub mod cpp;
 
 pub use allocation::{Allocation, Stream};
-pub use allocator::{Allocator, BlockInfo, ObserverId, Pin};
+pub use allocator::{Allocator, BlockInfo, ImportedMemory, ObserverId, Pin, SharedMemory};
 pub use builder::AllocatorBuilder;
 pub use config::Config;
 pub use engine::{MappingChange, MappingEvent, SegmentSource};

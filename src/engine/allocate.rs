@@ -129,6 +129,7 @@ impl Engine {
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
+            self.end_export(address);
             self.wait_for_users(address, Ticket { shard: entry.shard, block });
             return Ok(());
         }

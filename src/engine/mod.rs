@@ -15,6 +15,8 @@ mod check;
 mod direct;
 mod grow;
 mod handles;
+mod ipc;
+mod ipc_format;
 mod out_of_memory;
 mod padded;
 mod peaks;
@@ -47,6 +49,7 @@ use crate::pages::{PageMap, Policy, Store};
 use crate::streams::{Captures, Deferred};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
+use ipc::Ipc;
 use padded::Padded;
 use peaks::Peaks;
 use pins::Pins;
@@ -101,6 +104,7 @@ pub(crate) struct Engine {
     captures: Arc<Captures>,
     pins: Padded<Mutex<Pins>>,
     watch: Padded<Watch>,
+    ipc: Padded<Mutex<Ipc>>,
     deferred: Padded<Mutex<Deferred>>,
     direct: Padded<Direct>,
     ooms: AtomicU64,
@@ -157,6 +161,7 @@ impl Engine {
             captures,
             pins: Padded::default(),
             watch: Padded::default(),
+            ipc: Padded::default(),
             deferred: Padded(Mutex::new(deferred)),
             direct: Padded::default(),
             ooms: AtomicU64::new(0),

@@ -321,7 +321,7 @@ impl Engine {
     }
 
     /// Whether a stream of this device may be being captured.
-    fn may_be_capturing(&self) -> bool {
+    pub(super) fn may_be_capturing(&self) -> bool {
         self.captures.may_be_under_way(self.device.as_ref()).unwrap_or(true) || self.any_capture()
     }
 }

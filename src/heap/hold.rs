@@ -82,6 +82,17 @@ impl Heap {
         segments.map(|range| (range.base, range.bytes))
     }
 
+    /// The handles with memory that a span touches, with their lengths, by address.
+    pub(crate) fn handles_under(&self, start: Address, bytes: Bytes) -> Vec<(u32, Bytes)> {
+        let touched = self
+            .views()
+            .filter(|(_, view)| view.active && view.address < start + bytes && start < view.end());
+        let mut found: Vec<_> =
+            touched.map(|(_, view)| (view.address, view.handle, view.bytes)).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, handle, bytes)| (handle, bytes)).collect()
+    }
+
     /// From now on blocks are handed out whole, to any request that fits: none is split.
     pub(crate) fn split_no_more(&mut self) {
         self.whole = Some((0, Bytes::MAX / 2));
