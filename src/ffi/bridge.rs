@@ -209,6 +209,26 @@ pub(crate) mod ffi {
         ) -> u32;
         fn mark_capture(self: &CachingCore, device: i32, begin: bool) -> u32;
 
+        // What stays in place, what is mapped, and what others share.
+        fn pin(
+            self: &CachingCore,
+            at: u64,
+            device: &mut i32,
+            number: &mut u64,
+            address: &mut u64,
+            bytes: &mut u64,
+        ) -> u32;
+        fn unpin(self: &CachingCore, device: i32, number: u64) -> u32;
+        fn observe_mappings(
+            self: &CachingCore,
+            observer: UniquePtr<CppObserver>,
+            number: &mut u64,
+        ) -> u32;
+        fn unobserve_mappings(self: &CachingCore, number: u64) -> bool;
+        fn share(self: &CachingCore, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32;
+        fn open_shared(self: &CachingCore, device: i32, handle: &[u8], address: &mut u64) -> u32;
+        fn close_shared(self: &CachingCore, device: i32, address: u64) -> u32;
+
         type RustFilter;
         fn matches(self: &RustFilter, stream: u64) -> bool;
 
@@ -293,6 +313,17 @@ pub(crate) mod ffi {
         fn copy_data(allocator: &CUDAAllocator, to: u64, from: u64, bytes: usize) -> u32;
         fn snapshot_segments(allocator: &CUDAAllocator, out: &mut usize) -> u32;
 
+        include!("mapping_observer.h");
+
+        type CppObserver;
+        fn tell_observer(
+            observer: &CppObserver,
+            mapped: bool,
+            device: i32,
+            address: u64,
+            bytes: u64,
+        );
+
         include!("drive_pools.h");
 
         type StreamFilter;
@@ -358,5 +389,10 @@ unsafe impl Sync for ffi::CUDAAllocator {}
 unsafe impl Send for ffi::StreamFilter {}
 // SAFETY: as above.
 unsafe impl Sync for ffi::StreamFilter {}
+// SAFETY: an observer is called by one thread at a time, whichever it is, which the contract of
+// `observeMappings` says to whoever wrote it.
+unsafe impl Send for ffi::CppObserver {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::CppObserver {}
 // SAFETY: a `DataPtr` is two pointers, a deleter that may run on any thread, and a device.
 unsafe impl Send for ffi::DataPtr {}

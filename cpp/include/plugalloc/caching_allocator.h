@@ -4,11 +4,14 @@
 
 #include <cstddef>
 #include <functional>
+#include <cstdint>
 #include <memory>
+#include <string>
 #include <unordered_set>
 #include <utility>
 
 #include "plugalloc/cuda_allocator.h"
+#include "plugalloc/memory_pin.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
@@ -99,6 +102,51 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   void markCaptureBegin(DeviceIndex device) override;
   void markCaptureEnd(DeviceIndex device) override;
   /// @}
+
+  /// @name Memory in place
+  /// Not in PyTorch's interface: cast to `CachingAllocator` for them.
+  /// @{
+
+  /// Keeps the physical memory under the live allocation around `ptr` where it is: it is neither
+  /// moved, nor divided, nor given back until `unpinMemory`, even when the allocation is freed
+  /// before. The memory goes on serving its stream. An allocation can be pinned more than once.
+  /// @throws InvalidPointerError if nothing is live there, UnsupportedError for an allocation that
+  /// was made with caching off.
+  [[nodiscard]] MemoryPin pinMemory(void* ptr);
+  /// Ends a pin.
+  /// @throws InvalidArgumentError if it has ended already, or never was.
+  void unpinMemory(const MemoryPin& pin);
+
+  /// Calls `observer` for all memory that is there, and from then on whenever memory has appeared,
+  /// before the request returns that it was made for, or is about to disappear, before it is
+  /// unmapped: in the same spans. What was about to disappear and is used again is told as having
+  /// appeared. Memory that moves between heaps stays mapped where it was until it is given back.
+  ///
+  /// It is called on the thread that allocates, frees or empties the cache, for one event at a
+  /// time, with no lock of the allocator held. It may call any method of the allocator; memory that
+  /// would disappear by such a call does so later. It must not wait for another thread that calls
+  /// the allocator. What it throws goes to the handler of `setDeleterErrorHandler`.
+  /// @return its number, for `unobserveMappings`.
+  /// @throws InvalidArgumentError for an empty function.
+  std::uint64_t observeMappings(MappingObserver observer);
+  /// Removes an observer, which is not called any more afterwards; false if it is not there.
+  bool unobserveMappings(std::uint64_t number);
+  /// @}
+
+  /// Shares the memory under the live allocation around `ptr`, which stays in place until the
+  /// allocation is freed; the others close it before that. The handle begins with "plug", a version
+  /// byte (1) and a letter: 'e' for file descriptors, which this process keeps open for so long and
+  /// the other one fetches with pidfd_getfd (Linux 5.6, the right to trace this process), 'f' for
+  /// fabric handles, 'c' for a legacy handle.
+  /// @throws InvalidPointerError if nothing is live there, UnsupportedError if the device cannot
+  /// share this memory.
+  [[nodiscard]] ShareableHandle shareIpcHandle(void* ptr) override;
+  /// Opens it for the current device; what was shared is at `offset` from the result. The same
+  /// handle gives the same pointer for as long as anybody has it open. The last owner waits for the
+  /// device; during a capture the memory is unmapped later.
+  /// @throws InvalidArgumentError for bytes of another format or version, UnsupportedError if the
+  /// file descriptors cannot be fetched, DeviceError if the driver refuses.
+  [[nodiscard]] std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
 
   void enablePeerAccess(DeviceIndex device, DeviceIndex device_to_access) override;
   /// @throws DeviceError if the device refuses; else returns 0.

@@ -14,6 +14,7 @@
 #include "plugalloc/cuda_allocator.h"
 #include "plugalloc/data_ptr.h"
 #include "plugalloc/error.h"
+#include "plugalloc/memory_pin.h"
 #include "plugalloc/pluggable_allocator.h"
 #include "plugalloc/snapshot.h"
 #include "plugalloc/stream.h"
