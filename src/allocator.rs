@@ -1,5 +1,6 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
+mod hot_path;
 mod pins;
 mod pools;
 mod shared;
@@ -12,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
 use crate::device::{Clock, Device, MemoryInfo};
-use crate::engine::{Engine, foreign};
+use crate::engine::{Engine, PageEntry, Shard, foreign};
 use crate::error::{Error, Result};
 use crate::observe::DeviceStatistics;
-use crate::pages::{PageEntry, PageMap};
+use crate::page_map::PageMap;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
 
 /// The most devices that one allocator serves.
@@ -58,11 +59,13 @@ pub struct BlockInfo {
 #[derive(Debug)]
 pub struct Allocator {
     engines: Vec<Engine>,
-    map: Arc<PageMap>,
+    map: Arc<PageMap<Shard>>,
     config: Config,
     clock: Arc<Clock>,
     /// Whether allocations outside the address map may exist: caching was off at some time.
     direct: AtomicBool,
+    /// Whether anything was allocated.
+    used: AtomicBool,
 }
 
 impl Allocator {
@@ -87,7 +90,12 @@ impl Allocator {
         };
         let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
         let direct = AtomicBool::new(!config.caching);
-        Ok(Allocator { engines, map, config, clock, direct })
+        Ok(Allocator { engines, map, config, clock, direct, used: AtomicBool::new(false) })
+    }
+
+    /// Whether anything was ever allocated.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// How many devices there are.
@@ -124,9 +132,9 @@ impl Allocator {
 
     /// The engine of an address, and its entry in the map.
     #[inline]
-    fn owner(&self, address: Address) -> Option<(&Engine, PageEntry)> {
-        let entry = self.map.get(address)?;
-        Some((self.engines.get(entry.device as usize)?, entry))
+    fn owner(&self, address: Address) -> Option<(&Engine, PageEntry<'_>)> {
+        let (shard, slot) = self.map.get(address)?;
+        Some((self.engines.get(shard.device as usize)?, PageEntry { shard, slot }))
     }
 
     /// Allocates `bytes` on `device`, for use on `stream`. The address is a multiple of 512. Zero
@@ -135,32 +143,25 @@ impl Allocator {
     /// # Errors
     /// [`Error::OutOfMemory`] with its numbers; [`Error::SizeTooLarge`]; [`Error::Device`] where
     /// the driver fails otherwise.
-    #[inline]
     pub fn allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
-        match self.try_allocate(device, bytes, stream) {
-            0 => self.engine(device)?.allocate(bytes, stream),
+        match self.allocate_or(device, bytes, stream, |_, _, _, _| 0) {
+            0 => self.allocate_otherwise(device, bytes, stream),
             address => Ok(address),
         }
     }
 
-    /// Memory that is at hand, or 0: then [`allocate`](Allocator::allocate) tells more.
-    #[inline]
-    pub(crate) fn try_allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Address {
-        // A negative number is larger than any index.
-        match self.engines.get(device.0 as u32 as usize) {
-            Some(engine) => engine.try_allocate(bytes, stream),
-            None => 0,
-        }
-    }
-
-    /// Frees memory where nothing more is to be done; else false, and [`free`](Allocator::free)
-    /// does the rest.
-    #[inline]
-    pub(crate) fn try_free(&self, address: Address) -> bool {
-        match self.owner(address) {
-            Some((engine, entry)) => engine.try_free(entry, address),
-            None => false,
-        }
+    /// An allocation that is not served from memory at hand.
+    #[cold]
+    pub(crate) fn allocate_otherwise(
+        &self,
+        device: DeviceId,
+        bytes: Bytes,
+        stream: StreamId,
+    ) -> Result<Address> {
+        let result = self.engine(device)?.allocate(bytes, stream);
+        // The first allocation comes this way.
+        self.used.store(true, Ordering::Relaxed);
+        result
     }
 
     /// Frees an allocation, whatever its device. Address 0 is ignored.
@@ -168,13 +169,14 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidPointer`] where the address is not the start of a live allocation; nothing
     /// changes.
-    #[inline]
     pub fn free(&self, address: Address) -> Result<()> {
-        if self.try_free(address) { Ok(()) } else { self.free_otherwise(address) }
+        let freed = self.free_or(address, |_, _| false);
+        if freed { Ok(()) } else { self.free_otherwise(address) }
     }
 
+    /// A free to which there is more.
     #[cold]
-    fn free_otherwise(&self, address: Address) -> Result<()> {
+    pub(crate) fn free_otherwise(&self, address: Address) -> Result<()> {
         match self.owner(address) {
             Some((engine, entry)) => engine.free(entry, address),
             None => self.free_outside(address),
@@ -250,8 +252,8 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidPointer`] where the address is not in memory of this allocator.
     pub fn base_allocation(&self, address: Address) -> Result<(Address, Bytes)> {
-        if let Some((engine, entry)) = self.owner(address)
-            && let Some(range) = engine.range_at(entry, address)
+        if let Some((_, entry)) = self.owner(address)
+            && let Some(range) = Engine::range_at(entry, address)
         {
             return Ok(range);
         }

@@ -207,7 +207,7 @@ impl CachingAllocator {
     /// and keeps it for the life of the process otherwise.
     pub fn new(allocator: Arc<Allocator>) -> Result<CachingAllocator> {
         let mut shared = SharedPtr::null();
-        check(ffi::make_caching(Box::new(CachingCore(allocator)), &mut shared))?;
+        check(ffi::make_caching(Box::new(CachingCore::new(allocator)), &mut shared))?;
         Ok(CachingAllocator { object: CudaAllocator { shared } })
     }
 }

@@ -25,6 +25,8 @@ pub mod error;
 mod stat;
 pub mod config;
 pub mod device;
+mod lock;
+mod page_map;
 mod heap;
 mod pages;
 mod streams;

@@ -209,7 +209,9 @@ fn a_pointer_into_the_middle_is_refused_with_the_block_around_it() {
 #[test]
 fn a_block_is_known_by_its_size_device_and_stream() {
     let rig = Rig::of(GIB);
-    for (bytes, served) in [(1, 512), (513, 1024), (MIB + 1, MIB + 4096)] {
+    let small = [(1, 512), (513, 1024), (16 * KIB, 16 * KIB), (16 * KIB + 1, 17 * KIB)];
+    let large = [(600 * KIB + 1, 608 * KIB), (MIB, MIB), (MIB + 1, MIB + 4096)];
+    for (bytes, served) in small.into_iter().chain(large) {
         let address = rig.allocate(bytes, B);
         let block = rig.allocator.block(address).unwrap();
         assert_eq!((block.address, block.requested, block.bytes), (address, bytes, served));

@@ -175,27 +175,27 @@ fn a_failed_request_takes_and_keeps_nothing() {
 
 #[test]
 fn a_block_that_fits_is_found_behind_many_that_do_not() {
-    let rig = Rig::of(4 * MIB);
+    // Blocks of nearly one length share a list, of which the first eight are looked at. None of
+    // them holds a whole granule, which could move.
+    let (many, one, between) = (1540 * KIB, 1548 * KIB, 1028 * KIB);
+    let rig = Rig::of(64 * MIB);
+    let mut holes = Vec::new();
     let mut live = Vec::new();
-    while let Ok(address) = rig.try_allocate(KIB, A) {
-        live.push(address);
+    for bytes in std::iter::once(one).chain([many; 12]) {
+        holes.push(rig.allocate(bytes, A));
+        live.push(rig.allocate(between, A));
     }
-    live.sort_unstable();
-    assert_eq!(live.len(), 4096);
-    // These are kept aside at their size, so that the others are joined at once.
-    live.drain(..3).for_each(|address| rig.free(address));
-    // Runs of nearly one length share a list; the one that fits was freed first.
-    let mut runs = vec![131];
-    runs.resize(13, 128);
-    let mut starts = Vec::new();
-    for (next, length) in (10..).zip(runs) {
-        starts.push(live[next]);
-        for address in live.drain(next..next + length) {
-            rig.free(address);
+    for bytes in [MIB + 4 * KIB, KIB] {
+        while let Ok(address) = rig.try_allocate(bytes, A) {
+            live.push(address);
         }
     }
-    assert_eq!(rig.allocate(130 * KIB, A), starts[0]);
-    rig.free(starts[0]);
+    // The one that fits is freed first, so that it is the last of its list.
+    for hole in &holes {
+        rig.free(*hole);
+    }
+    assert_eq!(rig.allocate(1544 * KIB, A), holes[0]);
+    rig.free(holes[0]);
     live.into_iter().for_each(|address| rig.free(address));
     rig.finish();
 }

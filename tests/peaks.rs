@@ -7,7 +7,7 @@ mod common;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 
-use common::{Random, Rig};
+use common::{Random, Rig, served};
 use plugalloc::units::{Address, GIB, StreamId};
 
 #[test]
@@ -22,7 +22,7 @@ fn totals_are_exact_and_peaks_bounded_for_threads_side_by_side() {
             let (mut own, mut own_peak, mut total) = (0, 0, 0);
             for _ in 0..3000 {
                 if random.below(2) == 0 || live.is_empty() {
-                    let bytes = 512 * (1 + random.below(1000));
+                    let bytes = served(1 + random.below(512_000));
                     live.push((rig.allocate(bytes, StreamId(thread)), bytes as i64));
                     (own, total) = (own + bytes as i64, total + bytes as i64);
                     own_peak = own_peak.max(own);

@@ -6,7 +6,7 @@ mod common;
 
 use std::thread;
 
-use common::{A, B, C, GPU, Random, Rig, capacity, plain};
+use common::{A, B, C, GPU, Random, Rig, capacity, plain, served};
 use plugalloc::device::sim::SimOptions;
 use plugalloc::error::DriverCall;
 use plugalloc::observe::{Stat, StatArray};
@@ -81,9 +81,7 @@ fn subtract(stats: [&mut Stat; 2], by: i64) {
 
 impl Model {
     fn served(bytes: Bytes) -> (bool, i64) {
-        let large = bytes > MIB;
-        let unit = if large { 4 * KIB } else { 512 };
-        (large, bytes.next_multiple_of(unit) as i64)
+        (bytes > MIB, served(bytes) as i64)
     }
 
     fn allocate(&mut self, bytes: Bytes) {

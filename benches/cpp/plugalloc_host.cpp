@@ -3,6 +3,8 @@
 //     plugalloc_host --mode calls|dataptr|pluggable|malloc [--suite ...] [--device auto|cuda|sim]
 //     plugalloc_host --mode which-device      prints cuda or sim
 //     plugalloc_host --mode pairs N           N hot pairs of 512 bytes and nothing else
+//     plugalloc_host --mode replace N         N replacements among 512 live blocks and nothing else
+//     plugalloc_host --mode threads N         N threads on streams of their own, and nothing else
 #include <plugalloc/plugalloc.h>
 
 #include <cstdio>
@@ -66,10 +68,16 @@ void dataPtrSuite(const bench::CommandLine& line, plugalloc::CUDAAllocator& allo
 int runPairs(const bench::CommandLine& line) {
   plugalloc::Options options;
   options.device = "sim";
-  options.sim_capacity = bench::kMiB * 1024;
+  options.sim_capacity = bench::kMiB * 4096;
   const auto allocator = plugalloc::createCachingAllocator(options);
   const Stream stream = bench::makeStreams(false, 1)[0];
   const long count = line.rest.empty() ? 0 : std::strtol(line.rest[0].c_str(), nullptr, 10);
+  if (line.mode == "replace") {
+    Calls client{allocator.get()};
+    bench::LiveSet<Calls> set(client, stream, 1, 512, 8 * bench::kMiB);
+    set.replace(static_cast<std::uint64_t>(count));
+    return 0;
+  }
   for (long k = 0; k < count; ++k) {
     allocator->raw_delete(allocator->raw_alloc_with_stream(512, stream));
   }
@@ -77,7 +85,7 @@ int runPairs(const bench::CommandLine& line) {
 }
 
 int run(const bench::CommandLine& line) {
-  if (line.mode == "pairs") {
+  if (line.mode == "pairs" || line.mode == "replace") {
     return runPairs(line);
   }
   const bool gpu = line.device != "sim" && bench::Driver::get().present();
@@ -102,7 +110,13 @@ int run(const bench::CommandLine& line) {
     return 0;
   }
   Calls client{allocator.get()};
-  return bench::runSuite(line, bench::Report("plugalloc C++"), client, streams) ? 0 : 2;
+  const bench::Report report("plugalloc C++");
+  if (line.mode == "threads") {
+    const int count = line.rest.empty() ? 1 : std::atoi(line.rest[0].c_str());
+    report.rate("threads", bench::threadsRate(line.effort, client, streams(count), count));
+    return 0;
+  }
+  return bench::runSuite(line, report, client, streams) ? 0 : 2;
 }
 
 }  // namespace

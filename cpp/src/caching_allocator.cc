@@ -30,14 +30,16 @@ const char* CachingAllocator::name() const noexcept { return "caching"; }
 
 inline void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t stream) {
   bridge::throwPendingDeleterError();
-  const bridge::AllocResult result = state_->core->alloc(device, nbytes, toNumber(stream));
-  check(result.status);
-  state_->markInitialized();
-  return toPointer(result.address);
+  return state_->allocate(device, nbytes, stream);
 }
 
 void* CachingAllocator::raw_alloc_with_stream(std::size_t nbytes, cudaStream_t stream) {
-  return allocateOn(bridge::currentDeviceInline(), nbytes, stream);
+  // The hot path calls nothing but the engine, so that it saves no registers.
+  const int device = bridge::thread_device;
+  if (__builtin_expect(device < 0, 0) || __builtin_expect(bridge::deleterErrorWaits(), 0)) {
+    return state_->allocateOnCurrent(nbytes, stream);
+  }
+  return state_->allocate(device, nbytes, stream);
 }
 
 void* CachingAllocator::raw_alloc(std::size_t nbytes) {
@@ -63,9 +65,9 @@ void CachingAllocator::copy_data(void* dest, const void* src, std::size_t count)
   check(state_->core->synchronize(device, stream));
 }
 
-bool CachingAllocator::initialized() { return state_->initialized.load(std::memory_order_relaxed); }
+bool CachingAllocator::initialized() { return state_->core->is_initialized(); }
 
-void CachingAllocator::init(int) { state_->markInitialized(); }
+void CachingAllocator::init(int) { state_->core->mark_initialized(); }
 
 void CachingAllocator::recordStream(const DataPtr& pointer, cudaStream_t stream) {
   if (pointer.get() == nullptr || pointer.get_deleter() != &Registry::release) {

@@ -1,32 +1,44 @@
 // What a caching allocator holds: the engine. Internal.
 #pragma once
 
-#include <atomic>
+#include <cstdint>
 #include <utility>
 
 #include "errors.h"
 #include "handles.h"
 #include "plugalloc/caching_allocator.h"
 #include "plugalloc/src/ffi/bridge.rs.h"
+#include "thread_values.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
 struct __attribute__((visibility("hidden"))) CachingAllocator::State {
   explicit State(rust::Box<bridge::CachingCore> engine) : core(std::move(engine)) {}
 
-  /// Read on every allocation; written once, so that threads do not take the line from each other.
-  void markInitialized() noexcept {
-    if (!initialized.load(std::memory_order_relaxed)) {
-      initialized.store(true, std::memory_order_relaxed);
-    }
-  }
+  /// The address that stands for an error.
+  static constexpr std::uint64_t kFailed = 1;
 
   bool owns(void* pointer) const noexcept { return core->owns(bridge::toNumber(pointer)); }
   bool isIdle() const noexcept { return core->is_idle(); }
-  void release(void* pointer) { bridge::check(core->free(bridge::toNumber(pointer))); }
+  void* allocate(int device, std::size_t nbytes, cudaStream_t stream) {
+    const std::uint64_t address = core->alloc(device, nbytes, bridge::toNumber(stream));
+    if (__builtin_expect(address == kFailed, 0)) {
+      bridge::throwLastError();
+    }
+    return bridge::toPointer(address);
+  }
+  /// On the device that is current where the thread has set none; throws what a deleter left.
+  __attribute__((noinline)) void* allocateOnCurrent(std::size_t nbytes, cudaStream_t stream) {
+    bridge::throwPendingDeleterError();
+    return allocate(bridge::currentDeviceInline(), nbytes, stream);
+  }
+  void release(void* pointer) {
+    if (__builtin_expect(!core->free(bridge::toNumber(pointer)), 0)) {
+      bridge::throwLastError();
+    }
+  }
 
   rust::Box<bridge::CachingCore> core;
-  std::atomic<bool> initialized{false};
 };
 
 PLUGALLOC_END_NAMESPACE

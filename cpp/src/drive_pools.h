@@ -13,6 +13,7 @@ namespace plugalloc {
 namespace bridge {
 
 struct AllocResult;
+struct PoolKey;
 struct RustFilter;
 
 /// Whether an allocation on a stream goes to a pool, as a C++ caller says it.
@@ -25,24 +26,20 @@ AllocResult segment_alloc(const CUDAAllocator& source, std::int32_t device, std:
                           std::uint64_t stream);
 std::uint32_t segment_free(const CUDAAllocator& source, std::int32_t device, std::uint64_t address);
 
-std::uint32_t begin_pool(const CUDAAllocator& allocator, std::int32_t device, std::uint64_t first,
-                         std::uint64_t second, rust::Box<RustFilter> filter);
-std::uint32_t end_pool(const CUDAAllocator& allocator, std::int32_t device, std::uint64_t first,
-                       std::uint64_t second);
-std::uint32_t release_pool(const CUDAAllocator& allocator, std::int32_t device, std::uint64_t first,
-                           std::uint64_t second);
-std::uint32_t pool_use_count(const CUDAAllocator& allocator, std::int32_t device,
-                             std::uint64_t first, std::uint64_t second, std::int32_t& out);
-std::uint32_t create_pool(const CUDAAllocator& allocator, std::int32_t device, std::uint64_t first,
-                          std::uint64_t second, std::shared_ptr<CUDAAllocator> source);
-std::uint32_t set_use_on_oom(const CUDAAllocator& allocator, std::int32_t device,
-                             std::uint64_t first, std::uint64_t second, bool use_on_oom);
-std::uint32_t set_no_split(const CUDAAllocator& allocator, std::int32_t device, std::uint64_t first,
-                           std::uint64_t second);
-std::uint32_t pool_holds_exactly(const CUDAAllocator& allocator, std::int32_t device,
-                                 std::uint64_t first, std::uint64_t second,
+std::uint32_t begin_pool(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
+                         rust::Box<RustFilter> filter);
+std::uint32_t end_pool(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool);
+std::uint32_t release_pool(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool);
+std::uint32_t pool_use_count(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
+                             std::int32_t& out);
+std::uint32_t create_pool(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
+                          std::shared_ptr<CUDAAllocator> source);
+std::uint32_t set_use_on_oom(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
+                             bool use_on_oom);
+std::uint32_t set_no_split(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool);
+std::uint32_t pool_holds_exactly(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
                                  rust::Slice<const std::uint64_t> expected, bool& out);
-std::uint32_t empty_pool(const CUDAAllocator& allocator, std::uint64_t first, std::uint64_t second);
+std::uint32_t empty_pool(const CUDAAllocator& allocator, PoolKey pool);
 std::uint32_t mark_capture(const CUDAAllocator& allocator, std::int32_t device, bool begin);
 
 }  // namespace bridge

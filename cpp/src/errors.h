@@ -13,7 +13,7 @@ namespace bridge {
 struct ErrorRecord;
 
 /// Throws the error that waits in this thread as the exception of its kind.
-[[noreturn]] void throwLastError();
+[[noreturn]] __attribute__((cold)) void throwLastError();
 
 /// Throws it if `status` says that there is one.
 inline void check(std::uint32_t status) {

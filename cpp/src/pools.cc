@@ -13,9 +13,15 @@ PLUGALLOC_BEGIN_NAMESPACE
 
 using bridge::check;
 
+namespace {
+
+bridge::PoolKey keyOf(MempoolId_t id) { return {id.first, id.second}; }
+
+}  // namespace
+
 void CachingAllocator::emptyCache(MempoolId_t mempool_id) {
   bridge::throwPendingDeleterError();
-  check(state_->core->empty_pool(mempool_id.first, mempool_id.second));
+  check(state_->core->empty_pool(keyOf(mempool_id)));
 }
 
 void CachingAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id,
@@ -25,20 +31,20 @@ void CachingAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t mempo
   }
   auto shared = std::make_unique<bridge::StreamFilter>();
   shared->matches = std::move(filter);
-  check(state_->core->begin_pool(device, mempool_id.first, mempool_id.second, std::move(shared)));
+  check(state_->core->begin_pool(device, keyOf(mempool_id), std::move(shared)));
 }
 
 void CachingAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t mempool_id) {
-  check(state_->core->end_pool(device, mempool_id.first, mempool_id.second));
+  check(state_->core->end_pool(device, keyOf(mempool_id)));
 }
 
 void CachingAllocator::releasePool(DeviceIndex device, MempoolId_t mempool_id) {
-  check(state_->core->release_pool(device, mempool_id.first, mempool_id.second));
+  check(state_->core->release_pool(device, keyOf(mempool_id)));
 }
 
 int CachingAllocator::getPoolUseCount(DeviceIndex device, MempoolId_t mempool_id) {
   std::int32_t count = 0;
-  check(state_->core->pool_use_count(device, mempool_id.first, mempool_id.second, count));
+  check(state_->core->pool_use_count(device, keyOf(mempool_id), count));
   return count;
 }
 
@@ -47,16 +53,15 @@ void CachingAllocator::createOrIncrefPool(DeviceIndex device, MempoolId_t mempoo
   if (allocator.get() == this) {
     bridge::throwInvalidArgument("allocator", "the pool's own allocator", "another one, or null");
   }
-  check(
-      state_->core->create_pool(device, mempool_id.first, mempool_id.second, std::move(allocator)));
+  check(state_->core->create_pool(device, keyOf(mempool_id), std::move(allocator)));
 }
 
 void CachingAllocator::setUseOnOOM(DeviceIndex device, MempoolId_t mempool_id, bool use_on_oom) {
-  check(state_->core->set_use_on_oom(device, mempool_id.first, mempool_id.second, use_on_oom));
+  check(state_->core->set_use_on_oom(device, keyOf(mempool_id), use_on_oom));
 }
 
 void CachingAllocator::setNoSplit(DeviceIndex device, MempoolId_t mempool_id) {
-  check(state_->core->set_no_split(device, mempool_id.first, mempool_id.second));
+  check(state_->core->set_no_split(device, keyOf(mempool_id)));
 }
 
 bool CachingAllocator::checkPoolLiveAllocations(
@@ -68,7 +73,7 @@ bool CachingAllocator::checkPoolLiveAllocations(
     expected.push_back(bridge::toNumber(pointer));
   }
   bool same = false;
-  check(state_->core->pool_holds_exactly(device, mempool_id.first, mempool_id.second,
+  check(state_->core->pool_holds_exactly(device, keyOf(mempool_id),
                                          {expected.data(), expected.size()}, same));
   return same;
 }

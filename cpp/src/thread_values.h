@@ -30,12 +30,16 @@ inline int currentDeviceInline() noexcept {
   return provider == nullptr ? 0 : provider();
 }
 
+inline bool deleterErrorWaits() noexcept {
+  return deleter_error_waits.load(std::memory_order_relaxed);
+}
+
 /// Throws the error that a deleter left.
 [[noreturn]] void throwDeleterError();
 
 /// Throws the error that a deleter left, if there is one.
 inline void throwPendingDeleterError() {
-  if (__builtin_expect(deleter_error_waits.load(std::memory_order_relaxed), 0)) {
+  if (__builtin_expect(deleterErrorWaits(), 0)) {
     throwDeleterError();
   }
 }

@@ -2,54 +2,74 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Engine, flag};
+use super::{Engine, PageEntry, flag};
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
-use crate::heap::{BlockView, Lookup};
-use crate::pages::PageEntry;
+use crate::heap::{BlockView, Heap, Lookup, SMALL_MAX, class_of};
+use crate::lock::MutexGuard;
 use crate::streams::Ticket;
 use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
 
+/// How far an allocation got on the hot path.
+pub(crate) enum Look<'a> {
+    /// To its address.
+    Found(Address),
+    /// To its address, and the heap's tally is to be raised.
+    Higher(MutexGuard<'a, Heap>, Address),
+    /// To the heap, where no block of the size is kept aside.
+    Locked(MutexGuard<'a, Heap>),
+    /// Not even there: [`allocate`](Engine::allocate) does or explains what there is to it.
+    Nothing,
+}
+
 impl Engine {
-    /// The hot path on its own: memory that the stream's heap has at hand, or 0, after which
-    /// [`allocate`](Engine::allocate) does or explains what there is to it. A `Result` with an
-    /// error in it would go out through memory.
-    #[inline]
-    pub(crate) fn try_allocate(&self, bytes: Bytes, stream: StreamId) -> Address {
-        if bytes.wrapping_sub(1) >= MAX_REQUEST - 1 || self.flags.load(Ordering::Relaxed) != 0 {
-            return 0;
+    /// The hot path: a block that the stream's heap has kept aside. It calls nothing, and its
+    /// caller nothing after which it goes on, so that no register is saved on the way. `LARGE` says
+    /// which requests it serves: in one function, the two would get into each other's way.
+    #[inline(always)]
+    pub(crate) fn look<const LARGE: bool>(&self, bytes: Bytes, stream: StreamId) -> Look<'_> {
+        // Zero bytes are beyond, too. Requests that are rounded in steps of their own have a flag
+        // up.
+        let most = if LARGE { MAX_REQUEST - 1 } else { SMALL_MAX };
+        if bytes.wrapping_sub(1) >= most || self.flags.load(Ordering::Relaxed) != 0 {
+            return Look::Nothing;
         }
-        let Some((index, first)) = self.shards.find(stream) else {
-            return 0;
+        let Some(shard) = self.shards.find(stream).filter(|first| !first.is_spread()) else {
+            return Look::Nothing;
         };
-        let (index, shard) = self.shards.lane(index, first);
-        let (_, rounded) = self.size_of(bytes);
         let Some(mut heap) = shard.heap.try_lock() else {
-            return 0;
+            return Look::Nothing;
         };
-        if !self.peaks.enter(&self.shards, index, &mut heap) {
-            return 0;
+        if !heap.turn.may_change() {
+            return Look::Nothing;
         }
-        heap.allocate(bytes, rounded).unwrap_or(0)
+        let kept = if LARGE {
+            heap.take_kept_large(bytes, bytes)
+        } else {
+            heap.take_kept(class_of(bytes), bytes)
+        };
+        match kept {
+            Some((address, false)) => Look::Found(address),
+            Some((address, true)) => Look::Higher(heap, address),
+            None => Look::Locked(heap),
+        }
     }
 
-    /// The hot path of a free: false where there is more to it.
-    #[inline]
-    pub(crate) fn try_free(&self, entry: PageEntry, address: Address) -> bool {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return false;
-        };
-        let Some(mut heap) = shard.heap.try_lock() else {
-            return false;
-        };
-        let Lookup::Live(block) = heap.lookup(entry.slot, address) else {
-            return false;
-        };
-        if heap.is_shared(block) {
-            return false;
+    /// The next stage, for streams with lanes: what the heap finds by searching; or 0. Without an
+    /// error, since a `Result` would go out through memory.
+    pub(crate) fn search(&self, bytes: Bytes, stream: StreamId) -> Address {
+        if bytes == 0 || self.flags.load(Ordering::Relaxed) != 0 {
+            return 0;
         }
-        self.peaks.enter(&self.shards, entry.shard, &mut heap);
-        heap.free(block);
-        true
+        let Some(first) = self.shards.find(stream) else {
+            return 0;
+        };
+        let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {
+            return 0;
+        };
+        if !heap.turn.may_change() {
+            return 0;
+        }
+        heap.allocate(bytes, bytes).unwrap_or(0)
     }
 
     /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
@@ -61,10 +81,11 @@ impl Engine {
         if bytes >= MAX_REQUEST {
             return Err(Error::SizeTooLarge { bytes, max: MAX_REQUEST - 1 });
         }
-        let Some((index, first)) = self.shards.for_stream(stream) else {
+        let Some(first) = self.shards.for_stream(stream) else {
             return Err(too_many_streams());
         };
-        let (index, shard) = self.shards.lane(index, first);
+        let shard = self.shards.lane(first);
+        let index = shard.number;
         if self.flags.load(Ordering::Relaxed) != 0
             && let Some(address) = self.allocate_flagged(index, bytes, stream)?
         {
@@ -113,27 +134,26 @@ impl Engine {
         Ok(None)
     }
 
-    /// Frees the allocation at `address`, which lies in the granule that `entry` describes.
+    /// Frees the allocation at `address`, which lies in the granule that `at` describes.
     #[cold]
-    pub(crate) fn free(&self, entry: PageEntry, address: Address) -> Result<()> {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(address));
-        };
-        let mut heap = shard.heap.lock();
-        let Lookup::Live(block) = heap.lookup(entry.slot, address) else {
-            let found = heap.lookup(entry.slot, address);
+    pub(crate) fn free(&self, at: PageEntry<'_>, address: Address) -> Result<()> {
+        let number = at.shard.number;
+        let mut heap = at.shard.heap.lock();
+        let found = heap.lookup(at.slot, address);
+        let Lookup::Live(block) = found else {
             drop(heap);
             return Err(self.refused(address, found));
         };
-        self.peaks.enter(&self.shards, entry.shard, &mut heap);
+        self.peaks.enter(&self.shards, number, &mut heap);
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
             self.end_export(address);
-            self.wait_for_users(address, Ticket { shard: entry.shard, block });
+            self.wait_for_users(address, Ticket { shard: number, block });
             return Ok(());
         }
-        heap.free(block);
+        let freed = heap.free(at.slot, address);
+        debug_assert!(freed, "a live block that nobody shares");
         Ok(())
     }
 
@@ -161,20 +181,17 @@ impl Engine {
     /// Notes that `stream` uses the live allocation at `address` too. Its own stream needs no note.
     pub(crate) fn record_stream(
         &self,
-        entry: PageEntry,
+        at: PageEntry<'_>,
         address: Address,
         stream: StreamId,
     ) -> Result<()> {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(address));
-        };
-        let mut heap = shard.heap.lock();
-        let found = heap.lookup(entry.slot, address);
+        let mut heap = at.shard.heap.lock();
+        let found = heap.lookup(at.slot, address);
         let Lookup::Live(block) = found else {
             drop(heap);
             return Err(self.refused(address, found));
         };
-        if stream != shard.stream {
+        if stream != at.shard.stream {
             heap.set_shared(block);
             self.deferred.lock().record(address, stream);
         }
@@ -184,23 +201,19 @@ impl Engine {
     /// The live allocation at `address`, and its stream.
     pub(crate) fn block_at(
         &self,
-        entry: PageEntry,
+        at: PageEntry<'_>,
         address: Address,
     ) -> Result<(BlockView, StreamId)> {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(address));
-        };
-        let heap = shard.heap.lock();
-        match heap.lookup(entry.slot, address) {
-            Lookup::Live(block) => Ok((heap.block(block), shard.stream)),
+        let heap = at.shard.heap.lock();
+        match heap.lookup(at.slot, address) {
+            Lookup::Live(block) => Ok((heap.block(block), at.shard.stream)),
             found => Err(self.refused(address, found)),
         }
     }
 
     /// The range of addresses in which an address of this device lies: its start and its bytes.
-    pub(crate) fn range_at(&self, entry: PageEntry, address: Address) -> Option<(Address, Bytes)> {
-        let heap = self.shards.get(entry.shard)?.heap.lock();
-        heap.memory_around(address)
+    pub(crate) fn range_at(at: PageEntry<'_>, address: Address) -> Option<(Address, Bytes)> {
+        at.shard.heap.lock().memory_around(address)
     }
 
     /// Takes note that `stream` is about to be destroyed.

@@ -3,9 +3,8 @@
 use super::{Engine, Growth};
 use crate::error::{Error, Result};
 use crate::heap::Heap;
-use crate::pages::PageEntry;
+use crate::lock::MutexGuard;
 use crate::units::{Bytes, GRANULE};
-use parking_lot::MutexGuard;
 
 fn broken<T>(check: &str, detail: String) -> Result<T> {
     Err(Error::Internal { check: check.to_owned(), detail })
@@ -58,9 +57,8 @@ impl Engine {
                 }
             }
             for (address, slot) in heap.page_slots() {
-                let shard = index as u32;
-                let expected = PageEntry { device: self.index, shard, slot };
-                if self.map.get(address) != Some(expected) {
+                let owner = self.map.get(address).map(|(shard, slot)| (shard.number, slot));
+                if owner != Some((index as u32, slot)) {
                     return broken("the address map finds every page", format!("{address:#x}"));
                 }
             }

@@ -1,11 +1,10 @@
 //! The slow path: memory for a request that no free block can serve.
 
-use parking_lot::MutexGuard;
-
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Gap, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
+use crate::lock::MutexGuard;
 use crate::pages::Place;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -106,7 +105,7 @@ impl Engine {
         request: Request,
         effort: Effort,
     ) -> Result<Option<Address>> {
-        let Some((_, first)) = self.shards.for_stream(own.stream) else {
+        let Some(first) = self.shards.for_stream(own.stream) else {
             return Ok(None);
         };
         if own.pool().is_some() || !first.is_spread() {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::device::Clock;
 use crate::device::sim::{SimMachine, SimOptions};
-use crate::engine::Engine;
-use crate::pages::PageMap;
+use crate::engine::{Engine, PageEntry};
+use crate::page_map::PageMap;
 use crate::units::{MIB, StreamId};
 
 const STREAM: StreamId = StreamId(1);
@@ -19,14 +19,15 @@ fn spread_engine() -> Engine {
     let config = Config { steal: false, ..Config::default() };
     let shared = (Arc::new(PageMap::new()), Arc::new(Clock::default()));
     let engine = Engine::new(0, device, config, shared).unwrap();
-    let (_, first) = engine.shards.for_stream(STREAM).unwrap();
+    let first = engine.shards.for_stream(STREAM).unwrap();
     (0..100_000).for_each(|_| engine.shards.collide(first));
     assert!(first.lanes().count() > 4);
     engine
 }
 
 fn free(engine: &Engine, address: u64) {
-    engine.free(engine.map.get(address).unwrap(), address).unwrap();
+    let (shard, slot) = engine.map.get(address).unwrap();
+    engine.free(PageEntry { shard, slot }, address).unwrap();
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn lanes_share_idle_memory_where_stealing_is_off() {
         live.extend(std::thread::scope(|scope| scope.spawn(allocate).join().unwrap()));
     }
     let lanes: HashSet<u32> =
-        live.iter().map(|&block| engine.map.get(block).unwrap().shard).collect();
+        live.iter().map(|&block| engine.map.get(block).unwrap().0.number).collect();
     assert!(lanes.len() > 4);
     live.into_iter().for_each(|block| free(&engine, block));
     let all = engine.allocate(64 * MIB, STREAM).unwrap();

@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use parking_lot::MutexGuard;
-
 use super::grow::{Effort, Idle, Request, Supply};
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::Heap;
-use crate::pages::{PageEntry, Place};
+use crate::lock::MutexGuard;
+use crate::pages::Place;
 use crate::units::{Address, Bytes, GRANULE, StreamId};
 
 impl Engine {
@@ -260,8 +259,11 @@ impl Engine {
 
     /// Tells the address map of new memory of a heap.
     pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
+        let Some(owner) = self.shards.get(shard) else {
+            return;
+        };
         for &(address, slot) in slots {
-            self.map.set(address, PageEntry { device: self.index, shard, slot });
+            self.map.set(address, owner, slot);
         }
     }
 

@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
-use super::Engine;
 use super::allocate::foreign;
 use super::ipc_format::{Piece, Shared};
 use super::pins::Pinned;
+use super::{Engine, PageEntry};
 use crate::device::{DeviceResult, HandleType, ShareableHandle, fetch_descriptor};
 use crate::error::{Error, Result};
 use crate::heap::Lookup;
-use crate::pages::PageEntry;
 use crate::units::{Address, Bytes};
 
 /// What one device shares with other processes.
@@ -45,18 +44,20 @@ struct Import {
 impl Engine {
     /// Shares the live allocation around an address: the bytes with which another process opens the
     /// memory, and how far into it the address lies.
-    pub(crate) fn share(&self, entry: PageEntry, address: Address) -> Result<(Vec<u8>, Bytes)> {
-        let start = self.start_of(entry, address)?;
+    pub(crate) fn share(&self, at: PageEntry<'_>, address: Address) -> Result<(Vec<u8>, Bytes)> {
+        let start = start_of(at, address)?;
         if let Some(export) = self.ipc.lock().exports.get(&start) {
             return Ok((export.bytes.clone(), address - export.pinned.address));
         }
-        let Some(entry) = self.map.get(start).filter(|found| found.device == self.index) else {
+        // The allocation may begin in another granule.
+        let Some((shard, slot)) = self.map.get(start) else {
             return Err(foreign(address));
         };
-        let pinned = self.pin(entry, start)?;
-        let shared = self.export(entry, pinned).and_then(|(shared, open)| {
+        let at = PageEntry { shard, slot };
+        let pinned = self.pin(at, start)?;
+        let shared = self.export(at, pinned).and_then(|(shared, open)| {
             // A free of the allocation passes by `end_export` from now on.
-            self.set_shared(entry, start)?;
+            set_shared(at, start)?;
             Ok(Export { pinned, bytes: shared.to_bytes(), _open: open })
         });
         let export = match shared {
@@ -74,38 +75,10 @@ impl Engine {
         Ok(found)
     }
 
-    /// The start of the live allocation around an address.
-    fn start_of(&self, entry: PageEntry, address: Address) -> Result<Address> {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(address));
-        };
-        let found = shard.heap.lock().lookup(entry.slot, address);
-        match found {
-            Lookup::Live(_) => Ok(address),
-            Lookup::Interior(start, _) => Ok(start),
-            Lookup::Freed | Lookup::Nothing => Err(foreign(address)),
-        }
-    }
-
-    fn set_shared(&self, entry: PageEntry, address: Address) -> Result<()> {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(address));
-        };
-        let mut heap = shard.heap.lock();
-        match heap.lookup(entry.slot, address) {
-            Lookup::Live(block) => heap.set_shared(block),
-            _ => return Err(foreign(address)),
-        }
-        Ok(())
-    }
-
     /// Exports what is pinned, which is a segment or whole handles.
-    fn export(&self, entry: PageEntry, pinned: Pinned) -> Result<(Shared, Vec<ShareableHandle>)> {
+    fn export(&self, at: PageEntry<'_>, pinned: Pinned) -> Result<(Shared, Vec<ShareableHandle>)> {
         let growth = self.growth.lock();
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(pinned.address));
-        };
-        let views = shard.heap.lock().handles_under(pinned.address, pinned.bytes);
+        let views = at.shard.heap.lock().handles_under(pinned.address, pinned.bytes);
         let abilities = self.device.capabilities();
         if views.is_empty() {
             if !abilities.legacy_ipc {
@@ -251,6 +224,25 @@ impl Engine {
             }
         });
     }
+}
+
+/// The start of the live allocation around an address.
+fn start_of(at: PageEntry<'_>, address: Address) -> Result<Address> {
+    match at.shard.heap.lock().lookup(at.slot, address) {
+        Lookup::Live(_) => Ok(address),
+        Lookup::Interior(start, _) => Ok(start),
+        Lookup::Freed | Lookup::Nothing => Err(foreign(address)),
+    }
+}
+
+/// Marks a live allocation as one whose free is not only its own.
+fn set_shared(at: PageEntry<'_>, address: Address) -> Result<()> {
+    let mut heap = at.shard.heap.lock();
+    match heap.lookup(at.slot, address) {
+        Lookup::Live(block) => heap.set_shared(block),
+        _ => return Err(foreign(address)),
+    }
+    Ok(())
 }
 
 fn cannot_fetch(process: u32, error: &std::io::Error) -> Error {

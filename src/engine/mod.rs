@@ -29,7 +29,7 @@ mod shards;
 mod statistics;
 mod watch;
 
-pub(crate) use allocate::foreign;
+pub(crate) use allocate::{Look, foreign};
 pub(crate) use pins::Pinned;
 pub use pool_memory::SegmentSource;
 pub(crate) use pools::StreamFilter;
@@ -45,7 +45,8 @@ use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
-use crate::pages::{PageMap, Policy, Store};
+use crate::page_map::PageMap;
+use crate::pages::{Policy, Store};
 use crate::streams::{Captures, Deferred};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
@@ -54,6 +55,7 @@ use padded::Padded;
 use peaks::Peaks;
 use pins::Pins;
 use pools::Pools;
+pub(crate) use shards::Shard;
 use shards::Shards;
 use statistics::Counters;
 use watch::{Parting, Watch};
@@ -64,8 +66,18 @@ pub(crate) mod flag {
     pub(crate) const DEFERRED: u32 = 1;
     /// Caching is off.
     pub(crate) const UNCACHED: u32 = 2;
+    /// Sizes are rounded up in steps between powers of two.
+    pub(crate) const DIVIDED: u32 = 4;
     /// Allocations of some streams or threads go to a private pool.
-    pub(crate) const DIVERTED: u32 = 4;
+    pub(crate) const DIVERTED: u32 = 8;
+}
+
+/// To whom a granule of memory belongs: what the address map tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageEntry<'a> {
+    pub(crate) shard: &'a Shard,
+    /// The page slot in its heap.
+    pub(crate) slot: u32,
 }
 
 /// What the lock on physical memory guards.
@@ -93,7 +105,7 @@ pub(crate) struct Engine {
     virtual_memory: bool,
     /// The device's whole memory.
     total: Bytes,
-    map: Arc<PageMap>,
+    map: Arc<PageMap<Shard>>,
     clock: Arc<Clock>,
     shards: Shards,
     flags: AtomicU32,
@@ -127,7 +139,7 @@ impl Engine {
         index: u32,
         device: Arc<dyn Device>,
         config: Config,
-        (map, clock): (Arc<PageMap>, Arc<Clock>),
+        (map, clock): (Arc<PageMap<Shard>>, Arc<Clock>),
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
         let virtual_memory =
@@ -138,16 +150,19 @@ impl Engine {
         let store = Store::new(Arc::clone(&device), Bytes::MAX);
         let captures = Arc::new(Captures::default());
         let deferred = Deferred::new(Arc::clone(&device), Arc::clone(&captures));
+        let divisions = Divisions::new(config.roundup_power2_divisions);
+        let uncached = if config.caching { 0 } else { flag::UNCACHED };
+        let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
         let engine = Engine {
             index,
-            divisions: Divisions::new(config.roundup_power2_divisions),
+            divisions,
             policy: Policy::new(&config),
             virtual_memory,
             total,
             map,
             clock,
-            shards: Shards::new(whole),
-            flags: AtomicU32::new(if config.caching { 0 } else { flag::UNCACHED }),
+            shards: Shards::new(index, whole),
+            flags: AtomicU32::new(uncached | divided),
             polls: Padded::default(),
             peaks: Peaks::new(),
             growth: Padded(Mutex::new(Growth {

@@ -64,16 +64,18 @@ impl Peaks {
     /// Called with the heap locked, before it changes. False where its stream is retired.
     #[inline]
     pub(crate) fn enter(&self, shards: &Shards, index: u32, heap: &mut Heap) -> bool {
-        if self.active.load(Ordering::Relaxed) != index {
-            self.switch(shards, index, heap);
-            return !heap.turn.retired;
+        if heap.turn.may_change() {
+            return true;
         }
-        true
+        self.switch(shards, index, heap);
+        !heap.turn.retired
     }
 
     /// The stream of this heap, which is locked, retires: the heap is not active any more.
     pub(crate) fn retire(&self, index: u32, heap: &mut Heap) {
         heap.turn.retired = true;
+        heap.turn.excused = 0;
+        heap.turn.active = false;
         if self.active.load(Ordering::Relaxed) == index {
             self.state.lock().fold(heap);
             self.active.store(NOBODY, Ordering::Relaxed);
@@ -83,11 +85,6 @@ impl Peaks {
     #[cold]
     fn switch(&self, shards: &Shards, index: u32, heap: &mut Heap) {
         if heap.turn.retired {
-            heap.turn.strayed = true;
-            return;
-        }
-        if heap.turn.excused > 0 {
-            heap.turn.excused -= 1;
             heap.turn.strayed = true;
             return;
         }
@@ -111,6 +108,7 @@ impl Peaks {
             state.fold(heap);
         }
         self.active.store(index, Ordering::Relaxed);
+        heap.turn.active = true;
     }
 
     /// Brings totals and peaks up to date over all heaps; each is locked in turn.
@@ -192,6 +190,7 @@ impl State {
         heap.tally.begin_window();
         heap.turn.folded = now;
         heap.turn.strayed = false;
+        heap.turn.active = false;
     }
 }
 
@@ -209,7 +208,7 @@ mod tests {
 
     impl Pair {
         fn new() -> Pair {
-            let shards = Shards::new(None);
+            let shards = Shards::new(0, None);
             shards.for_stream(StreamId(0)).unwrap();
             shards.for_stream(StreamId(1)).unwrap();
             Pair { shards, peaks: Peaks::new() }

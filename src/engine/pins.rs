@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::Engine;
 use super::allocate::foreign;
+use super::{Engine, PageEntry};
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
 use crate::heap::Lookup;
-use crate::pages::PageEntry;
 use crate::units::{Address, Bytes};
 
 /// The pins of one device, by number.
@@ -35,12 +34,9 @@ pub(crate) struct Pinned {
 
 impl Engine {
     /// Pins the live allocation around an address.
-    pub(crate) fn pin(&self, entry: PageEntry, address: Address) -> Result<Pinned> {
-        let Some(shard) = self.shards.get(entry.shard) else {
-            return Err(foreign(address));
-        };
-        let mut heap = shard.heap.lock();
-        let (start, length) = match heap.lookup(entry.slot, address) {
+    pub(crate) fn pin(&self, at: PageEntry<'_>, address: Address) -> Result<Pinned> {
+        let mut heap = at.shard.heap.lock();
+        let (start, length) = match heap.lookup(at.slot, address) {
             Lookup::Live(block) => (address, heap.block(block).bytes),
             Lookup::Interior(start, bytes) => (start, bytes),
             Lookup::Freed => {
@@ -57,7 +53,7 @@ impl Engine {
         let mut pins = self.pins.lock();
         pins.made += 1;
         let number = pins.made;
-        pins.spans.insert(number, Span { shard: entry.shard, start, bytes: length });
+        pins.spans.insert(number, Span { shard: at.shard.number, start, bytes: length });
         Ok(Pinned { number, address: first, bytes })
     }
 

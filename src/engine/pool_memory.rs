@@ -133,7 +133,7 @@ impl Engine {
 
     /// Whether a heap divides its segments between requests.
     pub(super) fn splits(&self, shard: u32) -> bool {
-        let pool = self.shards.get(shard).and_then(Shard::pool);
+        let pool = self.shards.get(shard).and_then(|shard| shard.pool());
         pool.is_none_or(|pool| !pool.no_split.load(Ordering::Relaxed))
     }
 
@@ -141,7 +141,7 @@ impl Engine {
     /// there is none.
     pub(super) fn take_segment(&self, shard: u32, bytes: Bytes) -> Result<Option<Address>> {
         let owner = self.shards.get(shard);
-        let pool = owner.and_then(Shard::pool);
+        let pool = owner.and_then(|shard| shard.pool());
         let Some((source, owner)) = pool.and_then(|pool| pool.source.clone()).zip(owner) else {
             return match self.device.malloc(bytes) {
                 Ok(base) => Ok(Some(base)),

@@ -238,7 +238,7 @@ impl Engine {
             Some(number) => number,
             None => self.add_pool_heap(&pool, stream)?,
         };
-        Ok(self.shards.get(number).map(|shard| (number, shard)))
+        Ok(self.shards.get(number).map(|shard| (number, shard.as_ref())))
     }
 
     /// A heap for a pool on a stream: one that an ended pool has left, or a new one.

@@ -1,13 +1,12 @@
 //! Memory of devices without virtual memory management: whole segments, split and joined, and given
 //! back when nothing in them is used. The sizes are PyTorch's.
 
-use parking_lot::MutexGuard;
-
 use super::grow::Request;
 use super::watch::Segment;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
+use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, MIB, PoolId, align_up};
 
 /// Large requests below this share segments of the configured size.

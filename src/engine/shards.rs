@@ -5,29 +5,35 @@
 //! gets more, its *lanes*, among which threads are spread: they are heaps of one stream, so that
 //! memory moves between them with nothing to wait for.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::Heap;
+use crate::lock;
 use crate::units::{Bytes, PoolId, StreamId};
 
-/// A heap with its lock, and whose it is.
+/// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
+/// a heap's own calls write.
 #[derive(Debug)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 pub(crate) struct Shard {
-    pub(crate) heap: Mutex<Heap>,
     pub(crate) stream: StreamId,
-    /// The private pool that it belongs to; the default pool's heaps have none.
-    pool: RwLock<Option<Arc<Pool>>>,
+    /// Its device's place among the allocator's devices, and its own among the device's shards.
+    pub(crate) device: u32,
+    pub(crate) number: u32,
     /// How many lanes the stream has, a power of two; only its first heap knows.
     lanes: AtomicU32,
     /// How often a thread found the lock of a lane taken.
     collisions: AtomicU32,
     /// The numbers of the lanes; the first is the heap itself.
     lane_numbers: [AtomicU32; LANES],
+    /// The private pool that it belongs to; the default pool's heaps have none.
+    pool: RwLock<Option<Arc<Pool>>>,
+    pub(crate) heap: Padded<lock::Mutex<Heap>>,
 }
 
 /// The most lanes of a stream.
@@ -36,14 +42,16 @@ const LANES: usize = 16;
 const COLLISIONS: u32 = 64;
 
 impl Shard {
-    fn new(stream: StreamId, number: u32, whole: Option<(Bytes, Bytes)>) -> Self {
+    fn new(device: u32, number: u32, stream: StreamId, whole: Option<(Bytes, Bytes)>) -> Self {
         Shard {
-            heap: Mutex::new(Heap::new(whole)),
+            heap: Padded(lock::Mutex::new(Heap::new(whole))),
             stream,
-            pool: RwLock::new(None),
+            device,
+            number,
             lanes: AtomicU32::new(1),
             collisions: AtomicU32::new(0),
             lane_numbers: std::array::from_fn(|_| AtomicU32::new(number)),
+            pool: RwLock::new(None),
         }
     }
 
@@ -93,13 +101,16 @@ pub(crate) struct Shards {
     count: AtomicUsize,
     directory: Directory,
     adding: Mutex<()>,
+    /// The device's place among the allocator's devices.
+    device: u32,
     /// What heaps are told of blocks that are not to be split.
     whole: Option<(Bytes, Bytes)>,
 }
 
 impl Shards {
-    pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
+    pub(crate) fn new(device: u32, whole: Option<(Bytes, Bytes)>) -> Self {
         Shards {
+            device,
             whole,
             chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
             count: AtomicUsize::new(0),
@@ -110,9 +121,9 @@ impl Shards {
 
     /// The shard of that number.
     #[inline]
-    pub(crate) fn get(&self, index: u32) -> Option<&Shard> {
+    pub(crate) fn get(&self, index: u32) -> Option<&Arc<Shard>> {
         let chunk = self.chunks.get(index as usize / CHUNK)?.get()?;
-        chunk[index as usize % CHUNK].get().map(Arc::as_ref)
+        chunk[index as usize % CHUNK].get()
     }
 
     /// How many there are; all lower numbers are valid.
@@ -122,18 +133,19 @@ impl Shards {
 
     /// Every shard with its number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Shard)> {
-        (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard)))
+        (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard.as_ref())))
     }
 
-    /// The first heap of `stream` with its number, if it has one.
+    /// The first heap of `stream`, if it is found at the first look: nearly always, where a program
+    /// has no more than some hundred streams.
     #[inline]
-    pub(crate) fn find(&self, stream: StreamId) -> Option<(u32, &Shard)> {
-        self.directory.find(stream)
+    pub(crate) fn find(&self, stream: StreamId) -> Option<&Shard> {
+        self.directory.first_look(stream)
     }
 
-    /// The default pool's shard for `stream` with its number, made on first use; `None` where there
-    /// are 2^20 shards already.
-    pub(crate) fn for_stream(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+    /// The default pool's shard for `stream`, made on first use; `None` where there are 2^20 shards
+    /// already.
+    pub(crate) fn for_stream(&self, stream: StreamId) -> Option<&Shard> {
         match self.directory.find(stream) {
             Some(found) => Some(found),
             None => self.add(stream),
@@ -141,49 +153,47 @@ impl Shards {
     }
 
     #[cold]
-    fn add(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+    fn add(&self, stream: StreamId) -> Option<&Shard> {
         let _adding = self.adding.lock();
         if let Some(found) = self.directory.find(stream) {
             return Some(found);
         }
-        let (index, shard) = self.push(stream)?;
-        self.directory.insert(stream, index, shard);
+        self.directory.insert(stream, self.push(stream)?);
         self.directory.find(stream)
     }
 
     /// Adds a heap that no stream finds by itself; `None` where there are 2^20 already.
     pub(crate) fn add_private(&self, stream: StreamId, pool: Arc<Pool>) -> Option<u32> {
         let _adding = self.adding.lock();
-        let (index, shard) = self.push(stream)?;
+        let shard = self.push(stream)?;
         shard.set_pool(pool);
-        Some(index)
+        Some(shard.number)
     }
 
     /// Adds a heap to the list; the lock on adding is held.
-    fn push(&self, stream: StreamId) -> Option<(u32, Arc<Shard>)> {
+    fn push(&self, stream: StreamId) -> Option<Arc<Shard>> {
         let index = self.count.load(Ordering::Relaxed);
         let chunk = self
             .chunks
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        let shard = Arc::new(Shard::new(stream, index as u32, self.whole));
+        let shard = Arc::new(Shard::new(self.device, index as u32, stream, self.whole));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
-        Some((index as u32, shard))
+        Some(shard)
     }
 
     /// The calling thread's lane of a stream, given its first heap.
     #[inline]
-    pub(crate) fn lane<'a>(&'a self, index: u32, first: &'a Shard) -> (u32, &'a Shard) {
+    pub(crate) fn lane<'a>(&'a self, first: &'a Shard) -> &'a Shard {
+        if first.is_spread() { self.lane_of_thread(first) } else { first }
+    }
+
+    #[inline(never)]
+    fn lane_of_thread<'a>(&'a self, first: &'a Shard) -> &'a Shard {
         let lanes = first.lanes.load(Ordering::Acquire) as usize;
-        if lanes == 1 {
-            return (index, first);
-        }
         let number = first.lane_numbers[thread_number() & (lanes - 1)].load(Ordering::Relaxed);
-        match self.get(number) {
-            Some(shard) => (number, shard),
-            None => (index, first),
-        }
+        self.get(number).map_or(first, Arc::as_ref)
     }
 
     /// A thread found the lock of one of a stream's lanes taken: where that happens often, there
@@ -201,10 +211,10 @@ impl Shards {
             return;
         }
         for place in &first.lane_numbers[lanes..2 * lanes] {
-            let Some((number, _)) = self.push(first.stream) else {
+            let Some(lane) = self.push(first.stream) else {
                 return;
             };
-            place.store(number, Ordering::Relaxed);
+            place.store(lane.number, Ordering::Relaxed);
         }
         first.lanes.store(2 * lanes as u32, Ordering::Release);
     }
@@ -223,87 +233,103 @@ pub(crate) fn thread_number() -> usize {
     THREAD.with(|&number| number)
 }
 
-/// A hash table from streams to numbers, read without a lock. It is written under the lock of
-/// `Shards`, only grows, and moves to a table of twice the size when half full; old tables stay,
-/// for readers that are still in them.
+/// A hash table from streams to heaps, read without a lock. It is written under the lock of
+/// `Shards`, and only grows.
+///
+/// Most streams are found in `front`, where each has one place, which it may find taken. The rest
+/// moves to a table of twice the size when half full; old tables stay, for readers that are still
+/// in them.
 #[derive(Debug)]
 struct Directory {
+    front: Box<[Entry; FRONT]>,
     tables: [OnceLock<Box<[Entry]>>; 20],
     current: AtomicUsize,
     used: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
-struct Entry {
-    stream: AtomicU64,
-    index: AtomicU32,
-    /// Set last: an entry without it is empty.
-    shard: OnceLock<Arc<Shard>>,
-}
+/// A stream's first heap. It is filled under the lock of `Shards`.
+type Entry = OnceLock<Arc<Shard>>;
 
+const FRONT_BITS: u32 = 10;
+const FRONT: usize = 1 << FRONT_BITS;
 const FIRST_TABLE: usize = 64;
 
 impl Directory {
     fn new() -> Self {
         let tables: [OnceLock<Box<[Entry]>>; 20] = std::array::from_fn(|_| OnceLock::new());
-        tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::default()).collect());
-        Directory { tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
+        tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::new()).collect());
+        let front = Box::new(std::array::from_fn(|_| Entry::new()));
+        Directory { front, tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
     }
 
     #[inline]
-    fn find(&self, stream: StreamId) -> Option<(u32, &Shard)> {
+    fn first_look(&self, stream: StreamId) -> Option<&Shard> {
+        let shard = self.front[front_place(stream)].get()?;
+        (shard.stream == stream).then_some(shard)
+    }
+
+    fn find(&self, stream: StreamId) -> Option<&Shard> {
+        if let Some(found) = self.first_look(stream) {
+            return Some(found);
+        }
         let table = self.tables.get(self.current.load(Ordering::Acquire))?.get()?;
         let mut at = hash(stream) as usize;
         loop {
-            let entry = &table[at & (table.len() - 1)];
-            let shard = entry.shard.get()?;
-            if entry.stream.load(Ordering::Relaxed) == stream.0 {
-                return Some((entry.index.load(Ordering::Relaxed), shard));
+            let shard = table[at & (table.len() - 1)].get()?;
+            if shard.stream == stream {
+                return Some(shard);
             }
             at += 1;
         }
     }
 
-    fn insert(&self, stream: StreamId, index: u32, shard: Arc<Shard>) {
+    fn insert(&self, stream: StreamId, shard: Arc<Shard>) {
+        let Err(shard) = self.front[front_place(stream)].set(shard) else {
+            return;
+        };
         let current = self.current.load(Ordering::Relaxed);
         let Some(table) = self.tables[current].get() else {
             return;
         };
         let used = self.used.fetch_add(1, Ordering::Relaxed) + 1;
         if used * 2 <= table.len() || current + 1 == self.tables.len() {
-            insert_into(table, stream, index, shard);
+            insert_into(table, shard);
             return;
         }
         let next = self.tables[current + 1]
-            .get_or_init(|| (0..table.len() * 2).map(|_| Entry::default()).collect());
+            .get_or_init(|| (0..table.len() * 2).map(|_| Entry::new()).collect());
         for entry in table.iter() {
-            if let Some(old) = entry.shard.get() {
-                let stream = StreamId(entry.stream.load(Ordering::Relaxed));
-                insert_into(next, stream, entry.index.load(Ordering::Relaxed), Arc::clone(old));
+            if let Some(old) = entry.get() {
+                insert_into(next, Arc::clone(old));
             }
         }
-        insert_into(next, stream, index, shard);
+        insert_into(next, shard);
         self.current.store(current + 1, Ordering::Release);
     }
 }
 
-fn insert_into(table: &[Entry], stream: StreamId, index: u32, shard: Arc<Shard>) {
-    let mut at = hash(stream) as usize;
-    while table[at & (table.len() - 1)].shard.get().is_some() {
+fn insert_into(table: &[Entry], shard: Arc<Shard>) {
+    let mut at = hash(shard.stream) as usize;
+    while table[at & (table.len() - 1)].get().is_some() {
         at += 1;
     }
-    let entry = &table[at & (table.len() - 1)];
-    entry.stream.store(stream.0, Ordering::Relaxed);
-    entry.index.store(index, Ordering::Relaxed);
-    // Nobody else inserts: the lock of `Shards` is held. Readers see the two stores above through
-    // this.
-    let _ = entry.shard.set(shard);
+    // Nobody else inserts.
+    let _ = table[at & (table.len() - 1)].set(shard);
 }
+
+/// Where a stream is looked for first: the upper bits of its hash.
+#[inline(always)]
+fn front_place(stream: StreamId) -> usize {
+    (stream.0.wrapping_mul(GOLDEN) >> (64 - FRONT_BITS)) as usize
+}
+
+/// 2^64 over the golden ratio, for Fibonacci hashing (Knuth, TAOCP 6.4): stream handles are
+/// addresses, equal in their low bits.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[inline]
 fn hash(stream: StreamId) -> u64 {
-    // Fibonacci hashing (Knuth, TAOCP 6.4): stream handles are addresses, equal in their low bits.
-    stream.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
+    stream.0.wrapping_mul(GOLDEN) >> 40
 }
 
 #[cfg(test)]
@@ -312,23 +338,23 @@ mod tests {
 
     #[test]
     fn finds_each_of_many_streams_again() {
-        let shards = Shards::new(None);
+        let shards = Shards::new(0, None);
         for k in 0..5000 {
-            assert_eq!(shards.for_stream(StreamId(k * 64)).unwrap().0, k as u32);
+            assert_eq!(shards.for_stream(StreamId(k * 64)).unwrap().number, k as u32);
         }
         for k in 0..5000 {
-            let (index, shard) = shards.for_stream(StreamId(k * 64)).unwrap();
-            assert_eq!((index, shard.stream), (k as u32, StreamId(k * 64)));
-            assert_eq!(shards.get(index).unwrap().stream, StreamId(k * 64));
+            let shard = shards.for_stream(StreamId(k * 64)).unwrap();
+            assert_eq!((shard.number, shard.stream), (k as u32, StreamId(k * 64)));
+            assert_eq!(shards.get(shard.number).unwrap().stream, StreamId(k * 64));
         }
         assert_eq!(shards.len(), 5000);
     }
 
     #[test]
     fn lanes_double_where_threads_collide_and_are_heaps_of_the_stream() {
-        let shards = Shards::new(None);
-        let (index, first) = shards.for_stream(StreamId(7)).unwrap();
-        assert_eq!(shards.lane(index, first).0, index);
+        let shards = Shards::new(0, None);
+        let first = shards.for_stream(StreamId(7)).unwrap();
+        assert_eq!(shards.lane(first).number, first.number);
         for expected in [1, 2, 4, 8, 16, 16] {
             assert_eq!(first.lanes().count(), expected);
             (0..=COLLISIONS).for_each(|_| shards.collide(first));
@@ -336,20 +362,20 @@ mod tests {
         let numbers: std::collections::HashSet<u32> = first.lanes().collect();
         assert_eq!(numbers.len(), LANES);
         assert!(numbers.iter().all(|&n| shards.get(n).unwrap().stream == StreamId(7)));
-        let mine = shards.lane(index, first).0;
+        let mine = shards.lane(first).number;
         assert!(numbers.contains(&mine));
-        assert_eq!(shards.lane(index, first).0, mine, "a thread keeps its lane");
-        assert_eq!(shards.for_stream(StreamId(7)).unwrap().0, index);
+        assert_eq!(shards.lane(first).number, mine, "a thread keeps its lane");
+        assert_eq!(shards.for_stream(StreamId(7)).unwrap().number, first.number);
     }
 
     #[test]
     fn threads_agree_on_the_shard_of_a_stream() {
-        let shards = Shards::new(None);
+        let shards = Shards::new(0, None);
         let seen = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let number = |k| shards.for_stream(StreamId(k)).unwrap().0;
+                    let number = |k| shards.for_stream(StreamId(k)).unwrap().number;
                     let found: Vec<_> = (0..300).map(number).collect();
                     seen.lock().push(found);
                 });

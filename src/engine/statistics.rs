@@ -1,7 +1,7 @@
 //! Statistics of one device, added up over its heaps.
 
 use super::Engine;
-use crate::heap::{METRICS, State, metric};
+use crate::heap::{METRICS, metric};
 use crate::observe::{DeviceStatistics, Stat, StatArray};
 use crate::units::Bytes;
 use std::sync::atomic::Ordering;
@@ -122,7 +122,7 @@ impl Engine {
                 bytes[kind as usize] += size as i64;
             });
             if let Some(limit) = limit {
-                let live = heap.blocks().filter(|block| block.state == State::Live);
+                let live = heap.blocks().filter(|block| block.state.is_live());
                 oversize += live.filter(|block| block.bytes >= limit).count() as i64;
             }
         }

@@ -116,6 +116,13 @@ pub(crate) mod ffi {
         max_split_size: i64,
     }
 
+    /// The two numbers that name a pool.
+    #[derive(Clone, Copy, Debug)]
+    struct PoolKey {
+        first: u64,
+        second: u64,
+    }
+
     /// One live allocation of user functions.
     #[derive(Clone, Copy, Debug, Default)]
     struct EntryRecord {
@@ -134,8 +141,13 @@ pub(crate) mod ffi {
             sim_capacity: u64,
             sim_devices: i32,
         ) -> Result<Box<CachingCore>>;
-        fn alloc(self: &CachingCore, device: i32, bytes: u64, stream: u64) -> AllocResult;
-        fn free(self: &CachingCore, address: u64) -> u32;
+        /// An address; 0 for zero bytes; 1 where an error waits in the thread.
+        fn alloc(self: &CachingCore, device: i32, bytes: u64, stream: u64) -> u64;
+        /// False where an error waits in the thread.
+        fn free(self: &CachingCore, address: u64) -> bool;
+        /// Whether anything was allocated, or `mark_initialized` called.
+        fn is_initialized(self: &CachingCore) -> bool;
+        fn mark_initialized(self: &CachingCore);
         fn owns(self: &CachingCore, address: u64) -> bool;
         fn is_idle(self: &CachingCore) -> bool;
         fn record_stream(self: &CachingCore, address: u64, stream: u64) -> u32;
@@ -167,43 +179,28 @@ pub(crate) mod ffi {
         fn enable_peer(self: &CachingCore, device: i32, peer: i32) -> u32;
 
         // Pools: an id is two numbers.
-        fn empty_pool(self: &CachingCore, first: u64, second: u64) -> u32;
+        fn empty_pool(self: &CachingCore, pool: PoolKey) -> u32;
         fn begin_pool(
             self: &CachingCore,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             filter: UniquePtr<StreamFilter>,
         ) -> u32;
-        fn end_pool(self: &CachingCore, device: i32, first: u64, second: u64) -> u32;
-        fn release_pool(self: &CachingCore, device: i32, first: u64, second: u64) -> u32;
-        fn pool_use_count(
-            self: &CachingCore,
-            device: i32,
-            first: u64,
-            second: u64,
-            out: &mut i32,
-        ) -> u32;
+        fn end_pool(self: &CachingCore, device: i32, pool: PoolKey) -> u32;
+        fn release_pool(self: &CachingCore, device: i32, pool: PoolKey) -> u32;
+        fn pool_use_count(self: &CachingCore, device: i32, pool: PoolKey, out: &mut i32) -> u32;
         fn create_pool(
             self: &CachingCore,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             source: SharedPtr<CUDAAllocator>,
         ) -> u32;
-        fn set_use_on_oom(
-            self: &CachingCore,
-            device: i32,
-            first: u64,
-            second: u64,
-            on: bool,
-        ) -> u32;
-        fn set_no_split(self: &CachingCore, device: i32, first: u64, second: u64) -> u32;
+        fn set_use_on_oom(self: &CachingCore, device: i32, pool: PoolKey, on: bool) -> u32;
+        fn set_no_split(self: &CachingCore, device: i32, pool: PoolKey) -> u32;
         fn pool_holds_exactly(
             self: &CachingCore,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             expected: &[u64],
             out: &mut bool,
         ) -> u32;
@@ -338,43 +335,38 @@ pub(crate) mod ffi {
         fn begin_pool(
             allocator: &CUDAAllocator,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             filter: Box<RustFilter>,
         ) -> u32;
-        fn end_pool(allocator: &CUDAAllocator, device: i32, first: u64, second: u64) -> u32;
-        fn release_pool(allocator: &CUDAAllocator, device: i32, first: u64, second: u64) -> u32;
+        fn end_pool(allocator: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn release_pool(allocator: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
         fn pool_use_count(
             allocator: &CUDAAllocator,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             out: &mut i32,
         ) -> u32;
         fn create_pool(
             allocator: &CUDAAllocator,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             source: SharedPtr<CUDAAllocator>,
         ) -> u32;
         fn set_use_on_oom(
             allocator: &CUDAAllocator,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             use_on_oom: bool,
         ) -> u32;
-        fn set_no_split(allocator: &CUDAAllocator, device: i32, first: u64, second: u64) -> u32;
+        fn set_no_split(allocator: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
         fn pool_holds_exactly(
             allocator: &CUDAAllocator,
             device: i32,
-            first: u64,
-            second: u64,
+            pool: PoolKey,
             expected: &[u64],
             out: &mut bool,
         ) -> u32;
-        fn empty_pool(allocator: &CUDAAllocator, first: u64, second: u64) -> u32;
+        fn empty_pool(allocator: &CUDAAllocator, pool: PoolKey) -> u32;
         fn mark_capture(allocator: &CUDAAllocator, device: i32, begin: bool) -> u32;
     }
 }

@@ -1,9 +1,10 @@
 //! What C++ calls of the caching allocator.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::bridge::ffi::{AllocResult, StatsRecord};
-use super::error::{guarded, guarded_alloc, guarded_bool, guarded_free, keep};
+use super::bridge::ffi::StatsRecord;
+use super::error::{guarded, guarded_hot, guarded_or, keep};
 use crate::allocator::Allocator;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -11,7 +12,8 @@ use crate::open::{SimSize, open_allocator};
 use crate::units::{DeviceId, StreamId};
 
 /// The engine as a C++ object holds it.
-pub(crate) struct CachingCore(pub(crate) Arc<Allocator>);
+/// and whether C++ declared it to be in use.
+pub(crate) struct CachingCore(pub(crate) Arc<Allocator>, AtomicBool);
 
 /// Opens devices and builds an engine over them. The error waits in the thread as well.
 pub(crate) fn open_caching(
@@ -23,7 +25,7 @@ pub(crate) fn open_caching(
     let mut core = None;
     let size = SimSize { capacity: sim_capacity, devices: sim_devices };
     let status = guarded(|| {
-        core = Some(CachingCore(Arc::new(open_allocator(device, conf, size)?)));
+        core = Some(CachingCore::new(Arc::new(open_allocator(device, conf, size)?)));
         Ok(())
     });
     core.map(Box::new).ok_or_else(|| Error::Internal {
@@ -32,30 +34,56 @@ pub(crate) fn open_caching(
     })
 }
 
+/// What `alloc` gives where an error waits: no address, since those are multiples of 512.
+const FAILED_ADDRESS: u64 = 1;
+
 impl CachingCore {
-    #[inline]
-    pub(crate) fn alloc(&self, device: i32, bytes: u64, stream: u64) -> AllocResult {
-        let (device, stream) = (DeviceId(device), StreamId(stream));
-        guarded_alloc(
-            || self.0.try_allocate(device, bytes, stream),
-            || self.0.allocate(device, bytes, stream),
-        )
+    pub(crate) fn new(allocator: Arc<Allocator>) -> CachingCore {
+        CachingCore(allocator, AtomicBool::new(false))
     }
 
     #[inline]
-    pub(crate) fn free(&self, address: u64) -> u32 {
-        guarded_free(|| self.0.try_free(address), || self.0.free(address))
+    pub(crate) fn alloc(&self, device: i32, bytes: u64, stream: u64) -> u64 {
+        let (device, stream) = (DeviceId(device), StreamId(stream));
+        guarded_hot(FAILED_ADDRESS, || {
+            self.0.allocate_or(device, bytes, stream, |allocator, device, bytes, stream| {
+                match allocator.allocate_otherwise(device, bytes, stream) {
+                    Ok(address) => address,
+                    Err(error) => {
+                        keep(error);
+                        FAILED_ADDRESS
+                    }
+                }
+            })
+        })
+    }
+
+    #[inline]
+    pub(crate) fn free(&self, address: u64) -> bool {
+        guarded_hot(false, || {
+            self.0.free_or(address, |allocator, address| {
+                allocator.free_otherwise(address).map_err(keep).is_ok()
+            })
+        })
+    }
+
+    pub(crate) fn is_initialized(&self) -> bool {
+        self.1.load(Ordering::Relaxed) || self.0.is_used()
+    }
+
+    pub(crate) fn mark_initialized(&self) {
+        self.1.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn owns(&self, address: u64) -> bool {
-        guarded_bool(false, || self.0.owns(address))
+        guarded_or(false, || self.0.owns(address))
     }
 
     /// True where nothing is allocated, so that the engine can go.
     pub(crate) fn is_idle(&self) -> bool {
         let live = |device| self.0.statistics(device).map_or(1, |s| s.allocation.all.current);
         let count = self.0.device_count() as i32;
-        guarded_bool(false, || (0..count).map(DeviceId).all(|device| live(device) == 0))
+        guarded_or(false, || (0..count).map(DeviceId).all(|device| live(device) == 0))
     }
 
     pub(crate) fn record_stream(&self, address: u64, stream: u64) -> u32 {
@@ -82,7 +110,7 @@ impl CachingCore {
     }
 
     pub(crate) fn is_caching(&self) -> bool {
-        guarded_bool(true, || self.0.is_caching())
+        guarded_or(true, || self.0.is_caching())
     }
 
     pub(crate) fn memory_info(&self, device: i32, free: &mut u64, total: &mut u64) -> u32 {

@@ -35,47 +35,38 @@ pub(crate) fn guarded(body: impl FnOnce() -> Result<()>) -> u32 {
     catch_unwind(AssertUnwindSafe(status)).unwrap_or_else(|panic| keep_panic(&*panic))
 }
 
-/// The same for an allocation: `hot` gives an address, or 0 where `cold` has the answer.
-#[inline]
-pub(crate) fn guarded_alloc(
-    hot: impl FnOnce() -> Address,
-    cold: impl FnOnce() -> Result<Address>,
-) -> AllocResult {
-    match catch_unwind(AssertUnwindSafe(hot)) {
-        Ok(address) if address != 0 => AllocResult { address, status: OK },
-        Ok(_) => alloc_cold(cold),
-        Err(panic) => AllocResult { address: 0, status: keep_panic(&*panic) },
+/// The same for what keeps its error itself; `failed` where it panics.
+#[inline(always)]
+pub(crate) fn guarded_hot<T>(failed: T, body: impl FnOnce() -> T) -> T {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(result) => result,
+        Err(panic) => {
+            drop_panic(panic);
+            failed
+        }
     }
 }
 
+/// Keeps a panic as an error. By value, so that the caller has nothing to keep it in meanwhile.
 #[cold]
-fn alloc_cold(cold: impl FnOnce() -> Result<Address>) -> AllocResult {
+#[inline(never)]
+fn drop_panic(panic: Box<dyn Any + Send>) {
+    keep_panic(&*panic);
+}
+
+/// The same for an allocation.
+pub(crate) fn guarded_alloc(body: impl FnOnce() -> Result<Address>) -> AllocResult {
     let mut address = 0;
     let status = guarded(|| {
-        address = cold()?;
+        address = body()?;
         Ok(())
     });
     AllocResult { address, status }
 }
 
-/// The same for a free: `hot` says whether that was all, else `cold` does the rest.
-#[inline]
-pub(crate) fn guarded_free(hot: impl FnOnce() -> bool, cold: impl FnOnce() -> Result<()>) -> u32 {
-    match catch_unwind(AssertUnwindSafe(hot)) {
-        Ok(true) => OK,
-        Ok(false) => free_cold(cold),
-        Err(panic) => keep_panic(&*panic),
-    }
-}
-
-#[cold]
-fn free_cold(cold: impl FnOnce() -> Result<()>) -> u32 {
-    guarded(cold)
-}
-
 /// The same for a function that answers a question; `otherwise` where it panics.
 #[inline]
-pub(crate) fn guarded_bool(otherwise: bool, body: impl FnOnce() -> bool) -> bool {
+pub(crate) fn guarded_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
 }
 

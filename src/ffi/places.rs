@@ -5,7 +5,7 @@ use cxx::UniquePtr;
 
 use super::bridge::ffi;
 use super::caching::CachingCore;
-use super::error::{guarded, guarded_bool};
+use super::error::{guarded, guarded_or};
 use crate::allocator::ObserverId;
 use crate::engine::{MappingChange, MappingEvent};
 use crate::units::DeviceId;
@@ -47,7 +47,7 @@ impl CachingCore {
     }
 
     pub(crate) fn unobserve_mappings(&self, number: u64) -> bool {
-        guarded_bool(false, || self.0.unobserve_mappings(ObserverId(number)))
+        guarded_or(false, || self.0.unobserve_mappings(ObserverId(number)))
     }
 
     pub(crate) fn share(&self, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32 {

@@ -1,7 +1,7 @@
 //! What C++ calls of the allocator over user functions.
 
 use super::bridge::ffi::{AllocResult, EntryRecord, StatsRecord};
-use super::error::{guarded, guarded_alloc, guarded_bool, keep};
+use super::error::{guarded, guarded_alloc, guarded_or, keep};
 use crate::error::Result;
 use crate::pluggable::{Entry, Metadata, Source};
 use crate::units::{DeviceId, StreamId};
@@ -30,11 +30,11 @@ impl PluggableCore {
     }
 
     pub(crate) fn owns(&self, address: u64) -> bool {
-        guarded_bool(false, || self.0.owns(address))
+        guarded_or(false, || self.0.owns(address))
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        guarded_bool(false, || self.0.is_idle())
+        guarded_or(false, || self.0.is_idle())
     }
 
     pub(crate) fn out_of_memory(&self, bytes: u64, device: i32) -> u32 {
@@ -89,7 +89,7 @@ pub(crate) struct SourceFns(pub(crate) Source);
 
 impl SourceFns {
     pub(crate) fn alloc(&self, bytes: u64, device: i32, stream: u64) -> AllocResult {
-        guarded_alloc(|| 0, || (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream)))
+        guarded_alloc(|| (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream)))
     }
 
     pub(crate) fn free(&self, address: u64, bytes: u64, device: i32, stream: u64) -> u32 {

@@ -12,6 +12,18 @@ use crate::engine::SegmentSource;
 use crate::error::Result;
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
+impl From<ffi::PoolKey> for PoolId {
+    fn from(key: ffi::PoolKey) -> PoolId {
+        PoolId(key.first, key.second)
+    }
+}
+
+impl From<PoolId> for ffi::PoolKey {
+    fn from(pool: PoolId) -> ffi::PoolKey {
+        ffi::PoolKey { first: pool.0, second: pool.1 }
+    }
+}
+
 /// A filter of a Rust test, as C++ calls it.
 pub(crate) struct RustFilter(pub(crate) Box<dyn Fn(StreamId) -> bool + Send + Sync>);
 
@@ -41,41 +53,34 @@ pub(crate) fn driven(status: u32) -> Result<()> {
 }
 
 impl CachingCore {
-    pub(crate) fn empty_pool(&self, first: u64, second: u64) -> u32 {
-        guarded(|| self.0.empty_pool(PoolId(first, second)))
+    pub(crate) fn empty_pool(&self, pool: ffi::PoolKey) -> u32 {
+        guarded(|| self.0.empty_pool(pool.into()))
     }
 
     pub(crate) fn begin_pool(
         &self,
         device: i32,
-        first: u64,
-        second: u64,
+        pool: ffi::PoolKey,
         filter: UniquePtr<ffi::StreamFilter>,
     ) -> u32 {
         let matches = move |stream: StreamId| {
             let mut found = false;
             driven(ffi::filter_matches(&filter, stream.0, &mut found)).map(|()| found)
         };
-        guarded(|| self.0.begin_pool(DeviceId(device), PoolId(first, second), Box::new(matches)))
+        guarded(|| self.0.begin_pool(DeviceId(device), pool.into(), Box::new(matches)))
     }
 
-    pub(crate) fn end_pool(&self, device: i32, first: u64, second: u64) -> u32 {
-        guarded(|| self.0.end_allocate_to_pool(DeviceId(device), PoolId(first, second)))
+    pub(crate) fn end_pool(&self, device: i32, pool: ffi::PoolKey) -> u32 {
+        guarded(|| self.0.end_allocate_to_pool(DeviceId(device), pool.into()))
     }
 
-    pub(crate) fn release_pool(&self, device: i32, first: u64, second: u64) -> u32 {
-        guarded(|| self.0.release_pool(DeviceId(device), PoolId(first, second)))
+    pub(crate) fn release_pool(&self, device: i32, pool: ffi::PoolKey) -> u32 {
+        guarded(|| self.0.release_pool(DeviceId(device), pool.into()))
     }
 
-    pub(crate) fn pool_use_count(
-        &self,
-        device: i32,
-        first: u64,
-        second: u64,
-        out: &mut i32,
-    ) -> u32 {
+    pub(crate) fn pool_use_count(&self, device: i32, pool: ffi::PoolKey, out: &mut i32) -> u32 {
         guarded(|| {
-            *out = self.0.pool_use_count(DeviceId(device), PoolId(first, second))? as i32;
+            *out = self.0.pool_use_count(DeviceId(device), pool.into())? as i32;
             Ok(())
         })
     }
@@ -83,37 +88,34 @@ impl CachingCore {
     pub(crate) fn create_pool(
         &self,
         device: i32,
-        first: u64,
-        second: u64,
+        pool: ffi::PoolKey,
         source: SharedPtr<ffi::CUDAAllocator>,
     ) -> u32 {
         guarded(|| {
             let source = (!source.is_null())
                 .then(|| Arc::new(AllocatorSource(source)) as Arc<dyn SegmentSource>);
-            self.0.create_or_incref_pool(DeviceId(device), PoolId(first, second), source)
+            self.0.create_or_incref_pool(DeviceId(device), pool.into(), source)
         })
     }
 
-    pub(crate) fn set_use_on_oom(&self, device: i32, first: u64, second: u64, on: bool) -> u32 {
-        guarded(|| self.0.set_use_on_oom(DeviceId(device), PoolId(first, second), on))
+    pub(crate) fn set_use_on_oom(&self, device: i32, pool: ffi::PoolKey, on: bool) -> u32 {
+        guarded(|| self.0.set_use_on_oom(DeviceId(device), pool.into(), on))
     }
 
-    pub(crate) fn set_no_split(&self, device: i32, first: u64, second: u64) -> u32 {
-        guarded(|| self.0.set_no_split(DeviceId(device), PoolId(first, second)))
+    pub(crate) fn set_no_split(&self, device: i32, pool: ffi::PoolKey) -> u32 {
+        guarded(|| self.0.set_no_split(DeviceId(device), pool.into()))
     }
 
     pub(crate) fn pool_holds_exactly(
         &self,
         device: i32,
-        first: u64,
-        second: u64,
+        pool: ffi::PoolKey,
         expected: &[u64],
         out: &mut bool,
     ) -> u32 {
         guarded(|| {
             let expected: HashSet<u64> = expected.iter().copied().collect();
-            let pool = PoolId(first, second);
-            *out = self.0.pool_holds_exactly(DeviceId(device), pool, &expected)?;
+            *out = self.0.pool_holds_exactly(DeviceId(device), pool.into(), &expected)?;
             Ok(())
         })
     }

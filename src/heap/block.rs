@@ -17,6 +17,8 @@ pub(crate) enum State {
     Quick,
     /// Handed out.
     Live,
+    /// Handed out, and other streams were recorded as users.
+    Shared,
     /// Freed by its owner, but other streams may still use it.
     Pending,
     /// Addresses with no memory behind them.
@@ -25,8 +27,10 @@ pub(crate) enum State {
     Dormant,
 }
 
-/// One block. Neighbours by address are linked; free blocks are linked in their bin as well.
+/// One block. Neighbours by address are linked; free blocks are linked in their bin as well, and
+/// blocks kept aside in their class. Each has a cache line of its own.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(crate) struct Block {
     pub(crate) start: Address,
     pub(crate) bytes: Bytes,
@@ -42,8 +46,15 @@ pub(crate) struct Block {
     pub(crate) view: u32,
     pub(crate) state: State,
     pub(crate) arena: ArenaKind,
-    /// Whether other streams were recorded as users.
-    pub(crate) shared: bool,
+    /// The size class, while handed out or kept aside.
+    pub(crate) class: u8,
+}
+
+impl State {
+    /// Whether it is handed out.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, State::Live | State::Shared)
+    }
 }
 
 impl Block {
@@ -68,6 +79,12 @@ impl BlockTable {
         debug_assert!(self.blocks.len() < NONE as usize);
         self.blocks.push(block);
         (self.blocks.len() - 1) as BlockId
+    }
+
+    /// A block, where there is one of that number.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: BlockId) -> Option<&mut Block> {
+        self.blocks.get_mut(id as usize)
     }
 
     pub(crate) fn remove(&mut self, id: BlockId) {

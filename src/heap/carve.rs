@@ -1,40 +1,92 @@
 //! Serving a request from free memory: which block, and which end of it.
 
 use super::Heap;
-use super::block::{Block, BlockId, State};
+use super::block::{Block, BlockId, NONE, State};
 use super::layout::{Range, View};
-use super::size::ArenaKind;
-use crate::units::{Address, Bytes, GRANULE};
+use super::size::{
+    ArenaKind, LARGE_CLASS, SMALL_MAX, bin_of, class_bytes, class_of, classes_near, rounded,
+    rounded_large,
+};
+use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
 impl Heap {
     /// Serves a request from memory that is there, or says that none fits. `requested` is what the
-    /// caller asked for and `bytes` what it comes to after rounding.
-    #[inline(always)]
+    /// caller asked for, at least one byte, and `bytes` what it comes to, which is rounded up here.
     pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
-        let arena = ArenaKind::of(bytes);
-        if let Some(id) = self.quick.take(bytes) {
-            let block = &mut self.blocks[id];
-            debug_assert_eq!(block.state, State::Quick);
-            block.state = State::Live;
-            block.requested = requested;
-            self.tally.allocate(arena, bytes, requested);
-            return Some(block.start);
+        if bytes > SMALL_MAX {
+            return self.allocate_large(requested, bytes);
         }
-        self.allocate_indexed(requested, bytes)
+        let class = class_of(bytes);
+        // A block that is a little longer does as well as one of the class, and costs no search.
+        for near in class..=class + classes_near(class) {
+            if let Some((address, higher)) = self.take_kept(near, requested) {
+                if higher {
+                    self.tally.raise();
+                }
+                return Some(address);
+            }
+        }
+        self.allocate_small_indexed(requested, class)
     }
 
-    /// The part of it that searches the index: kept out of the way of the other.
-    #[inline(never)]
-    fn allocate_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
-        let arena = ArenaKind::of(bytes);
-        if arena == ArenaKind::Small {
-            let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
-            return Some(self.carve(id, requested, bytes));
+    /// Serves a small request from the blocks of its class that are kept aside: the address, and
+    /// whether the tally is to be raised after that.
+    #[inline(always)]
+    pub(crate) fn take_kept(&mut self, class: u8, requested: Bytes) -> Option<(Address, bool)> {
+        let id = self.quick.first(class);
+        let block = self.blocks.get_mut(id)?;
+        debug_assert_eq!((block.state, block.class), (State::Quick, class));
+        self.quick.set_first(class, block.bin_next);
+        block.state = State::Live;
+        block.requested = requested;
+        let higher = self.tally.allocate_small(block.bytes, requested);
+        Some((block.start, higher))
+    }
+
+    fn allocate_small_indexed(&mut self, requested: Bytes, class: u8) -> Option<Address> {
+        let bytes = class_bytes(class);
+        // The sizes of classes begin bins: whatever is in the bin is large enough.
+        let id = self.arenas[ArenaKind::Small as usize].free.first_from(bin_of(bytes))?;
+        Some(self.carve(id, requested, bytes))
+    }
+
+    fn allocate_large(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        if bytes >= MAX_REQUEST {
+            return None;
         }
+        match self.take_kept_large(requested, bytes) {
+            Some((address, false)) => Some(address),
+            Some((address, true)) => {
+                self.tally.raise();
+                Some(address)
+            }
+            None => self.allocate_large_indexed(requested, rounded(bytes)),
+        }
+    }
+
+    /// The same for a large request, of less than [`MAX_REQUEST`].
+    #[inline(always)]
+    pub(crate) fn take_kept_large(
+        &mut self,
+        requested: Bytes,
+        bytes: Bytes,
+    ) -> Option<(Address, bool)> {
+        let block = self.blocks.get_mut(self.quick.first(LARGE_CLASS))?;
+        if block.bytes != rounded_large(bytes) {
+            return None;
+        }
+        self.quick.set_first(LARGE_CLASS, NONE);
+        block.state = State::Live;
+        block.requested = requested;
+        let higher = self.tally.allocate_large(block.bytes, requested);
+        Some((block.start, higher))
+    }
+
+    fn allocate_large_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         if let Some(kept) = self.quick.pop_large() {
             self.give_back(kept);
         }
-        let id = self.arenas[arena as usize].free.find(&self.blocks, bytes)?;
+        let id = self.arenas[ArenaKind::Large as usize].free.find(&self.blocks, bytes)?;
         if self.whole.is_some() {
             let taken = self.taken(id, bytes)?;
             return Some(self.carve(id, requested, taken));
@@ -112,7 +164,7 @@ impl Heap {
         let block = &mut self.blocks[id];
         block.state = State::Live;
         block.requested = requested;
-        block.shared = false;
+        block.class = if kind == ArenaKind::Small { class_of(bytes) } else { LARGE_CLASS };
         let (start, range) = (block.start, block.range);
         self.set_start(range, start, kind, id + 1);
         self.tally.allocate(kind, bytes, requested);

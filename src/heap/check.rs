@@ -2,6 +2,7 @@
 
 use super::block::{NONE, State};
 use super::layout::Range;
+use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
 use crate::error::Error;
 use crate::units::{Bytes, GRANULE};
@@ -63,7 +64,9 @@ impl Heap {
             }
             match block.state {
                 State::Free => free_bytes[range.kind as usize] += block.bytes,
-                State::Live => counted.allocate(block.arena, block.bytes, block.requested),
+                State::Live | State::Shared => {
+                    counted.allocate(block.arena, block.bytes, block.requested);
+                }
                 State::Pending => {
                     counted.allocate(block.arena, block.bytes, block.requested);
                     counted.defer(block.arena, block.bytes);
@@ -109,7 +112,7 @@ impl Heap {
             }
             at += GRANULE;
         }
-        if matches!(block.state, State::Live | State::Quick | State::Pending) {
+        if block.state.is_live() || matches!(block.state, State::Quick | State::Pending) {
             let slot = range.slots[((block.start - range.base) / GRANULE) as usize];
             let page = &self.slots[slot as usize];
             let offset = ((block.start - page.base) >> page.unit_shift) as usize;
@@ -121,15 +124,24 @@ impl Heap {
     }
 
     fn check_quick(&self) -> Result<(), Error> {
-        let wrong = self.quick.iter().find(|&id| self.blocks[id].state != State::Quick);
-        if let Some(id) = wrong {
-            return broken("quick list holds quick blocks", format!("{:?}", self.blocks[id]));
+        for class in self.quick.classes() {
+            let mut id = self.quick.first(class);
+            while id != NONE {
+                let block = &self.blocks[id];
+                let fits = match block.arena {
+                    ArenaKind::Large => class == LARGE_CLASS,
+                    ArenaKind::Small => class == class_of(block.bytes),
+                };
+                if block.state != State::Quick || block.class != class || !fits {
+                    return broken(
+                        "quick list holds quick blocks of a class",
+                        format!("{block:?}"),
+                    );
+                }
+                id = block.bin_next;
+            }
         }
-        let bytes: Bytes = self.quick.iter().map(|id| self.blocks[id].bytes).sum();
-        if bytes != self.quick.bytes() {
-            return broken("quick list knows its blocks' sizes", format!("{bytes} bytes"));
-        }
-        let count = self.quick.iter().count();
+        let count = self.quick.iter(&self.blocks).count();
         let all = self.blocks().filter(|block| block.state == State::Quick).count();
         if all != count {
             return broken(

@@ -97,6 +97,12 @@ impl FreeIndex {
         self.best_of(blocks, self.heads[bin], bytes)
     }
 
+    /// The first block of the first bin from `bin` on that has any.
+    #[inline]
+    pub(crate) fn first_from(&self, bin: usize) -> Option<BlockId> {
+        Some(self.heads[self.next_bin(bin)?])
+    }
+
     #[inline]
     fn best_of(&self, blocks: &BlockTable, head: BlockId, bytes: Bytes) -> Option<BlockId> {
         let mut best = None;

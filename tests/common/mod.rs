@@ -137,6 +137,17 @@ impl Rig {
     }
 }
 
+/// The size at which a request is served: multiples of 512 bytes up to 16 KiB, then 16 sizes a
+/// power of two up to 1 MiB, multiples of 4 KiB above.
+pub(crate) fn served(bytes: Bytes) -> Bytes {
+    let step = match bytes {
+        0..=0x4000 => 512,
+        0x4001..=MIB => bytes.next_power_of_two() / 32,
+        _ => 4096,
+    };
+    bytes.next_multiple_of(step)
+}
+
 /// What is wrong with the pointer that the error is about.
 #[track_caller]
 pub(crate) fn fault<T: std::fmt::Debug>(result: Result<T>) -> PointerFault {

@@ -1,0 +1,127 @@
+//! What most calls run: from a request to a block that is kept aside, and from an address back.
+//!
+//! These functions call nothing after which they go on: whatever is not quick is called last, and
+//! gets the lock of the heap where that is held already. So they need no registers saved and no
+//! stack. Each holds the lock of one heap for some tens of instructions.
+
+use super::Allocator;
+use crate::engine::{Engine, Look};
+use crate::heap::{BlockId, Heap, NONE, SMALL_MAX};
+use crate::lock::MutexGuard;
+use crate::units::{Address, Bytes, DeviceId, StreamId};
+
+/// What does all that there is to an allocation where the hot path does not end in an address.
+pub(crate) type Otherwise = fn(&Allocator, DeviceId, Bytes, StreamId) -> Address;
+
+impl Allocator {
+    /// Memory that is at hand, or what `otherwise` gives.
+    #[inline(always)]
+    pub(crate) fn allocate_or(
+        &self,
+        device: DeviceId,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        // A negative number is larger than any index.
+        let Some(engine) = self.engines.get(device.0 as u32 as usize) else {
+            return otherwise(self, device, bytes, stream);
+        };
+        if bytes > SMALL_MAX {
+            return self.allocate_large_or(engine, bytes, stream, otherwise);
+        }
+        match engine.look::<false>(bytes, stream) {
+            Look::Found(address) => address,
+            Look::Higher(heap, address) => raise(heap, address),
+            Look::Locked(heap) => self.search_locked(heap, device, bytes, stream, otherwise),
+            Look::Nothing => self.search(device, bytes, stream, otherwise),
+        }
+    }
+
+    #[inline(never)]
+    fn allocate_large_or(
+        &self,
+        engine: &Engine,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        match engine.look::<true>(bytes, stream) {
+            Look::Found(address) => address,
+            Look::Higher(heap, address) => raise(heap, address),
+            Look::Locked(heap) => self.search_locked(heap, engine.id(), bytes, stream, otherwise),
+            Look::Nothing => self.search(engine.id(), bytes, stream, otherwise),
+        }
+    }
+
+    #[inline(never)]
+    fn search_locked(
+        &self,
+        mut heap: MutexGuard<'_, Heap>,
+        device: DeviceId,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        match heap.allocate(bytes, bytes) {
+            Some(address) => address,
+            None => {
+                drop(heap);
+                otherwise(self, device, bytes, stream)
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn search(
+        &self,
+        device: DeviceId,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        match self.engines[device.0 as usize].search(bytes, stream) {
+            0 => otherwise(self, device, bytes, stream),
+            address => address,
+        }
+    }
+
+    /// Frees memory where nothing more is to be done; else it is what `otherwise` says.
+    #[inline(always)]
+    pub(crate) fn free_or(
+        &self,
+        address: Address,
+        otherwise: fn(&Allocator, Address) -> bool,
+    ) -> bool {
+        let Some((shard, slot)) = self.map.get(address) else {
+            return otherwise(self, address);
+        };
+        let Some(mut heap) = shard.heap.try_lock() else {
+            return otherwise(self, address);
+        };
+        if !heap.turn.may_change() {
+            drop(heap);
+            return otherwise(self, address);
+        }
+        match heap.keep(slot, address) {
+            Some(NONE) => true,
+            Some(displaced) => give_back(heap, displaced),
+            None => {
+                drop(heap);
+                otherwise(self, address)
+            }
+        }
+    }
+}
+
+#[cold]
+fn raise(mut heap: MutexGuard<'_, Heap>, address: Address) -> Address {
+    heap.tally.raise();
+    address
+}
+
+#[inline(never)]
+fn give_back(mut heap: MutexGuard<'_, Heap>, block: BlockId) -> bool {
+    heap.give_back(block);
+    true
+}

@@ -1,0 +1,152 @@
+//! From an address to the heap that it belongs to, in constant time and without a lock: a two-level
+//! table over 47 bits of address, one entry a granule, shared by all devices (whose addresses never
+//! overlap).
+
+#![allow(
+    unsafe_code,
+    reason = "an entry is a pointer: numbers cost a quarter of a free to resolve"
+)]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::units::{Address, GRANULE};
+
+const LEAF_BITS: u32 = 13;
+const LEAF: usize = 1 << LEAF_BITS;
+const ROOT: usize = 1 << (47 - LEAF_BITS - GRANULE.trailing_zeros());
+
+/// To whom a granule belongs: the owner, or null, and the page slot in its heap. The two are
+/// written one after the other; who reads an old slot with a new owner sees that the slot describes
+/// another granule.
+struct Entry<T> {
+    owner: AtomicPtr<T>,
+    slot: AtomicU32,
+}
+
+type Leaf<T> = [Entry<T>; LEAF];
+
+/// The table. It keeps each owner that it ever named, and each leaf, so that what its pointers lead
+/// to is there as long as the map.
+pub(crate) struct PageMap<T> {
+    /// Leaves by the upper bits of an address. Those without an entry are all the same one, so that
+    /// a look-up need not ask whether there is a leaf.
+    root: Box<[AtomicPtr<Leaf<T>>; ROOT]>,
+    kept: Mutex<Kept<T>>,
+}
+
+/// What the pointers of a map lead to. Nothing is ever removed.
+struct Kept<T> {
+    /// By the place in the root; the empty leaf is at `ROOT`.
+    leaves: HashMap<usize, Arc<Leaf<T>>>,
+    /// By address.
+    owners: HashMap<usize, Arc<T>>,
+}
+
+impl<T> std::fmt::Debug for PageMap<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageMap").field("leaves", &self.kept.lock().leaves.len()).finish()
+    }
+}
+
+impl<T> PageMap<T> {
+    pub(crate) fn new() -> Self {
+        let empty = new_leaf();
+        let pointer = Arc::as_ptr(&empty).cast_mut();
+        let root = boxed((0..ROOT).map(|_| AtomicPtr::new(pointer)));
+        let leaves = HashMap::from([(ROOT, empty)]);
+        PageMap { root, kept: Mutex::new(Kept { leaves, owners: HashMap::new() }) }
+    }
+
+    /// To whom the granule around `address` belongs, and its page slot there.
+    #[inline(always)]
+    pub(crate) fn get(&self, address: Address) -> Option<(&T, u32)> {
+        let page = (address / GRANULE) as usize;
+        let leaf = self.root.get(page >> LEAF_BITS)?.load(Ordering::Acquire);
+        // SAFETY: every pointer in the root was taken from an `Arc` in `kept`, from which nothing
+        // is removed before the map goes, and the map is borrowed for as long as the reference.
+        let leaf = unsafe { &*leaf };
+        let entry = &leaf[page & (LEAF - 1)];
+        let owner = entry.owner.load(Ordering::Acquire);
+        // SAFETY: it is null or was taken from an `Arc` in `kept`, as above.
+        let owner = unsafe { owner.as_ref() }?;
+        Some((owner, entry.slot.load(Ordering::Relaxed)))
+    }
+
+    /// Gives the granule at `address` to an owner, which lives as long as the map from now on;
+    /// false where the address is beyond 47 bits.
+    pub(crate) fn set(&self, address: Address, owner: &Arc<T>, slot: u32) -> bool {
+        let pointer = Arc::as_ptr(owner);
+        self.kept.lock().owners.entry(pointer.addr()).or_insert_with(|| Arc::clone(owner));
+        self.store(address, pointer.cast_mut(), slot)
+    }
+
+    /// Takes the granule at `address` from its owner.
+    pub(crate) fn clear(&self, address: Address) {
+        self.store(address, std::ptr::null_mut(), 0);
+    }
+
+    fn store(&self, address: Address, owner: *mut T, slot: u32) -> bool {
+        let page = (address / GRANULE) as usize;
+        let place = page >> LEAF_BITS;
+        let Some(root) = self.root.get(place) else {
+            return false;
+        };
+        let mut kept = self.kept.lock();
+        let leaf = kept.leaves.entry(place).or_insert_with(new_leaf);
+        root.store(Arc::as_ptr(leaf).cast_mut(), Ordering::Release);
+        let entry = &leaf[page & (LEAF - 1)];
+        entry.slot.store(slot, Ordering::Relaxed);
+        entry.owner.store(owner, Ordering::Release);
+        true
+    }
+}
+
+fn new_leaf<T>() -> Arc<Leaf<T>> {
+    let vacant = |_| Entry { owner: AtomicPtr::default(), slot: AtomicU32::new(0) };
+    Arc::from(boxed((0..LEAF).map(vacant)))
+}
+
+/// An array on the heap, filled without a copy of it on the stack.
+fn boxed<T, const N: usize>(items: impl Iterator<Item = T>) -> Box<[T; N]> {
+    let items: Box<[T]> = items.collect();
+    match items.try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("as many items as there are places"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_was_set_and_nothing_else() {
+        let map = PageMap::new();
+        let owner = Arc::new("owner");
+        assert!(map.set(0x7fff_ffe0_0000, &owner, u32::MAX));
+        assert_eq!(map.get(0x7fff_ffe0_1234), Some((&"owner", u32::MAX)));
+        assert_eq!(map.get(0x7fff_ffc0_0000), None);
+        map.clear(0x7fff_ffe0_0000);
+        assert_eq!(map.get(0x7fff_ffe0_0000), None);
+        assert_eq!(map.get(u64::MAX), None);
+        assert!(!map.set(u64::MAX, &owner, 0));
+    }
+
+    #[test]
+    fn an_owner_stays_as_long_as_the_map() {
+        let map = PageMap::new();
+        let owner = Arc::new(7);
+        assert!(map.set(0, &owner, 1));
+        let kept = Arc::downgrade(&owner);
+        drop(owner);
+        assert_eq!(map.get(0), Some((&7, 1)));
+        map.clear(0);
+        assert!(kept.upgrade().is_some(), "a reader may still hold what it was");
+        drop(map);
+        assert!(kept.upgrade().is_none());
+    }
+}
