@@ -286,14 +286,16 @@ impl Allocator {
         self.engine(device)?.retire_stream(stream)
     }
 
-    /// Looks which frees that wait for other streams have completed, on all devices. An allocation
-    /// does so by itself; a program that only frees may want to call it.
+    /// Looks which frees that wait for other streams have completed, on all devices, and gives
+    /// memory back that has been idle for [`Config::release_idle_ms`](crate::Config). An allocation
+    /// that finds no memory at hand does so by itself; a program that only frees, or that rests,
+    /// may want to call it.
     ///
     /// # Errors
     /// [`Error::Device`] where an event cannot be asked.
     pub fn process_events(&self) -> Result<()> {
         for engine in &self.engines {
-            engine.poll_deferred()?;
+            engine.process_events()?;
         }
         Ok(())
     }

@@ -50,6 +50,9 @@ pub struct Config {
     pub steal: bool,
     /// The largest physical handle that is made, in bytes. Key `max_handle_mb`.
     pub max_handle: Bytes,
+    /// Memory that was idle throughout so many milliseconds goes back to the device; 0: off. Key
+    /// `release_idle_ms`.
+    pub release_idle_ms: u64,
 }
 
 impl Default for Config {
@@ -67,6 +70,7 @@ impl Default for Config {
             caching: true,
             steal: true,
             max_handle: 16 * MIB,
+            release_idle_ms: 0,
         }
     }
 }

@@ -25,6 +25,7 @@
 //! | `caching` | boolean | `True` | [`Config::caching`] |
 //! | `steal` | boolean | `True` | [`Config::steal`] |
 //! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 16 | [`Config::max_handle`] |
+//! | `release_idle_ms` | a whole number up to 2^40 | 0 | [`Config::release_idle_ms`] |
 //! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: it is always so here |
 //! | `expandable_segments_reserve` | fraction, or size such as `40G` | | no effect: addresses are reserved as needed |
 //! | `expandable_segments_reserve_by_class` | `[name:0.25,other:40G]` | | no effect, as above |

@@ -36,7 +36,7 @@ impl Engine {
         if let Some(number) = self.create_from_cut(growth, remaining, supply)? {
             return Ok(Some(number));
         }
-        let size = self.policy.handle_size(request.bytes, remaining);
+        let size = self.policy.handle_size(request.bytes, remaining, supply.grain);
         if size <= supply.ready
             && let Some(number) = growth.store.create(size)?
         {
@@ -68,7 +68,7 @@ impl Engine {
 
     /// Whether nothing queued can use a handle through any of its mappings, so that giving it back
     /// waits for nothing.
-    fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
+    pub(super) fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
         let Some(handle) = growth.store.handle(number) else {
             return Ok(false);
         };
@@ -121,7 +121,7 @@ impl Engine {
         spare.sort_by_key(|&number| growth.store.handle(number).map(|handle| handle.bytes));
         let mut spare = spare.into_iter();
         loop {
-            let mut size = self.policy.handle_size(request.bytes, remaining);
+            let mut size = self.policy.handle_size(request.bytes, remaining, supply.grain);
             while size >= GRANULE {
                 if size <= supply.most
                     && let Some(number) = growth.store.create(size)?
@@ -143,9 +143,10 @@ impl Engine {
                 },
             };
             let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
-            if self.dissolve(growth, Some((request.shard, &mut *heap)), number)? {
-                supply.most += bytes;
-            }
+            // What cannot be given back now, because of a capture or before observers were told,
+            // was counted on all the same: new memory stands in for it, if the device has any.
+            self.dissolve(growth, Some((request.shard, &mut *heap)), number)?;
+            supply.most += bytes;
         }
     }
 
@@ -213,7 +214,7 @@ impl Engine {
             if let Entry::Vacant(entry) = orderable.entry(shard)
                 && let Some(from) = self.shards.get(shard).map(|shard| shard.stream)
             {
-                entry.insert(self.deferred.lock().can_order(from, to)?);
+                entry.insert(shard == taker || self.deferred.lock().can_order(from, to)?);
             }
         }
         let before = idle.len();

@@ -10,9 +10,11 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod allocate;
 mod check;
 mod direct;
+mod fill;
 mod grow;
 mod handles;
 mod ipc;
@@ -27,6 +29,7 @@ mod reclaim;
 mod segments;
 mod shards;
 mod statistics;
+mod unneeded;
 mod watch;
 
 pub(crate) use allocate::{Look, foreign};
@@ -91,6 +94,8 @@ pub(crate) struct Growth {
     lost: u64,
     /// What is about to be unmapped.
     parting: Parting,
+    /// When it was last looked for memory that nobody needs.
+    looked_us: u64,
 }
 
 /// The allocator of one device.
@@ -171,6 +176,7 @@ impl Engine {
                 moving_us: 0,
                 lost: 0,
                 parting: Parting::default(),
+                looked_us: 0,
             })),
             pools: Padded::default(),
             captures,

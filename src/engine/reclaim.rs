@@ -1,5 +1,7 @@
 //! What is tried before a request fails, and giving memory back to the device.
 
+use std::collections::BTreeSet;
+
 use parking_lot::MutexGuard;
 
 use super::grow::{Effort, Request};
@@ -154,13 +156,16 @@ impl Engine {
 
     /// Gives the address ranges back in which nothing is mapped any more.
     pub(super) fn give_addresses_back(&self) {
+        let mut mapped = BTreeSet::new();
+        let mut ranges = Vec::new();
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
-            let unused: Vec<(Address, Bytes)> = heap.virtual_ranges().collect();
-            if heap.views().next().is_none() {
-                for (base, bytes) in unused {
-                    let _ = self.device.free_address(base, bytes);
-                }
+            mapped.extend(heap.views().map(|(_, view)| view.address));
+            ranges.extend(heap.virtual_ranges());
+        }
+        for (base, bytes) in ranges {
+            if mapped.range(base..base + bytes).next().is_none() {
+                let _ = self.device.free_address(base, bytes);
             }
         }
     }

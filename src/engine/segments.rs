@@ -2,6 +2,7 @@
 //! back when nothing in them is used. The sizes are PyTorch's.
 
 use super::grow::Request;
+use super::shards::Shard;
 use super::watch::Segment;
 use super::{Engine, Growth};
 use crate::error::Result;
@@ -63,7 +64,7 @@ impl Engine {
         if self.captures.may_be_under_way(self.device.as_ref())? {
             return Ok(released);
         }
-        for (number, shard) in self.shards.iter() {
+        for (_, shard) in self.shards.iter() {
             if only.is_some_and(|pool| pool != shard.pool_id()) {
                 continue;
             }
@@ -73,21 +74,37 @@ impl Engine {
                 if released >= wanted {
                     return Ok(released);
                 }
+                self.release_segment(growth, shard, &mut heap, (base, bytes, kind))?;
                 if self.is_watched() {
-                    heap.remove_segment(base);
-                    self.retract(base, bytes);
-                    self.part_with(growth, Segment { shard: number, base, bytes, kind });
                     continue;
                 }
-                self.give_segment(shard, base, bytes)?;
-                heap.remove_segment(base);
-                self.retract(base, bytes);
-                self.count_given(growth, bytes, kind);
                 released += bytes;
             }
         }
         self.forget_sources();
         Ok(released)
+    }
+
+    /// Gives one unused segment back. A device without virtual memory waits for all its work there.
+    /// Where there are observers, the segment is put aside until these have been told.
+    pub(super) fn release_segment(
+        &self,
+        growth: &mut Growth,
+        shard: &Shard,
+        heap: &mut Heap,
+        (base, bytes, kind): (Address, Bytes, ArenaKind),
+    ) -> Result<()> {
+        if self.is_watched() {
+            heap.remove_segment(base);
+            self.retract(base, bytes);
+            self.part_with(growth, Segment { shard: shard.number, base, bytes, kind });
+            return Ok(());
+        }
+        self.give_segment(shard, base, bytes)?;
+        heap.remove_segment(base);
+        self.retract(base, bytes);
+        self.count_given(growth, bytes, kind);
+        Ok(())
     }
 
     /// Counts a segment that went back to where it came from.

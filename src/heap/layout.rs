@@ -17,6 +17,8 @@ pub(crate) struct Range {
     pub(crate) kind: ArenaKind,
     /// Whether it is one segment of the device, all of it memory, and given back whole.
     pub(crate) segment: bool,
+    /// Whether another heap reserved it; this one uses parts of it.
+    pub(crate) borrowed: bool,
     /// The block at its base.
     pub(crate) first: BlockId,
     /// The page slot of each granule, as far as any has had memory.
@@ -55,16 +57,15 @@ pub(crate) struct IdleView {
     pub(crate) handle: u32,
     pub(crate) address: Address,
     pub(crate) bytes: Bytes,
-    /// The size of the free block that it lies in.
-    pub(crate) block_bytes: Bytes,
+    pub(crate) kind: ArenaKind,
+    /// The free block that it lies in.
+    pub(crate) block: (Address, Bytes),
 }
 
 impl Heap {
     /// Adds a range without memory.
     pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind) {
-        let range = self.new_range(base, bytes, kind, false);
-        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Hole));
-        self.set_first(range, id);
+        let id = self.new_range(base, bytes, kind, State::Hole);
         self.arenas[kind as usize].gaps.insert(base, id);
     }
 
@@ -75,28 +76,30 @@ impl Heap {
         bytes: Bytes,
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
-        let range = self.new_range(base, bytes, kind, true);
-        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Free));
-        self.set_first(range, id);
+        let id = self.new_range(base, bytes, kind, State::Free);
         self.arenas[kind as usize].free.insert(&mut self.blocks, id);
-        self.add_slots(range, base, bytes, kind, NO_SLOT)
+        self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT)
     }
 
-    fn new_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind, segment: bool) -> u32 {
+    /// Adds a range that is one block: a hole, a free segment, or all of it another heap's.
+    pub(super) fn new_range(
+        &mut self,
+        base: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+        state: State,
+    ) -> BlockId {
         debug_assert!(base.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE));
-        let range = Range { base, bytes, kind, segment, first: NONE, slots: Vec::new() };
-        if let Some(index) = self.ranges.iter().position(Option::is_none) {
-            self.ranges[index] = Some(range);
-            return index as u32;
+        let vacant = self.ranges.iter().position(Option::is_none);
+        let number = vacant.unwrap_or(self.ranges.len());
+        let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
+        let (segment, borrowed) = (state == State::Free, state == State::Ceded);
+        let range = Range { base, bytes, kind, segment, borrowed, first, slots: Vec::new() };
+        match vacant {
+            Some(number) => self.ranges[number] = Some(range),
+            None => self.ranges.push(Some(range)),
         }
-        self.ranges.push(Some(range));
-        (self.ranges.len() - 1) as u32
-    }
-
-    fn set_first(&mut self, range: u32, id: BlockId) {
-        if let Some(range) = &mut self.ranges[range as usize] {
-            range.first = id;
-        }
+        first
     }
 
     /// Every segment that is one free block and may go: base and bytes.
@@ -183,8 +186,8 @@ impl Heap {
 
     /// Bases and sizes of the ranges without segments, for giving the addresses back.
     pub(crate) fn virtual_ranges(&self) -> impl Iterator<Item = (Address, Bytes)> + '_ {
-        let ranges = self.ranges.iter().flatten().filter(|range| !range.segment);
-        ranges.map(|range| (range.base, range.bytes))
+        let own = |range: &&Range| !range.segment && !range.borrowed;
+        self.ranges.iter().flatten().filter(own).map(|range| (range.base, range.bytes))
     }
 
     /// Makes `[address, address + bytes)`, which lies in one hole, free memory on a new active
@@ -197,17 +200,22 @@ impl Heap {
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
         let kind = self.arena_of(address)?;
         let id = self.cut_hole(kind, address, bytes)?;
-        let range = self.blocks[id].range;
+        self.arenas[kind as usize].gaps.remove(&address);
+        Some(self.back(id, handle))
+    }
+
+    /// Makes a block without memory, which is in no index, free memory on a new active view.
+    pub(super) fn back(&mut self, id: BlockId, handle: u32) -> (ViewId, Vec<(Address, u32)>) {
+        let Block { start: address, bytes, arena: kind, range, .. } = self.blocks[id];
         let view = View { address, bytes, handle, active: true, kind, range };
         let view = self.insert_view(view);
-        self.arenas[kind as usize].gaps.remove(&address);
         self.blocks[id].state = State::Free;
         let slots = self.add_slots(range, address, bytes, kind, view);
         self.insert_free(id);
-        Some((view, slots))
+        (view, slots)
     }
 
-    fn arena_of(&self, address: Address) -> Option<ArenaKind> {
+    pub(super) fn arena_of(&self, address: Address) -> Option<ArenaKind> {
         self.ranges.iter().flatten().find(|range| range.contains(address)).map(|range| range.kind)
     }
 
@@ -240,12 +248,26 @@ impl Heap {
 
     /// The same, whether it has to stay or not.
     pub(crate) fn make_dormant(&mut self, view: ViewId) -> bool {
-        let Some(View { address, bytes, kind, range, .. }) = self.view(view).cloned() else {
+        let Some(middle) = self.isolate(view) else {
             return false;
         };
-        let Some(id) = self.free_block_over(address, bytes, kind) else {
-            return false;
-        };
+        self.moves += 1;
+        let block = &mut self.blocks[middle];
+        block.state = State::Dormant;
+        block.view = view;
+        let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
+        self.arenas[kind as usize].gaps.insert(address, middle);
+        self.remove_slots(range, address, bytes);
+        if let Some(view) = &mut self.views[view as usize] {
+            view.active = false;
+        }
+        true
+    }
+
+    /// Cuts the free block over an idle view so that one block, in no index, is exactly the view.
+    pub(super) fn isolate(&mut self, view: ViewId) -> Option<BlockId> {
+        let View { address, bytes, kind, .. } = self.view(view)?.clone();
+        let id = self.free_block_over(address, bytes, kind)?;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
         if self.blocks[id].start < address {
@@ -257,16 +279,8 @@ impl Heap {
             let back = self.split(middle, bytes);
             self.arenas[kind as usize].free.insert(&mut self.blocks, back);
         }
-        self.moves += 1;
-        let block = &mut self.blocks[middle];
-        block.state = State::Dormant;
-        block.view = view;
-        self.arenas[kind as usize].gaps.insert(address, middle);
-        self.remove_slots(range, address, bytes);
-        if let Some(view) = &mut self.views[view as usize] {
-            view.active = false;
-        }
-        true
+        self.note_low(kind);
+        Some(middle)
     }
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
@@ -332,42 +346,6 @@ impl Heap {
         }
         self.views.push(Some(view));
         (self.views.len() - 1) as ViewId
-    }
-
-    /// Every active view on which nothing lives and that may move.
-    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
-        if self.holds.everything() {
-            return;
-        }
-        for arena in &self.arenas {
-            for id in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(&self.blocks[id], out);
-            }
-        }
-    }
-
-    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
-        let Some(range) = &self.ranges[block.range as usize] else {
-            return;
-        };
-        let mut at = block.start.next_multiple_of(GRANULE);
-        while at + GRANULE <= block.end() {
-            let slot = range.slots[((at - range.base) / GRANULE) as usize];
-            let id = self.slots[slot as usize].view;
-            let Some(view) = self.view(id) else { return };
-            let end = view.address + view.bytes;
-            let inside = view.address >= block.start && end <= block.end();
-            if inside && !self.holds.at(view.address) {
-                out.push(IdleView {
-                    view: id,
-                    handle: view.handle,
-                    address: view.address,
-                    bytes: view.bytes,
-                    block_bytes: block.bytes,
-                });
-            }
-            at = end;
-        }
     }
 }
 

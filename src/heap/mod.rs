@@ -12,6 +12,8 @@
 //! A *view* is one handle of physical memory at one place. Free and live blocks lie on active
 //! views. A *hole* has no memory. A *dormant* block is a view whose handle is in use at another
 //! address now; when that use ends, the view can be made active again with no call to the driver.
+//! A *ceded* block is a part of the range that another heap uses: whole views on which nothing
+//! lives pass from heap to heap where they are, with no call to the driver either.
 //!
 //! Ranges that are whole segments of the device (no virtual memory) have no views and no holes.
 
@@ -19,9 +21,11 @@
 
 mod block;
 mod carve;
+mod cede;
 mod check;
 mod free_index;
 mod hold;
+mod idle;
 mod layout;
 mod lookup;
 mod plan;
@@ -54,6 +58,8 @@ struct Arena {
     free: FreeIndex,
     /// Holes and dormant blocks by address.
     gaps: BTreeMap<Address, BlockId>,
+    /// What other heaps use, by address.
+    ceded: BTreeMap<Address, BlockId>,
 }
 
 /// A block as it is shown to others.
@@ -96,7 +102,8 @@ impl Heap {
     /// A heap without memory. With `whole`, blocks of its first size or more are never split: they
     /// serve requests of that size or more that leave less than its second size unused.
     pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
-        let arena = || Arena { free: FreeIndex::new(), gaps: BTreeMap::new() };
+        let arena =
+            || Arena { free: FreeIndex::new(), gaps: BTreeMap::new(), ceded: BTreeMap::new() };
         Heap {
             blocks: BlockTable::default(),
             arenas: [arena(), arena()],

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::policy::price;
 use crate::device::{Device, DeviceResult, HandleId};
 use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
@@ -56,6 +57,8 @@ pub(crate) struct Store {
     pub(crate) limit: Bytes,
     /// The device refused to go beyond this: asked again only when nothing else is left.
     ceiling: Bytes,
+    /// What all calls to the driver have cost, by the price list.
+    pub(crate) spent_us: u64,
     /// How often memory was taken from the device, and given back.
     pub(crate) device_allocs: i64,
     pub(crate) device_frees: i64,
@@ -82,6 +85,7 @@ impl Store {
             by_kind: [Stat::default(); 2],
             limit,
             ceiling: Bytes::MAX,
+            spent_us: 0,
             device_allocs: 0,
             device_frees: 0,
         }
@@ -149,6 +153,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
+        self.spent_us += price::CREATE_US;
         self.count_taken(bytes);
         let handle =
             Some(Handle { id, bytes, active: None, dormant: Vec::new(), closed: Vec::new() });
@@ -193,6 +198,7 @@ impl Store {
             return Ok(());
         };
         self.device.map(address, bytes, id)?;
+        self.spent_us += price::MAP_US;
         let Err(error) = self.device.set_access(address, bytes) else {
             return Ok(());
         };
@@ -228,6 +234,7 @@ impl Store {
             return Ok(());
         };
         self.device.unmap(place.address, bytes)?;
+        self.spent_us += price::UNMAP_US;
         if let Some(handle) = self.handle_mut(number) {
             handle.dormant.retain(|other| *other != place);
             handle.closed.retain(|&closed| closed != place.address);
@@ -260,6 +267,13 @@ impl Store {
         }
     }
 
+    /// The handle serves another heap from now on, at the address where it is.
+    pub(crate) fn hand_over(&mut self, number: u32, shard: u32, view: u32) {
+        if let Some(place) = self.handle_mut(number).and_then(|handle| handle.active.as_mut()) {
+            (place.shard, place.view) = (shard, view);
+        }
+    }
+
     /// Gives a spare handle that is mapped nowhere back to the device.
     pub(crate) fn release(&mut self, number: u32) -> DeviceResult<()> {
         let Some(handle) = self.handle(number) else {
@@ -268,6 +282,7 @@ impl Store {
         debug_assert!(handle.active.is_none() && handle.dormant.is_empty());
         let bytes = handle.bytes;
         self.device.release(handle.id)?;
+        self.spent_us += price::release_us(bytes);
         self.count_given(bytes);
         self.handles[number as usize] = None;
         self.vacant.push(number);

@@ -1,0 +1,105 @@
+//! Memory that passes from heap to heap where it is: the addresses stay, and with them what is
+//! mapped there, so that no call to the driver is needed.
+
+use super::block::{BlockId, NONE, State};
+use super::layout::ViewId;
+use super::{ArenaKind, Heap, join};
+use crate::units::{Address, Bytes};
+
+/// A view on its way to another heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ceded {
+    /// The range in which it lies: base and bytes.
+    range: (Address, Bytes),
+    kind: ArenaKind,
+    address: Address,
+    bytes: Bytes,
+    handle: u32,
+}
+
+impl Heap {
+    /// Hands over a view on which nothing lives: its addresses are another heap's from now on.
+    /// `None` where something lives there, or where it has to stay.
+    pub(crate) fn cede(&mut self, view: ViewId) -> Option<Ceded> {
+        let handle = self.view(view).filter(|view| !self.holds.at(view.address))?.handle;
+        let id = self.isolate(view)?;
+        let block = &mut self.blocks[id];
+        block.state = State::Ceded;
+        let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
+        self.remove_slots(range, address, bytes);
+        self.views[view as usize] = None;
+        self.vacant_views.push(view);
+        self.arenas[kind as usize].ceded.insert(address, id);
+        self.join_ceded(kind, id);
+        let range = self.ranges[range as usize].as_ref()?;
+        Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handle })
+    }
+
+    /// Takes over a view that another heap ceded: its addresses are free memory of this heap. Gives
+    /// the view and the page slots.
+    pub(crate) fn adopt(&mut self, ceded: Ceded) -> Option<(ViewId, Vec<(Address, u32)>)> {
+        let Ceded { range, kind, address, bytes, handle } = ceded;
+        if self.arena_of(address).is_none() {
+            let id = self.new_range(range.0, range.1, kind, State::Ceded);
+            self.arenas[kind as usize].ceded.insert(range.0, id);
+        }
+        let id = self.cut_ceded(kind, address, bytes)?;
+        Some(self.back(id, handle))
+    }
+
+    /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.
+    fn cut_ceded(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
+        let (_, &over) = self.arenas[kind as usize].ceded.range(..=address).next_back()?;
+        let block = &self.blocks[over];
+        if address + bytes > block.end() {
+            return None;
+        }
+        let mut id = over;
+        if block.start < address {
+            id = self.split(id, address - block.start);
+        } else {
+            self.arenas[kind as usize].ceded.remove(&address);
+        }
+        if self.blocks[id].bytes > bytes {
+            let rest = self.split(id, bytes);
+            self.arenas[kind as usize].ceded.insert(address + bytes, rest);
+        }
+        Some(id)
+    }
+
+    fn join_ceded(&mut self, kind: ArenaKind, mut id: BlockId) {
+        let previous = self.blocks[id].previous;
+        if previous != NONE && self.blocks[previous].state == State::Ceded {
+            let start = self.blocks[id].start;
+            self.arenas[kind as usize].ceded.remove(&start);
+            join(&mut self.blocks, previous, id);
+            id = previous;
+        }
+        let next = self.blocks[id].next;
+        if next != NONE && self.blocks[next].state == State::Ceded {
+            let start = self.blocks[next].start;
+            self.arenas[kind as usize].ceded.remove(&start);
+            join(&mut self.blocks, id, next);
+        }
+    }
+
+    /// Bytes of the free blocks that end at `from` and begin at `to`, between which all is another
+    /// heap's.
+    pub(crate) fn free_beside(
+        &self,
+        kind: ArenaKind,
+        from: Address,
+        to: Address,
+    ) -> (Bytes, Bytes) {
+        let ceded = &self.arenas[kind as usize].ceded;
+        let free = |id: BlockId| match id {
+            NONE => 0,
+            id if self.blocks[id].state == State::Free => self.blocks[id].bytes,
+            _ => 0,
+        };
+        let before = ceded.get(&from).map_or(0, |&id| free(self.blocks[id].previous));
+        let last = ceded.range(..to).next_back().map(|(_, &id)| &self.blocks[id]);
+        let after = last.filter(|block| block.end() == to).map_or(0, |block| free(block.next));
+        (before, after)
+    }
+}
