@@ -241,6 +241,7 @@ fn few_places_know_the_drivers_crate() {
 fn unsafe_code_stands_where_it_is_expected() {
     let allowed = [
         "src/device/sim/os.rs",
+        "src/device/pidfd.rs",
         "src/device/cuda/",
         "src/interop.rs",
         "src/nvtx/abi.rs",

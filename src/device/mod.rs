@@ -7,10 +7,12 @@
 mod clock;
 pub mod cuda;
 mod ipc;
+mod pidfd;
 pub mod sim;
 
 pub use clock::Clock;
 pub use ipc::{HandleType, HandleTypes, IpcHandle, ShareableHandle};
+pub(crate) use pidfd::fetch as fetch_descriptor;
 
 use crate::error::DeviceError;
 use crate::units::{Address, Bytes, DeviceId, StreamId};

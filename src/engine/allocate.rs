@@ -148,6 +148,9 @@ impl Engine {
         if flags & flag::UNCACHED != 0 {
             return self.allocate_direct(index, bytes, stream).map(Some);
         }
+        if flags & flag::DIVERTED != 0 {
+            return self.allocate_diverted(bytes, stream);
+        }
         Ok(None)
     }
 
@@ -166,6 +169,7 @@ impl Engine {
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
+            self.end_export(address);
             self.wait_for_users(address, Ticket { shard: number, block });
             return Ok(());
         }
@@ -290,7 +294,7 @@ pub(crate) fn foreign(address: Address) -> Error {
 }
 
 #[cold]
-fn too_many_streams() -> Error {
+pub(super) fn too_many_streams() -> Error {
     Error::Unsupported {
         operation: "allocating on another stream".to_owned(),
         by: "plugalloc".to_owned(),

@@ -19,7 +19,7 @@ impl Engine {
     ) -> Result<Option<Address>> {
         for all in [false, true] {
             if all {
-                self.release_idle(growth, Bytes::MAX)?;
+                self.release_idle(growth, Bytes::MAX, None)?;
             }
             self.unmap_dormant(growth)?;
             self.claim_holes(request);
@@ -31,8 +31,11 @@ impl Engine {
     }
 
     /// Unmaps every dormant view whose stream is not being captured; work that may use it is waited
-    /// for.
+    /// for. None while a capture may be under way, nor where observers would have to be told first.
     fn unmap_dormant(&self, growth: &mut Growth) -> DeviceResult<()> {
+        if self.is_watched() || self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(());
+        }
         let mut drained = Vec::new();
         for (_, shard) in self.shards.iter() {
             if self.deferred.lock().drain(shard.stream)? {

@@ -36,6 +36,13 @@ pub(crate) struct Handle {
     closed: Vec<Address>,
 }
 
+impl Handle {
+    /// What the device calls it.
+    pub(crate) fn id(&self) -> HandleId {
+        self.id
+    }
+}
+
 /// All physical memory that the allocator has of one device.
 pub(crate) struct Store {
     device: Arc<dyn Device>,

@@ -15,6 +15,7 @@
 #include "plugalloc/data_ptr.h"
 #include "plugalloc/device_stream.h"
 #include "plugalloc/error.h"
+#include "plugalloc/memory_pin.h"
 #include "plugalloc/pluggable_allocator.h"
 #include "plugalloc/snapshot.h"
 #include "plugalloc/stream.h"
