@@ -20,6 +20,9 @@ impl Engine {
     ) -> Result<Option<Address>> {
         for all in [false, true] {
             if all {
+                if !self.policy.steal {
+                    break;
+                }
                 self.release_idle(growth, Bytes::MAX)?;
             }
             self.unmap_dormant(growth)?;
