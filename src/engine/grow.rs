@@ -302,13 +302,14 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: room for the device's whole memory in large requests, so
-    /// that a second range is rare, and halved until the system grants it.
+    /// Reserves addresses for the heap: four times the device's whole memory for large requests, so that
+    /// a second range is rare and the end of one not in the way, and halved until the system grants
+    /// it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
             ArenaKind::Small => self.total / 16,
-            ArenaKind::Large => self.total,
+            ArenaKind::Large => self.total.saturating_mul(4),
         };
         bytes = align_up(bytes.max(least), GRANULE);
         loop {

@@ -1,13 +1,15 @@
-//! The last rung before a request fails: room in place. A request that lacks less than a granule may
-//! still begin in the rest of a page behind a live block, if memory can be mapped to what follows.
+//! The last rung before a request fails: room in place. A request that lacks less than a granule
+//! may still begin in the rest of a page behind a live block, if memory can be mapped to what
+//! follows.
 //! Addresses that something else holds are set free for that: dormant views are unmapped, and holes
 //! of other heaps change hands.
 
 use super::grow::{Effort, Request};
+use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
-use crate::units::{Address, Bytes, GRANULE, align_up};
+use crate::units::{Address, Bytes};
 
 impl Engine {
     /// Serves a request by what is free in place; else also with everything that is idle given back
@@ -19,6 +21,9 @@ impl Engine {
     ) -> Result<Option<Address>> {
         for all in [false, true] {
             if all {
+                if !self.policy.steal {
+                    break;
+                }
                 self.release_idle(growth, Bytes::MAX, None)?;
             }
             self.unmap_dormant(growth)?;
@@ -58,26 +63,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes the holes of other heaps over that lie beside free memory of the request's heap, as
-    /// far as the request could reach.
+    /// Takes the holes of other heaps over that a request would need which begins or ends in free
+    /// memory of its heap.
     fn claim_holes(&self, request: Request) {
         let Some(shard) = self.shards.get(request.shard) else {
             return;
         };
-        let reach = align_up(request.bytes, GRANULE);
         let mut heap = shard.heap.lock();
-        for (from, to, before, after) in heap.ceded_beside_free(request.kind) {
-            let near = before.then(|| ((from, to.min(from + reach)), false));
-            let far = after.then(|| ((from.max(to.saturating_sub(reach)), to), true));
-            for (span, at_end) in near.into_iter().chain(far) {
+        let mut claimed = true;
+        while claimed {
+            claimed = false;
+            for (span, at_end) in heap.in_the_way(request.kind, request.bytes) {
                 let others = self.shards.iter().filter(|(number, _)| *number != request.shard);
-                let ceded = others
-                    .filter_map(|(_, other)| {
-                        other.heap.lock().cede_hole(request.kind, span, at_end)
-                    })
-                    .next();
-                if let Some(ceded) = ceded {
+                let cede = |(_, other): (u32, &Shard)| {
+                    other.heap.lock().cede_hole(request.kind, span, at_end)
+                };
+                if let Some(ceded) = others.filter_map(cede).next() {
                     heap.adopt(ceded);
+                    claimed = true;
                 }
             }
         }

@@ -1,10 +1,10 @@
 //! Memory that passes from heap to heap where it is: the addresses stay, and with them what is
 //! mapped there, so that no call to the driver is needed.
 
-use super::block::{BlockId, NONE, State};
+use super::block::{Block, BlockId, NONE, State};
 use super::layout::ViewId;
 use super::{ArenaKind, Heap, join};
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
 
 /// A view on its way to another heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,14 +115,42 @@ impl Heap {
         }
     }
 
-    /// The spans of other heaps that lie between free blocks of this one, or beside one: start,
-    /// end, and whether free memory lies before and after.
-    pub(crate) fn ceded_beside_free(&self, kind: ArenaKind) -> Vec<(Address, Address, bool, bool)> {
-        let free = |id: BlockId| id != NONE && self.blocks[id].state == State::Free;
-        let ceded = self.arenas[kind as usize].ceded.values().map(|&id| &self.blocks[id]);
-        let spans =
-            ceded.map(|block| (block.start, block.end(), free(block.previous), free(block.next)));
-        spans.filter(|span| span.2 || span.3).collect()
+    /// Where a request of `reach` bytes that begins or ends in a free block runs into what is
+    /// another heap's: the span that it would need there, and whether it comes to it from the end.
+    pub(crate) fn in_the_way(
+        &self,
+        kind: ArenaKind,
+        reach: Bytes,
+    ) -> Vec<((Address, Address), bool)> {
+        let arena = &self.arenas[kind as usize];
+        let mut found = Vec::new();
+        for id in arena.free.at_least(&self.blocks, 1) {
+            let (from, to) = (self.blocks[id].start, self.blocks[id].end());
+            if let Some(ceded) = self.next_ceded(id, |block| block.next) {
+                let end = align_up(from + reach, GRANULE).min(ceded.end());
+                found.push(((ceded.start, end), false));
+            }
+            if let Some(ceded) = self.next_ceded(id, |block| block.previous) {
+                let start = align_down(to.saturating_sub(reach), GRANULE).max(ceded.start);
+                found.push(((start, ceded.end()), true));
+            }
+        }
+        found.retain(|((from, to), _)| from < to);
+        found
+    }
+
+    /// The first ceded block on the way from a free one over free blocks and holes.
+    fn next_ceded(&self, from: BlockId, step: impl Fn(&Block) -> BlockId) -> Option<&Block> {
+        let mut id = step(&self.blocks[from]);
+        while id != NONE {
+            let block = &self.blocks[id];
+            match block.state {
+                State::Ceded => return Some(block),
+                State::Free | State::Hole => id = step(block),
+                _ => return None,
+            }
+        }
+        None
     }
 
     /// Bytes of the free blocks that end at `from` and begin at `to`, between which all is another
