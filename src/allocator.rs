@@ -282,8 +282,8 @@ impl Allocator {
 
     /// Looks which frees that wait for other streams have completed, on all devices, and gives
     /// memory back that has been idle for [`Config::release_idle_ms`](crate::Config). An allocation
-    /// that finds no memory at hand does so by itself; a program that only frees, or that rests, may
-    /// want to call it.
+    /// that finds no memory at hand does so by itself; a program that only frees, or that rests,
+    /// may want to call it.
     ///
     /// # Errors
     /// [`Error::Device`] where an event cannot be asked.

@@ -216,7 +216,7 @@ impl Engine {
 
     /// Adds the idle views of other heaps, whose kept blocks are given back first: of all of them,
     /// or where stealing is off of those of the same stream.
-    fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
+    pub(super) fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
         let mut found = Vec::new();
         let stream = self.shards.get(own).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
