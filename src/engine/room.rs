@@ -1,5 +1,5 @@
-//! The last rung before a request fails: room in place. A request that lacks less than a granule may
-//! still begin in the rest of a page behind a live block, if memory can be mapped to what follows.
+//! The last rung before a request fails: room in place. A request that lacks less than a granule
+//! may still begin in the rest of a page behind a live block, if memory can be mapped to what follows.
 //! Addresses that something else holds are set free for that: dormant views are unmapped, and holes
 //! of other heaps change hands.
 
