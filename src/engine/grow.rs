@@ -216,7 +216,7 @@ impl Engine {
 
     /// Adds the idle views of other heaps, whose kept blocks are given back first: of all of them,
     /// or where stealing is off of those of the same stream.
-    fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
+    pub(super) fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
         let mut found = Vec::new();
         let stream = self.shards.get(own).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
@@ -302,9 +302,9 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: four times the device's whole memory for large requests, so that
-    /// a second range is rare and the end of one not in the way, and halved until the system grants
-    /// it.
+    /// Reserves addresses for the heap: four times the device's whole memory for large requests, so
+    /// that a second range is rare and the end of one not in the way, and halved until the system
+    /// grants it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {

@@ -19,6 +19,9 @@ impl Engine {
         growth: &mut Growth,
         request: Request,
     ) -> Result<Option<Address>> {
+        if self.in_reach(growth, request)? < request.bytes {
+            return Ok(None);
+        }
         for all in [false, true] {
             if all {
                 if !self.policy.steal {
@@ -33,6 +36,18 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    /// All that could serve a request at best: what the device has, what is idle anywhere, and all
+    /// that is free in its heap.
+    fn in_reach(&self, growth: &Growth, request: Request) -> DeviceResult<Bytes> {
+        let headroom = growth.store.headroom().min(self.device.memory_info()?.free);
+        let spare = growth.store.spare.iter().filter_map(|&number| growth.store.handle(number));
+        let mut idle = Vec::new();
+        self.idle_of_others(request.shard, &mut idle);
+        let own = self.shards.get(request.shard).map_or(0, |shard| shard.heap.lock().cached());
+        let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
+        Ok(headroom + spare.map(|handle| handle.bytes).sum::<Bytes>() + idle + own)
     }
 
     /// Unmaps every dormant view whose stream is not being captured; work that may use it is waited
