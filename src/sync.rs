@@ -1,6 +1,6 @@
 //! What code that shares memory without a lock is made of: the standard library's atomics and
-//! `parking_lot`'s mutex; or, while it is model-checked, [loom](https://docs.rs/loom)'s, which run a
-//! test in every order that the memory model allows. `tests/run.sh model` does that.
+//! `parking_lot`'s mutex; or, while it is model-checked, [loom](https://docs.rs/loom)'s, which run
+//! a test in every order that the memory model allows. `tests/run.sh model` does that.
 
 pub(crate) use std::sync::atomic::Ordering;
 
