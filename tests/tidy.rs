@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// The rooms from the lowest to the highest; those of one line do not use each other, save the
 /// files of the Rust API, which are one room.
-const ROOMS: [&[&str]; 14] = [
+const ROOMS: [&[&str]; 15] = [
     &["units"],
+    &["sync"],
     &["lock", "page_map"],
     &["error"],
     &["stat"],
