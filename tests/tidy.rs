@@ -27,7 +27,7 @@ const ROOMS: [&[&str]; 15] = [
 ];
 
 /// The line of the Rust API.
-const FACES: usize = 11;
+const FACES: usize = 12;
 
 /// One source file.
 struct Source {
