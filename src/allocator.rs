@@ -1,6 +1,12 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
 mod hot_path;
+mod pins;
+mod pools;
+mod shared;
+
+pub use pins::{ObserverId, Pin};
+pub use shared::{ImportedMemory, SharedMemory};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -376,8 +382,8 @@ impl Allocator {
         self.engines.iter().try_for_each(Engine::is_valid)
     }
 
-    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated and nothing waits
-    /// for a stream: how every test ends.
+    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated or pinned, and
+    /// nothing waits for a stream: how every test ends.
     ///
     /// # Errors
     /// [`Error::Internal`] with what is left.

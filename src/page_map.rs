@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::units::{Address, GRANULE};
+use crate::units::{Address, GRANULE, boxed};
 
 const LEAF_BITS: u32 = 13;
 const LEAF: usize = 1 << LEAF_BITS;
@@ -108,15 +108,6 @@ impl<T> PageMap<T> {
 fn new_leaf<T>() -> Arc<Leaf<T>> {
     let vacant = |_| Entry { owner: AtomicPtr::default(), slot: AtomicU32::new(0) };
     Arc::from(boxed((0..LEAF).map(vacant)))
-}
-
-/// An array on the heap, filled without a copy of it on the stack.
-fn boxed<T, const N: usize>(items: impl Iterator<Item = T>) -> Box<[T; N]> {
-    let items: Box<[T]> = items.collect();
-    match items.try_into() {
-        Ok(array) => array,
-        Err(_) => unreachable!("as many items as there are places"),
-    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ fn every_key_sets_its_field() {
          roundup_power2_divisions:8,garbage_collection_threshold:0.8,expandable_segments:False,\
          per_process_memory_fraction:0.5,throw_on_cudamalloc_oom:True,\
          graph_capture_record_stream_reuse:True,caching:False,steal:False,max_handle_mb:16,\
-         release_idle_ms:250",
+         release_idle_ms:250,gpu_direct_rdma:True",
     );
     assert_eq!(config.large_segment_size, 32 * MIB);
     assert_eq!(config.max_split_size, Some(64 * MIB));
@@ -48,6 +48,7 @@ fn every_key_sets_its_field() {
     assert_eq!(config.memory_fraction, 0.5);
     assert_eq!((config.max_handle, config.release_idle_ms), (16 * MIB, 250));
     assert!(config.fail_at_limit && config.graph_capture_record_stream_reuse);
+    assert!(config.gpu_direct_rdma);
     assert!(!config.expandable_segments && !config.caching && !config.steal);
 }
 
@@ -279,6 +280,7 @@ impl Random {
             &mut config.graph_capture_record_stream_reuse,
             &mut config.caching,
             &mut config.steal,
+            &mut config.gpu_direct_rdma,
         ] {
             *flag = self.flag();
         }

@@ -149,8 +149,8 @@ fn steal_and_resume(order: [StreamId; 2], apart: bool) {
 
 #[test]
 fn the_taker_of_stolen_memory_runs_after_the_stream_that_had_it() {
-    [false, true].map(|apart| steal_and_resume([A, B], apart));
-    [false, true].map(|apart| steal_and_resume([B, A], apart));
+    [false, true].into_iter().for_each(|apart| steal_and_resume([A, B], apart));
+    [false, true].into_iter().for_each(|apart| steal_and_resume([B, A], apart));
 }
 
 #[test]

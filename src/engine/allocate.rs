@@ -54,13 +54,13 @@ impl Engine {
         }
     }
 
-    /// The next stage, for streams with lanes: what the heap finds by searching; or 0. Without an
-    /// error, since a `Result` would go out through memory.
+    /// The next stage, also for streams with lanes or not found at the first look: what the heap
+    /// finds by searching; or 0. Without an error, since a `Result` would go out through memory.
     pub(crate) fn search(&self, bytes: Bytes, stream: StreamId) -> Address {
         if bytes == 0 || self.flags.load(Ordering::Relaxed) != 0 {
             return 0;
         }
-        let Some(first) = self.shards.find(stream) else {
+        let Some(first) = self.shards.find_any(stream) else {
             return 0;
         };
         let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {
@@ -88,6 +88,12 @@ impl Engine {
     /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
     #[cold]
     pub(crate) fn allocate(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
+        let address = self.allocate_untold(bytes, stream)?;
+        self.tell_allocated(address, bytes);
+        Ok(address)
+    }
+
+    fn allocate_untold(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
         if bytes == 0 {
             return Ok(0);
         }
@@ -142,6 +148,9 @@ impl Engine {
         if flags & flag::UNCACHED != 0 {
             return self.allocate_direct(index, bytes, stream).map(Some);
         }
+        if flags & flag::DIVERTED != 0 {
+            return self.allocate_diverted(bytes, stream);
+        }
         Ok(None)
     }
 
@@ -156,9 +165,11 @@ impl Engine {
             return Err(self.refused(address, found));
         };
         self.peaks.enter(&mut heap);
+        self.tell_freed(address);
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
+            self.end_export(address);
             self.wait_for_users(address, Ticket { shard: number, block });
             return Ok(());
         }
@@ -283,7 +294,7 @@ pub(crate) fn foreign(address: Address) -> Error {
 }
 
 #[cold]
-fn too_many_streams() -> Error {
+pub(super) fn too_many_streams() -> Error {
     Error::Unsupported {
         operation: "allocating on another stream".to_owned(),
         by: "plugalloc".to_owned(),

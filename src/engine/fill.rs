@@ -38,6 +38,7 @@ impl Engine {
             return Ok(false);
         };
         growth.store.open(number, address)?;
+        self.note_woken(growth, number, address);
         let Some(slots) = heap.reactivate(view) else {
             return Ok(false);
         };
@@ -86,10 +87,11 @@ impl Engine {
             growth.store.activate(number, Place { shard, view, address, kind });
             if mapped.is_err() {
                 // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
-                heap.detach(view);
+                heap.make_dormant(view);
                 growth.store.deactivate(number);
             } else {
                 self.publish(shard, &slots);
+                self.note_mapped(address, bytes);
             }
         }
         mapped?;

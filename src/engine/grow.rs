@@ -59,8 +59,8 @@ pub(super) struct Idle {
 impl Engine {
     /// Serves a request that its heap could not serve a moment ago.
     #[cold]
-    pub(super) fn allocate_slow(&self, shard: u32, requested: Bytes) -> Result<Address> {
-        let (kind, bytes) = self.size_of(requested);
+    pub(super) fn allocate_growing(&self, shard: u32, requested: Bytes) -> Result<Address> {
+        let (kind, bytes) = self.size_in(shard, requested);
         let request = Request { shard, requested, bytes, kind };
         self.poll_deferred()?;
         let mut growth = self.growth.lock();
@@ -103,7 +103,7 @@ impl Engine {
         if found.is_some() {
             return Ok(found);
         }
-        if self.virtual_memory {
+        if self.virtual_memory && !shard.takes_segments() {
             self.grow(growth, &mut heap, request, effort)
         } else {
             self.grow_by_segment(growth, heap, request)
@@ -121,7 +121,7 @@ impl Engine {
         let Some(first) = self.shards.for_stream(own.stream) else {
             return Ok(None);
         };
-        if !first.is_spread() {
+        if own.pool().is_some() || !first.is_spread() {
             return Ok(None);
         }
         for number in first.lanes().filter(|&number| number != request.shard) {

@@ -32,6 +32,8 @@ const SAME_TIME_MOST: u32 = 64;
 /// How often a heap is tried whose lock another thread has: it has it for some tens of
 /// instructions, or for a driver call.
 const TRIES: u32 = 200;
+/// A lease is extended by at least so many times what is needed, where that is left.
+const GROWTH: i64 = 16;
 
 /// The peaks of one device.
 #[derive(Debug)]
@@ -229,8 +231,9 @@ impl State {
         (heap.turn.holder, heap.turn.ready) = (false, false);
     }
 
-    /// Extends the leases of a heap: to what it needs, for which peaks rise if they must, and by
-    /// some of what is left. In a crowd each takes no more than it needs.
+    /// Extends the leases of a heap: to what it needs, for which peaks rise if they must, and to
+    /// room for growth by as much again, of which it gets no more than half of what is left. In a
+    /// crowd each takes no more than it needs.
     fn grant(&mut self, heap: &mut Heap, crowd: bool) {
         let values = heap.tally.currents();
         let mut leases = *heap.tally.leases();
@@ -238,11 +241,9 @@ impl State {
             let need = (values[m] - leases[m]).max(0);
             let left = (self.peak[m] - self.total[m]).max(need);
             self.peak[m] = self.total[m] + left;
-            let extra = match self.holders.len() {
-                _ if crowd => 0,
-                0 | 1 => left - need,
-                _ => (left - need) / 2,
-            };
+            let surplus = (leases[m] - values[m]).max(0);
+            let wanted = values[m].max(GROWTH * need) - surplus;
+            let extra = if crowd { 0 } else { wanted.clamp(0, (left - need) / 2) };
             leases[m] += need + extra;
             self.total[m] += need + extra;
         }

@@ -1,5 +1,6 @@
 //! The last rung before a request fails: room in place. A request that lacks less than a granule
-//! may still begin in the rest of a page behind a live block, if memory can be mapped to what follows.
+//! may still begin in the rest of a page behind a live block, if memory can be mapped to what
+//! follows.
 //! Addresses that something else holds are set free for that: dormant views are unmapped, and holes
 //! of other heaps change hands.
 
@@ -26,7 +27,7 @@ impl Engine {
                 if !self.policy.steal {
                     break;
                 }
-                self.release_idle(growth, Bytes::MAX)?;
+                self.release_idle(growth, Bytes::MAX, None)?;
             }
             self.unmap_dormant(growth)?;
             self.claim_holes(request);
@@ -50,8 +51,11 @@ impl Engine {
     }
 
     /// Unmaps every dormant view whose stream is not being captured; work that may use it is waited
-    /// for.
+    /// for. None while a capture may be under way, nor where observers would have to be told first.
     fn unmap_dormant(&self, growth: &mut Growth) -> DeviceResult<()> {
+        if self.is_watched() || self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(());
+        }
         let mut drained = Vec::new();
         for (_, shard) in self.shards.iter() {
             if self.deferred.lock().drain(shard.stream)? {

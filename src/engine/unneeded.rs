@@ -14,22 +14,29 @@ impl Engine {
     pub(crate) fn process_events(&self) -> Result<()> {
         self.poll_deferred()?;
         if self.config.release_idle_ms > 0 {
-            self.release_unneeded(&mut self.growth.lock())?;
+            let mut growth = self.growth.lock();
+            self.release_unneeded(&mut growth)?;
+            self.announce(&mut growth)?;
+            drop(growth);
+            self.tell_observers();
         }
         Ok(())
     }
 
     /// Looks whether memory has been idle for long enough, and gives it back. Nothing is waited
     /// for: what queued work may still use serves whoever needs it until a later look.
-    pub(super) fn release_unneeded(&self, growth: &mut Growth) -> DeviceResult<()> {
+    pub(super) fn release_unneeded(&self, growth: &mut Growth) -> Result<()> {
         let period_us = self.config.release_idle_ms.saturating_mul(1000);
         let now_us = self.clock.now_us();
         if period_us == 0 || now_us < growth.looked_us.saturating_add(period_us) {
             return Ok(());
         }
+        if self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(());
+        }
         growth.looked_us = now_us;
         if self.virtual_memory {
-            self.release_unneeded_views(growth)
+            Ok(self.release_unneeded_views(growth)?)
         } else {
             self.release_unneeded_segments(growth)
         }
@@ -61,7 +68,7 @@ impl Engine {
         Ok(())
     }
 
-    fn release_unneeded_segments(&self, growth: &mut Growth) -> DeviceResult<()> {
+    fn release_unneeded_segments(&self, growth: &mut Growth) -> Result<()> {
         for (_, shard) in self.shards.iter() {
             let mut heap = shard.heap.lock();
             let idle = heap.free_segments();
@@ -69,7 +76,7 @@ impl Engine {
             for segment in idle {
                 if segment.1 <= unneeded {
                     unneeded -= segment.1;
-                    self.release_segment(growth, &mut heap, segment)?;
+                    self.release_segment(growth, shard, &mut heap, segment)?;
                 }
             }
         }

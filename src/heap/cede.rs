@@ -20,9 +20,9 @@ pub(crate) struct Ceded {
 
 impl Heap {
     /// Hands over a view on which nothing lives: its addresses are another heap's from now on.
-    /// `None` where something lives there.
+    /// `None` where something lives there, or where it has to stay.
     pub(crate) fn cede(&mut self, view: ViewId) -> Option<Ceded> {
-        let handle = self.view(view)?.handle;
+        let handle = self.view(view).filter(|view| !self.holds.at(view.address))?.handle;
         let id = self.isolate(view)?;
         let block = &self.blocks[id];
         self.remove_slots(block.range, block.start, block.bytes);

@@ -8,8 +8,11 @@ use super::size::ArenaKind;
 use crate::units::{Bytes, GRANULE};
 
 impl Heap {
-    /// Every active view on which nothing lives.
+    /// Every active view on which nothing lives and that may move.
     pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
+        if self.holds.everything() {
+            return;
+        }
         for arena in &self.arenas {
             for id in arena.free.at_least(&self.blocks, GRANULE) {
                 self.idle_views_in(&self.blocks[id], out);
@@ -27,7 +30,8 @@ impl Heap {
             let id = self.slots[slot as usize].view;
             let Some(view) = self.view(id) else { return };
             let end = view.address + view.bytes;
-            if view.address >= block.start && end <= block.end() {
+            let inside = view.address >= block.start && end <= block.end();
+            if inside && !self.holds.at(view.address) {
                 out.push(IdleView {
                     view: id,
                     handle: view.handle,

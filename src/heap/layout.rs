@@ -102,13 +102,14 @@ impl Heap {
         first
     }
 
-    /// Every segment that is one free block: base and bytes.
+    /// Every segment that is one free block and may go: base and bytes.
     pub(crate) fn free_segments(&self) -> Vec<(Address, Bytes, ArenaKind)> {
         let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
         ranges
             .filter(|range| {
                 let first = &self.blocks[range.first];
-                first.state == State::Free && first.bytes == range.bytes
+                let unused = first.state == State::Free && first.bytes == range.bytes;
+                unused && !self.holds.at(range.base)
             })
             .map(|range| (range.base, range.bytes, range.kind))
             .collect()
@@ -244,9 +245,14 @@ impl Heap {
         Some(id)
     }
 
-    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. Gives the granules
-    /// whose slots are gone.
+    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has
+    /// to stay.
     pub(crate) fn detach(&mut self, view: ViewId) -> bool {
+        self.view(view).is_some_and(|view| !self.holds.at(view.address)) && self.make_dormant(view)
+    }
+
+    /// The same, whether it has to stay or not.
+    pub(crate) fn make_dormant(&mut self, view: ViewId) -> bool {
         let Some(middle) = self.isolate(view) else {
             return false;
         };

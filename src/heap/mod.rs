@@ -24,6 +24,7 @@ mod carve;
 mod cede;
 mod check;
 mod free_index;
+mod hold;
 mod idle;
 mod layout;
 mod lookup;
@@ -45,6 +46,7 @@ pub(crate) use tally::{METRICS, Tally, Turn, metric};
 use crate::units::{Address, Bytes, GRANULE};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
+use hold::Holds;
 use layout::{Range, View};
 use quick::QuickList;
 use size::LARGE_CLASS;
@@ -84,6 +86,8 @@ pub(crate) struct Heap {
     /// Blocks of the first size or more are handed out whole, to requests that leave less than the
     /// second unused.
     whole: Option<(Bytes, Bytes)>,
+    /// What is neither moved nor given back.
+    holds: Holds,
     slots: Vec<PageSlot>,
     vacant_slots: Vec<u32>,
     /// What is in use, counted.
@@ -109,6 +113,7 @@ impl Heap {
             vacant_views: Vec::new(),
             moves: 0,
             whole,
+            holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
             tally: Tally::default(),

@@ -76,6 +76,7 @@ impl Tally {
     /// Counts an allocation of the small pool. True where a lease may be exceeded, and
     /// `find_limits` is to be called.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "zipped iterators are not unrolled here")]
     pub(crate) fn allocate_small(&mut self, bytes: Bytes, requested: Bytes) -> bool {
         let values = [1, bytes as i64, requested as i64];
         let mut signs = self.look;
@@ -90,6 +91,7 @@ impl Tally {
 
     /// Counts an allocation of the large pool in the same way.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as above")]
     pub(crate) fn allocate_large(&mut self, bytes: Bytes, requested: Bytes) -> bool {
         let values = [1, bytes as i64, requested as i64];
         let mut higher = false;

@@ -7,6 +7,7 @@ use super::policy::price;
 use crate::device::{Device, DeviceResult, HandleId};
 use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
+use crate::nvtx::Announcer;
 use crate::stat::{Stat, StatArray};
 use crate::units::{Address, Bytes};
 
@@ -35,6 +36,13 @@ pub(crate) struct Handle {
     closed: Vec<Address>,
 }
 
+impl Handle {
+    /// What the device calls it.
+    pub(crate) fn id(&self) -> HandleId {
+        self.id
+    }
+}
+
 /// All physical memory that the allocator has of one device.
 pub(crate) struct Store {
     device: Arc<dyn Device>,
@@ -46,6 +54,10 @@ pub(crate) struct Store {
     pub(crate) reserved: Stat,
     /// The same by what it serves; spare handles serve nothing.
     by_kind: [Stat; 2],
+    /// Whoever is told of mappings, if anybody is.
+    pub(crate) announcer: Option<Arc<Announcer>>,
+    /// Network cards are to reach the handles.
+    pub(crate) rdma: bool,
     /// The most that may be taken.
     pub(crate) limit: Bytes,
     /// The device refused to go beyond this: asked again only when nothing else is left.
@@ -76,6 +88,8 @@ impl Store {
             spare: Vec::new(),
             reserved: Stat::default(),
             by_kind: [Stat::default(); 2],
+            announcer: None,
+            rdma: false,
             limit,
             ceiling: Bytes::MAX,
             spent_us: 0,
@@ -98,12 +112,34 @@ impl Store {
     pub(crate) fn count_taken(&mut self, bytes: Bytes) {
         self.device_allocs += 1;
         self.reserved.increase(bytes as i64);
+        self.announce_reserved();
     }
 
     /// Counts memory given back to the device.
     pub(crate) fn count_given(&mut self, bytes: Bytes) {
         self.device_frees += 1;
         self.reserved.decrease(bytes as i64);
+        self.announce_reserved();
+    }
+
+    fn announce_reserved(&self) {
+        if let Some(announcer) = &self.announcer {
+            announcer.reserved(self.reserved.current);
+        }
+    }
+
+    /// Tells of memory in which blocks will lie.
+    pub(crate) fn tell_mapped(&self, address: Address, bytes: Bytes) {
+        if let Some(announcer) = &self.announcer {
+            announcer.mapped(address, bytes);
+        }
+    }
+
+    /// Tells that this memory is about to go.
+    pub(crate) fn tell_unmapping(&self, address: Address) {
+        if let Some(announcer) = &self.announcer {
+            announcer.unmapping(address);
+        }
     }
 
     /// Counts memory that begins to serve requests of one kind.
@@ -138,7 +174,11 @@ impl Store {
         if bytes > self.headroom() {
             return Ok(None);
         }
-        let id = match self.device.create(bytes) {
+        let made = match self.rdma {
+            false => self.device.create(bytes),
+            true => self.device.create_for_rdma(bytes),
+        };
+        let id = match made {
             Ok(id) => id,
             Err(error) if error.kind == DeviceErrorKind::OutOfMemory => {
                 self.ceiling = self.reserved.current as Bytes + bytes - 1;
@@ -193,6 +233,7 @@ impl Store {
         self.device.map(address, bytes, id)?;
         self.spent_us += price::MAP_US;
         let Err(error) = self.device.set_access(address, bytes) else {
+            self.tell_mapped(address, bytes);
             return Ok(());
         };
         if self.device.unmap(address, bytes).is_err()
@@ -214,6 +255,7 @@ impl Store {
             && let Some(bytes) = self.handle(number).map(|handle| handle.bytes)
         {
             self.device.set_access(address, bytes)?;
+            self.tell_mapped(address, bytes);
             if let Some(handle) = self.handle_mut(number) {
                 handle.closed.retain(|&closed| closed != address);
             }
@@ -226,7 +268,13 @@ impl Store {
         let Some(bytes) = self.handle(number).map(|handle| handle.bytes) else {
             return Ok(());
         };
-        self.device.unmap(place.address, bytes)?;
+        self.tell_unmapping(place.address);
+        if let Err(error) = self.device.unmap(place.address, bytes) {
+            if !self.is_closed(number, place.address) {
+                self.tell_mapped(place.address, bytes);
+            }
+            return Err(error);
+        }
         self.spent_us += price::UNMAP_US;
         if let Some(handle) = self.handle_mut(number) {
             handle.dormant.retain(|other| *other != place);
