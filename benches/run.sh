@@ -28,20 +28,16 @@ mkdir -p "$out/peers"
 out=$(cd "$out" && pwd)
 cd "$root"
 echo "building in $out" >&2
-cargo build --release --locked --lib >&2
+. benches/library.sh
+build_library "$out"
 cargo bench --locked --bench rust_host --no-run --message-format=json 2>/dev/null |
   sed -n 's/.*"executable":"\([^"]*rust_host[^"]*\)".*/\1/p' >"$out/rust_host.path"
 cp "$(cat "$out/rust_host.path")" "$out/rust_host"
 rm "$out/rust_host.path"
 
-# As CMakeLists.txt links it. The name has no version, so that one file is enough.
-"${CXX:-g++}" -shared -o "$out/libplugalloc.so" -Wl,-soname,libplugalloc.so -Wl,--gc-sections \
-  -Wl,--version-script=cpp/cmake/exports.map \
-  -Wl,--whole-archive "$target/release/libplugalloc.a" -Wl,--no-whole-archive \
-  -lpthread -ldl -lm -lgcc_s
 "${CXX:-g++}" -O2 -std=c++17 -Wall -Wextra -Icpp/include -o "$out/plugalloc_host" \
   benches/cpp/plugalloc_host.cpp -L"$out" -lplugalloc -Wl,-rpath,'$ORIGIN' -pthread -ldl
-[ "${BENCH_SYMBOLS:-no}" = yes ] || strip --strip-debug "$out/libplugalloc.so" "$out/rust_host"
+[ "${BENCH_SYMBOLS:-no}" = yes ] || strip --strip-debug "$out/rust_host"
 cp benches/run-here.sh benches/table.py benches/plot.py "$out/"
 cp benches/cpp/*.hpp benches/cpp/torch_host.cpp benches/cpp/rmm_host.cpp \
   benches/cpp/stand_in_cudart.cpp "$out/peers/"

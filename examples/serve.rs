@@ -73,11 +73,18 @@ fn main() -> Result<()> {
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let statistics = allocator.statistics(DEVICE)?;
-    println!("{} requests, {} wrong", WORKERS * REQUESTS, wrong.load(Ordering::Relaxed));
+    let wrong = wrong.load(Ordering::Relaxed);
+    println!("{} requests, {wrong} wrong", WORKERS * REQUESTS);
+    assert_eq!(wrong, 0, "results are wrong");
     println!("{:.0} requests a second", (WORKERS * REQUESTS) as f64 / seconds);
     let peak = |stat: plugalloc::observe::Stat| format_bytes(stat.peak as u64);
     println!("peak allocated {}", peak(statistics.allocated_bytes.all));
     println!("peak reserved  {}", peak(statistics.reserved_bytes.all));
     allocator.process_events()?;
     allocator.is_quiescent()
+}
+
+#[test]
+fn every_request_is_served_right() {
+    main().unwrap();
 }

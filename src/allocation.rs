@@ -1,5 +1,6 @@
 //! Memory and streams that give themselves back.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::allocator::Allocator;
@@ -56,6 +57,11 @@ impl Allocation {
         self.stream
     }
 
+    /// The device itself.
+    pub(crate) fn device_ref(&self) -> Result<&dyn Device> {
+        Ok(&**self.allocator.device(self.device)?)
+    }
+
     /// Tells that `stream` uses the memory too: once freed, it is not used again before what is
     /// queued there by then has run.
     ///
@@ -74,7 +80,8 @@ impl Allocation {
         allocator.free(self.into_raw())
     }
 
-    /// Gives the address up: whoever takes it frees it with [`Allocator::free`].
+    /// Gives the address up: whoever takes it frees it with [`Allocator::free`], or takes it over
+    /// with [`Allocator::adopt`].
     pub fn into_raw(mut self) -> Address {
         std::mem::take(&mut self.address)
     }
@@ -102,13 +109,41 @@ impl Allocator {
         let address = self.allocate(device, bytes, stream)?;
         Ok(Allocation { allocator: Arc::clone(self), address, bytes, device, stream })
     }
+
+    /// Takes over an allocation of which there is only the address, such as one that
+    /// [`Allocation::into_raw`] gave up. Nobody else may free it any more.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPointer`](crate::Error::InvalidPointer) where the address is not the start
+    /// of a live allocation.
+    ///
+    /// ```
+    /// use plugalloc::{Allocator, DeviceId, StreamId};
+    ///
+    /// let allocator = Allocator::builder().device("sim").build()?;
+    /// let address = allocator.alloc(DeviceId(0), 4096, StreamId::DEFAULT)?.into_raw();
+    /// let memory = allocator.adopt(address)?;
+    /// assert_eq!(memory.bytes(), 4096);
+    /// drop(memory);
+    /// assert!(allocator.adopt(address).is_err());
+    /// # Ok::<(), plugalloc::Error>(())
+    /// ```
+    pub fn adopt(self: &Arc<Self>, address: Address) -> Result<Allocation> {
+        let allocator = Arc::clone(self);
+        let block = self.block(address)?;
+        let (bytes, device, stream) = (block.requested, block.device, block.stream);
+        Ok(Allocation { allocator, address, bytes, device, stream })
+    }
 }
 
-/// A stream of one device, destroyed when dropped; what is queued on it still runs.
+/// A stream of one device, destroyed when dropped unless somebody else owns it; what is queued on
+/// it still runs.
 pub struct Stream {
     allocator: Arc<Allocator>,
     device: Arc<dyn Device>,
     id: StreamId,
+    /// Who owns the stream, where it is not this.
+    owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -126,7 +161,23 @@ impl Stream {
     pub fn new(allocator: &Arc<Allocator>, device: DeviceId) -> Result<Stream> {
         let device = Arc::clone(allocator.device(device)?);
         let id = device.stream_create()?;
-        Ok(Stream { allocator: Arc::clone(allocator), device, id })
+        Ok(Stream { allocator: Arc::clone(allocator), device, id, owner: None })
+    }
+
+    /// A stream that lives for as long as `owner` does.
+    pub(crate) fn of_another(
+        allocator: &Arc<Allocator>,
+        device: DeviceId,
+        id: StreamId,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Stream> {
+        let device = Arc::clone(allocator.device(device)?);
+        Ok(Stream { allocator: Arc::clone(allocator), device, id, owner: Some(owner) })
+    }
+
+    /// The device that it is of.
+    pub(crate) fn device(&self) -> &dyn Device {
+        &*self.device
     }
 
     /// What names the stream to an allocator.
@@ -174,7 +225,44 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // A device that is lost has destroyed the stream already, and one that is being captured is
         // lost to its owner: in neither case is anybody left to tell.
-        let _ = self.allocator.retire_stream(self.device.id(), self.id);
-        let _ = self.device.stream_destroy(self.id);
+        match self.owner.take() {
+            None => {
+                let _ = self.allocator.retire_stream(self.device.id(), self.id);
+                let _ = self.device.stream_destroy(self.id);
+            }
+            // It ends here, too, where nobody else has its owner; a stream of the driver itself
+            // never ends, and loses nothing by this.
+            Some(owner) if Arc::strong_count(&owner) == 1 => {
+                let _ = self.allocator.retire_stream(self.device.id(), self.id);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::sim::{SimMachine, SimOptions};
+
+    #[test]
+    fn a_stream_of_another_owner_is_not_destroyed() {
+        let options = SimOptions { adopt_streams: false, ..SimOptions::default() };
+        let machine = SimMachine::new(options).unwrap();
+        let builder = Allocator::builder().devices(machine.as_devices());
+        let allocator = builder.conf("").build().unwrap();
+        let (device, id) = (machine.device(0), machine.device(0).stream_create().unwrap());
+        for others in [1, 0] {
+            let owner: Arc<dyn Any + Send + Sync> = Arc::new(());
+            let others: Vec<_> = (0..others).map(|_| Arc::clone(&owner)).collect();
+            let stream = Stream::of_another(&allocator, DeviceId(0), id, owner).unwrap();
+            let memory = allocator.alloc(DeviceId(0), 4096, id).unwrap();
+            stream.fill(memory.address(), 1, memory.bytes()).unwrap();
+            drop((memory, stream));
+            device.stream_synchronize(id).unwrap();
+            drop(others);
+        }
+        allocator.is_quiescent().unwrap();
+        device.stream_destroy(id).unwrap();
     }
 }

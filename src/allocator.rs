@@ -1,6 +1,12 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
 mod hot_path;
+mod pins;
+mod pools;
+mod shared;
+
+pub use pins::{ObserverId, Pin};
+pub use shared::{ImportedMemory, SharedMemory};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -280,14 +286,16 @@ impl Allocator {
         self.engine(device)?.retire_stream(stream)
     }
 
-    /// Looks which frees that wait for other streams have completed, on all devices. An allocation
-    /// does so by itself; a program that only frees may want to call it.
+    /// Looks which frees that wait for other streams have completed, on all devices, and gives
+    /// memory back that has been idle for [`Config::release_idle_ms`](crate::Config). An allocation
+    /// that finds no memory at hand does so by itself; a program that only frees, or that rests,
+    /// may want to call it.
     ///
     /// # Errors
     /// [`Error::Device`] where an event cannot be asked.
     pub fn process_events(&self) -> Result<()> {
         for engine in &self.engines {
-            engine.poll_deferred()?;
+            engine.process_events()?;
         }
         Ok(())
     }
@@ -374,8 +382,8 @@ impl Allocator {
         self.engines.iter().try_for_each(Engine::is_valid)
     }
 
-    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated and nothing waits
-    /// for a stream: how every test ends.
+    /// As [`is_valid`](Allocator::is_valid), and also that nothing is allocated or pinned, and
+    /// nothing waits for a stream: how every test ends.
     ///
     /// # Errors
     /// [`Error::Internal`] with what is left.

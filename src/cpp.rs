@@ -2,6 +2,8 @@
 //! program sees. Every method here is one call of a virtual C++ method; its exception comes back as
 //! [`Error`] with all numbers.
 
+mod pools;
+
 use std::ops::Deref;
 use std::sync::Arc;
 

@@ -265,6 +265,11 @@ pub enum DriverCall {
     Unmap,
     Malloc,
     Free,
+    ExportHandle,
+    ImportHandle,
+    IpcGetHandle,
+    IpcOpenHandle,
+    IpcCloseHandle,
     MemoryInfo,
     StreamCreate,
     StreamDestroy,
@@ -290,7 +295,7 @@ pub enum DriverCall {
 
 impl DriverCall {
     /// Every call, in declaration order.
-    pub const ALL: [DriverCall; 30] = [
+    pub const ALL: [DriverCall; 35] = [
         DriverCall::Reserve,
         DriverCall::FreeAddress,
         DriverCall::Create,
@@ -300,6 +305,11 @@ impl DriverCall {
         DriverCall::Unmap,
         DriverCall::Malloc,
         DriverCall::Free,
+        DriverCall::ExportHandle,
+        DriverCall::ImportHandle,
+        DriverCall::IpcGetHandle,
+        DriverCall::IpcOpenHandle,
+        DriverCall::IpcCloseHandle,
         DriverCall::MemoryInfo,
         DriverCall::StreamCreate,
         DriverCall::StreamDestroy,

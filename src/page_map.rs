@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::sync::{AtomicPtr, AtomicU32, MODEL, Mutex, Ordering};
-use crate::units::{Address, GRANULE};
+use crate::units::{Address, GRANULE, boxed};
 
 const ADDRESS_BITS: u32 = if MODEL { 23 } else { 47 };
 const LEAF_BITS: u32 = if MODEL { 1 } else { 13 };
@@ -109,15 +109,6 @@ impl<T> PageMap<T> {
 fn new_leaf<T>() -> Arc<Leaf<T>> {
     let vacant = |_| Entry { owner: AtomicPtr::default(), slot: AtomicU32::new(0) };
     Arc::from(boxed((0..LEAF).map(vacant)))
-}
-
-/// An array on the heap, filled without a copy of it on the stack.
-fn boxed<T, const N: usize>(items: impl Iterator<Item = T>) -> Box<[T; N]> {
-    let items: Box<[T]> = items.collect();
-    match items.try_into() {
-        Ok(array) => array,
-        Err(_) => unreachable!("as many items as there are places"),
-    }
 }
 
 #[cfg(all(test, loom))]

@@ -114,6 +114,15 @@ pub fn format_bytes(bytes: Bytes) -> String {
     }
 }
 
+/// An array on the heap, filled without a copy of it on the stack.
+pub(crate) fn boxed<T, const N: usize>(items: impl Iterator<Item = T>) -> Box<[T; N]> {
+    let items: Box<[T]> = items.collect();
+    match items.try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("as many items as there are places"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

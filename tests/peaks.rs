@@ -7,7 +7,7 @@ mod common;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 
-use common::{Random, Rig, served};
+use common::{Random, Rig};
 use plugalloc::units::{Address, GIB, StreamId};
 
 #[test]
@@ -22,11 +22,12 @@ fn totals_are_exact_and_peaks_bounded_for_threads_side_by_side() {
             let (mut own, mut own_peak, mut total) = (0, 0, 0);
             for _ in 0..3000 {
                 if random.below(2) == 0 || live.is_empty() {
-                    let bytes = served(1 + random.below(512_000));
-                    live.push((rig.allocate(bytes, StreamId(thread)), bytes as i64));
-                    (own, total) = (own + bytes as i64, total + bytes as i64);
+                    let address = rig.allocate(1 + random.below(512_000), StreamId(thread));
+                    let bytes = rig.served(address);
+                    live.push((address, bytes));
+                    (own, total) = (own + bytes, total + bytes);
                     own_peak = own_peak.max(own);
-                    let sum = now.fetch_add(bytes as i64, Ordering::SeqCst) + bytes as i64;
+                    let sum = now.fetch_add(bytes, Ordering::SeqCst) + bytes;
                     seen.fetch_max(sum, Ordering::SeqCst);
                 } else {
                     let at = random.below(live.len() as u64) as usize;

@@ -6,7 +6,7 @@ mod common;
 
 use std::thread;
 
-use common::{A, B, C, GPU, Random, Rig, capacity, plain, served};
+use common::{A, B, C, GPU, Random, Rig, capacity, plain};
 use plugalloc::device::sim::SimOptions;
 use plugalloc::error::DriverCall;
 use plugalloc::observe::{Stat, StatArray};
@@ -80,12 +80,8 @@ fn subtract(stats: [&mut Stat; 2], by: i64) {
 }
 
 impl Model {
-    fn served(bytes: Bytes) -> (bool, i64) {
-        (bytes > MIB, served(bytes) as i64)
-    }
-
-    fn allocate(&mut self, bytes: Bytes) {
-        let (large, served) = Model::served(bytes);
+    fn allocate(&mut self, bytes: Bytes, served: i64) {
+        let large = bytes > MIB;
         let stats = &mut self.expected;
         add(both(&mut stats.allocation, large), 1);
         add(both(&mut stats.active, large), 1);
@@ -95,15 +91,15 @@ impl Model {
     }
 
     /// The owner gives the block up.
-    fn free(&mut self, bytes: Bytes) {
-        let (large, served) = Model::served(bytes);
+    fn free(&mut self, bytes: Bytes, served: i64) {
+        let large = bytes > MIB;
         subtract(both(&mut self.expected.allocation, large), 1);
         subtract(both(&mut self.expected.allocated_bytes, large), served);
     }
 
     /// Nobody uses it any more.
-    fn complete(&mut self, bytes: Bytes) {
-        let (large, served) = Model::served(bytes);
+    fn complete(&mut self, bytes: Bytes, served: i64) {
+        let large = bytes > MIB;
         subtract(both(&mut self.expected.active, large), 1);
         subtract(both(&mut self.expected.active_bytes, large), served);
         subtract(both(&mut self.expected.requested_bytes, large), bytes as i64);
@@ -124,27 +120,30 @@ impl Model {
 /// rarely: a comparison reads the statistics, and reading must not be what makes them right.
 fn work(rig: &Rig, model: &mut Model, streams: &[StreamId], seed: u64, steps: u64) {
     let mut random = Random::new(seed);
-    let mut live: Vec<(Address, Bytes)> = Vec::new();
+    let mut live: Vec<(Address, Bytes, i64)> = Vec::new();
     for step in 0..steps {
         if random.below(9) < 5 || live.is_empty() {
             let bytes = random.size(4 * MIB);
             let stream = streams[random.below(streams.len() as u64) as usize];
-            live.push((rig.allocate(bytes, stream), bytes));
-            model.allocate(bytes);
+            let address = rig.allocate(bytes, stream);
+            let served = rig.served(address);
+            live.push((address, bytes, served));
+            model.allocate(bytes, served);
         } else {
-            let (address, bytes) = live.swap_remove(random.below(live.len() as u64) as usize);
+            let at = random.below(live.len() as u64) as usize;
+            let (address, bytes, served) = live.swap_remove(at);
             rig.free(address);
-            model.free(bytes);
-            model.complete(bytes);
+            model.free(bytes, served);
+            model.complete(bytes, served);
         }
         if step % 149 == 148 {
             model.check(&rig.statistics());
         }
     }
-    for (address, bytes) in live {
+    for (address, bytes, served) in live {
         rig.free(address);
-        model.free(bytes);
-        model.complete(bytes);
+        model.free(bytes, served);
+        model.complete(bytes, served);
     }
     model.check(&rig.statistics());
 }
@@ -190,19 +189,22 @@ fn a_block_that_waits_is_active_but_not_allocated() {
     let mut model = Model::default();
     rig.device().hold(B).unwrap();
     let mut waiting = 0;
+    let mut blocks = Vec::new();
     for bytes in [100, MIB, 3 * MIB + 1] {
         let block = rig.allocate(bytes, A);
-        model.allocate(bytes);
+        let served = rig.served(block);
+        blocks.push((bytes, served));
+        model.allocate(bytes, served);
         rig.allocator.record_stream(block, B).unwrap();
         rig.free(block);
-        model.free(bytes);
+        model.free(bytes, served);
         model.check(&rig.statistics());
         waiting += 1;
         assert_eq!(rig.statistics().active.all.current, waiting);
     }
     rig.device().resume(B).unwrap();
     rig.allocator.process_events().unwrap();
-    [100, MIB, 3 * MIB + 1].into_iter().for_each(|bytes| model.complete(bytes));
+    blocks.into_iter().for_each(|(bytes, served)| model.complete(bytes, served));
     model.check(&rig.statistics());
     rig.finish();
 }
@@ -212,18 +214,21 @@ fn a_peak_of_active_blocks_between_two_reads_is_seen() {
     let rig = Rig::of(GIB);
     let mut model = Model::default();
     for round in 0..3 {
+        let mut blocks = Vec::new();
         rig.device().hold(B).unwrap();
         for k in 1..6 {
             let (bytes, stream) = (k * (round + 1) * 100 * KIB, [A, C][k as usize % 2]);
             let block = rig.allocate(bytes, stream);
-            model.allocate(bytes);
+            let served = rig.served(block);
+            blocks.push((bytes, served));
+            model.allocate(bytes, served);
             rig.allocator.record_stream(block, B).unwrap();
             rig.free(block);
-            model.free(bytes);
+            model.free(bytes, served);
         }
         rig.device().resume(B).unwrap();
         rig.allocator.process_events().unwrap();
-        (1..6).for_each(|k| model.complete(k * (round + 1) * 100 * KIB));
+        blocks.into_iter().for_each(|(bytes, served)| model.complete(bytes, served));
     }
     model.check(&rig.statistics());
     rig.finish();

@@ -118,33 +118,39 @@ fn a_stream_reuses_its_own_memory_under_queued_work_without_waiting() {
     rig.finish();
 }
 
-/// A's queued work writes a block that is freed; B takes its pages and writes them too. The streams
-/// are resumed in this order.
-fn steal_and_resume(order: [StreamId; 2]) {
-    let rig = Rig::of(8 * MIB);
+/// A's queued work writes memory that is freed; B takes its pages and writes them too, where they
+/// are or, if they lie `apart`, mapped to other addresses. The streams are resumed in this order.
+fn steal_and_resume(order: [StreamId; 2], apart: bool) {
+    let rig = Rig::new(capacity(10 * MIB), config(|c| c.max_handle = 2 * MIB));
     rig.device().hold(A).unwrap();
     rig.device().hold(B).unwrap();
-    let old = rig.allocate(8 * MIB, A);
-    rig.fill(old, 0xaa, 8 * MIB, A);
-    rig.free(old);
+    let sizes = if apart { [4 * MIB, 2 * MIB, 4 * MIB] } else { [2 * MIB, 6 * MIB, 2 * MIB] };
+    let old = sizes.map(|bytes| rig.allocate(bytes, A));
+    for (at, bytes) in old.into_iter().zip(sizes) {
+        rig.fill(at, 0xaa, bytes, A);
+    }
+    let kept = if apart { 1 } else { 2 };
+    (0..3).filter(|&k| k != kept).for_each(|k| rig.free(old[k]));
     let new = rig.allocate(8 * MIB, B);
-    assert_ne!(new, old);
+    assert_eq!(new == old[0], !apart);
     rig.fill(new, 0xbb, 8 * MIB, B);
-    assert_eq!(rig.ledger().used, 8 * MIB, "the same pages");
+    assert_eq!(rig.ledger().used, 10 * MIB, "the same pages");
     rig.device().resume(order[0]).unwrap();
     if order[0] == B {
         rig.assert_filled(new, 0, 8 * MIB);
     }
     rig.device().resume(order[1]).unwrap();
     rig.assert_filled(new, 0xbb, 8 * MIB);
+    rig.assert_filled(old[kept], 0xaa, 2 * MIB);
     rig.free(new);
+    rig.free(old[kept]);
     rig.finish();
 }
 
 #[test]
 fn the_taker_of_stolen_memory_runs_after_the_stream_that_had_it() {
-    steal_and_resume([A, B]);
-    steal_and_resume([B, A]);
+    [false, true].into_iter().for_each(|apart| steal_and_resume([A, B], apart));
+    [false, true].into_iter().for_each(|apart| steal_and_resume([B, A], apart));
 }
 
 #[test]
@@ -244,14 +250,15 @@ fn one_event_a_stream_serves_many_frees() {
 
 #[test]
 fn a_handle_left_over_by_a_failed_step_is_still_ordered() {
-    // The mapping of a stolen handle fails for B; C is the next to take it.
+    // The mapping of a stolen handle fails for B, whose small request lies elsewhere; C is the next
+    // to take it.
     let rig = Rig::new(capacity(2 * MIB), config(|c| c.max_handle = 2 * MIB));
     rig.device().hold(A).unwrap();
     let old = rig.allocate(2 * MIB, A);
     rig.fill(old, 0xaa, 2 * MIB, A);
     rig.free(old);
     rig.device().fail_nth(DriverCall::Map, 1);
-    assert!(rig.try_allocate(2 * MIB, B).is_err());
+    assert!(rig.try_allocate(KIB, B).is_err());
     let new = rig.allocate(2 * MIB, C);
     rig.fill(new, 0xcc, 2 * MIB, C);
     rig.device().resume(A).unwrap();
@@ -267,8 +274,8 @@ fn a_leftover_handle_comes_back_to_its_first_stream_in_order() {
     rig.device().hold(B).unwrap();
     let first = rig.allocate(2 * MIB, A);
     rig.free(first);
-    let second = rig.allocate(2 * MIB, B);
-    rig.fill(second, 0xbb, 2 * MIB, B);
+    let second = rig.allocate(MIB, B);
+    rig.fill(second, 0xbb, MIB, B);
     rig.free(second);
     rig.device().fail_nth(DriverCall::Map, 1);
     assert!(rig.try_allocate(2 * MIB, C).is_err());

@@ -69,14 +69,6 @@ bool CachingAllocator::initialized() { return state_->core->is_initialized(); }
 
 void CachingAllocator::init(int) { state_->core->mark_initialized(); }
 
-void CachingAllocator::emptyCache(MempoolId_t mempool_id) {
-  bridge::throwPendingDeleterError();
-  if (mempool_id != MempoolId_t{0, 0}) {
-    unsupported("emptyCache of one pool");
-  }
-  check(state_->core->empty_cache());
-}
-
 void CachingAllocator::recordStream(const DataPtr& pointer, cudaStream_t stream) {
   if (pointer.get() == nullptr || pointer.get_deleter() != &Registry::release) {
     return;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "caching_state.h"
+#include "drive_guard.h"
 #include "errors.h"
 #include "handles.h"
 #include "plugalloc/src/ffi/bridge.rs.h"
@@ -23,26 +24,13 @@ CUDAAllocator& mutableOf(const CUDAAllocator& allocator) {
   return const_cast<CUDAAllocator&>(allocator);
 }
 
-template <typename Body>
-std::uint32_t guarded(Body&& body) noexcept {
-  try {
-    body();
-    return 0;
-  } catch (...) {
-    driven_error = std::current_exception();
-    return 1;
-  }
+std::uint64_t addressOf(DeleterFnPtr deleter) {
+  return static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(deleter));
 }
 
-template <typename Body>
-AllocResult guardedAlloc(Body&& body) noexcept {
-  try {
-    return {toNumber(body()), 0};
-  } catch (...) {
-    driven_error = std::current_exception();
-    return {0, 1};
-  }
-}
+}  // namespace
+
+void keepDrivenError() noexcept { driven_error = std::current_exception(); }
 
 DeviceIndex toIndex(std::int32_t device) {
   if (device < -128 || device > 127) {
@@ -50,12 +38,6 @@ DeviceIndex toIndex(std::int32_t device) {
   }
   return static_cast<DeviceIndex>(device);
 }
-
-std::uint64_t addressOf(DeleterFnPtr deleter) {
-  return static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(deleter));
-}
-
-}  // namespace
 
 ErrorRecord take_driven_error() {
   try {

@@ -1,73 +1,94 @@
-// Serves the same load with two allocators behind one interface: user functions (here malloc, as
-// other servers' cudaMalloc), and plugalloc's caching allocator.
-//
-//     cpp_server [--workers N] [--requests N] [--device auto|cuda|sim]
+// An inference server's use of an allocator: serves a load with the allocator of one's choice,
+// checks every result, and prints throughput, latencies and memory. `cpp_server --help` lists the
+// options.
 #include <plugalloc/plugalloc.h>
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <memory>
 #include <string>
+#include <utility>
 
+#include "allocators.h"
+#include "cuda_machine.h"
+#include "options.h"
+#include "report.h"
 #include "server.h"
+#include "sim_machine.h"
 
 namespace {
 
-struct Arguments {
-  server::Load load;
-  std::string device = "auto";
-};
+using server::CudaDriver;
 
-Arguments parse(int count, char** values) {
-  Arguments arguments;
-  for (int i = 1; i + 1 < count; i += 2) {
-    if (std::strcmp(values[i], "--workers") == 0) {
-      arguments.load.workers = std::atoi(values[i + 1]);
-    } else if (std::strcmp(values[i], "--requests") == 0) {
-      arguments.load.requests = std::atoi(values[i + 1]);
-    } else if (std::strcmp(values[i], "--device") == 0) {
-      arguments.device = values[i + 1];
-    } else {
-      std::fprintf(stderr, "unknown argument %s\n", values[i]);
-      std::exit(2);
-    }
+/// The driver, or null where the simulated device is asked for, or is all there is.
+std::shared_ptr<CudaDriver> openDriver(const std::string& device) {
+  if (device == "sim") {
+    return nullptr;
   }
-  return arguments;
+  try {
+    return std::make_shared<CudaDriver>();
+  } catch (const server::CudaError& error) {
+    if (device == "cuda") {
+      throw;
+    }
+    std::fprintf(stderr, "cpp_server: %s; using the simulated device\n", error.what());
+    return nullptr;
+  }
 }
 
-void report(plugalloc::CUDAAllocator& allocator, const server::Result& result) {
-  const plugalloc::DeviceStats stats = allocator.getDeviceStats(0);
-  constexpr double kMiB = 1 << 20;
-  std::printf("%-10s %8.0f requests/s %12.0f allocations/s %6llu refused", allocator.name(),
-              static_cast<double>(result.requests) / result.seconds,
-              static_cast<double>(result.allocations) / result.seconds,
-              static_cast<unsigned long long>(result.refused));
-  std::printf("   live peak %.0f MiB, reserved peak %.0f MiB\n",
-              static_cast<double>(stats.requested_bytes[0].peak) / kMiB,
-              static_cast<double>(stats.reserved_bytes[0].peak) / kMiB);
+server::Source sourceOnGpu(const server::Options& options,
+                           const std::shared_ptr<CudaDriver>& driver) {
+  if (options.allocator == "cudaMalloc") {
+    return server::makeCudaMalloc(driver);
+  }
+  if (options.allocator == "cudaMallocAsync") {
+    return server::makeCudaMallocAsync(driver, options.keep);
+  }
+  return server::makePlugalloc("cuda", options.conf);
 }
 
-void serveWith(const std::shared_ptr<plugalloc::CUDAAllocator>& allocator,
-               const server::Load& load) {
-  plugalloc::changeCurrentAllocator(allocator);
-  report(*plugalloc::getCurrentAllocator(), server::serve(*plugalloc::getCurrentAllocator(), load));
+server::Source sourceOnSim(const server::Options& options) {
+  if (options.allocator == "cudaMalloc") {
+    return server::makeUncachedSim();
+  }
+  if (options.allocator == "cudaMallocAsync") {
+    throw plugalloc::UnsupportedError("--allocator cudaMallocAsync", "the simulated device",
+                                      "it has no memory pools; use plugalloc or cudaMalloc");
+  }
+  return server::makePlugalloc("sim", options.conf);
+}
+
+int run(server::Options options) {
+  const std::shared_ptr<CudaDriver> driver = openDriver(options.device);
+  server::settle(options.load, driver != nullptr);
+  const server::Source source =
+      driver != nullptr ? sourceOnGpu(options, driver) : sourceOnSim(options);
+  const std::unique_ptr<server::Machine> machine = driver != nullptr
+                                                       ? server::makeCudaMachine(driver)
+                                                       : server::makeSimMachine(source.allocator);
+  plugalloc::changeCurrentAllocator(source.allocator);
+
+  const server::Result result =
+      server::serve(*machine, *plugalloc::getCurrentAllocator(), options.load);
+  const server::Setting setting{options.allocator, machine->kind(), machine->name(),
+                                source.reserved_peak()};
+  (options.json ? server::printJson : server::printText)(setting, options.load, result);
+  if (result.wrong > 0 || result.not_given_back != 0) {
+    std::fprintf(stderr, "cpp_server: %llu wrong results, %lld allocations left\n",
+                 static_cast<unsigned long long>(result.wrong),
+                 static_cast<long long>(result.not_given_back));
+    return EXIT_FAILURE;
+  }
+  return EXIT_SUCCESS;
 }
 
 }  // namespace
 
 int main(int count, char** values) {
-  const Arguments arguments = parse(count, values);
   try {
-    serveWith(plugalloc::createCustomAllocator(
-                  [](std::size_t size, int, cudaStream_t) { return std::malloc(size); },
-                  [](void* pointer, std::size_t, int, cudaStream_t) { std::free(pointer); }),
-              arguments.load);
-    plugalloc::Options options;
-    options.device = arguments.device;
-    serveWith(plugalloc::createCachingAllocator(options), arguments.load);
-  } catch (const plugalloc::Error& error) {
+    return run(server::parse(count, values));
+  } catch (const std::exception& error) {
     std::fprintf(stderr, "cpp_server: %s\n", error.what());
     return EXIT_FAILURE;
   }
-  return EXIT_SUCCESS;
 }

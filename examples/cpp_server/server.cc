@@ -1,102 +1,83 @@
 #include "server.h"
 
-#include <plugalloc/error.h>
-#include <plugalloc/stream.h>
-
 #include <algorithm>
 #include <chrono>
 #include <deque>
-#include <random>
+#include <exception>
 #include <thread>
-#include <utility>
-#include <vector>
+
+#include "tensor.h"
+#include "worker.h"
 
 namespace server {
 
 namespace {
 
-/// One thread of the server. A real one would have made the stream with cudaStreamCreate.
-class Worker {
- public:
-  Worker(plugalloc::CUDAAllocator& allocator, const Load& load, int number)
-      : allocator_(allocator),
-        load_(load),
-        stream_(reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(number + 1))),
-        random_(static_cast<std::uint32_t>(number)) {}
-
-  void run() {
-    const plugalloc::StreamGuard guard(stream_);
-    for (int request = 0; request < load_.requests; ++request) {
-      serveOne();
-    }
-  }
-
-  Result result;
-
- private:
-  /// A request: input, activations layer by layer, and a key-value cache that outlives it.
-  void serveOne() {
-    const std::size_t tokens = 1 + std::uniform_int_distribution<std::size_t>(0, 511)(random_);
-    const std::size_t row = tokens * load_.hidden * sizeof(float);
-    try {
-      plugalloc::DataPtr activation = take(row);
-      plugalloc::DataPtr cache = take(2 * row);
-      for (int layer = 0; layer < load_.layers; ++layer) {
-        activation = runLayer(row, tokens);
-      }
-      sessions_.push_back(std::move(cache));
-      ++result.requests;
-    } catch (const plugalloc::OutOfMemoryError&) {
-      sessions_.clear();
-      ++result.refused;
-    }
-    while (sessions_.size() > static_cast<std::size_t>(load_.sessions)) {
-      sessions_.pop_front();
-    }
-  }
-
-  /// Attention scores and a wide intermediate, both gone at the end of the layer.
-  plugalloc::DataPtr runLayer(std::size_t row, std::size_t tokens) {
-    const plugalloc::DataPtr scores = take(tokens * tokens * sizeof(float));
-    const plugalloc::DataPtr wide = take(4 * row);
-    return take(row);
-  }
-
-  plugalloc::DataPtr take(std::size_t bytes) {
-    ++result.allocations;
-    return allocator_.allocate(bytes);
-  }
-
-  plugalloc::CUDAAllocator& allocator_;
-  const Load& load_;
-  cudaStream_t stream_;
-  std::mt19937 random_;
-  std::deque<plugalloc::DataPtr> sessions_;
-};
-
-}  // namespace
-
-Result serve(plugalloc::CUDAAllocator& allocator, const Load& load) {
-  std::deque<Worker> workers;  // Which leaves them where they are.
-  for (int number = 0; number < load.workers; ++number) {
-    workers.emplace_back(allocator, load, number);
-  }
-  const auto start = std::chrono::steady_clock::now();
+/// Lets every worker serve so many requests, each on a thread of its own. Seconds that it took.
+double runAll(Machine& machine, std::deque<Worker>& workers, int requests) {
+  std::vector<std::exception_ptr> failures(workers.size());
   std::vector<std::thread> threads;
-  for (Worker& worker : workers) {
-    threads.emplace_back([&worker] { worker.run(); });
+  threads.reserve(workers.size());
+  const auto start = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < workers.size(); ++i) {
+    threads.emplace_back([&machine, &worker = workers[i], &failure = failures[i], requests] {
+      try {
+        machine.enterThread();
+        worker.serve(requests);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    });
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
-  Result sum;
-  sum.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  for (const Worker& worker : workers) {
-    sum.requests += worker.result.requests;
-    sum.allocations += worker.result.allocations;
-    sum.refused += worker.result.refused;
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  for (const std::exception_ptr& failure : failures) {
+    if (failure != nullptr) {
+      std::rethrow_exception(failure);
+    }
+  }
+  return taken.count();
+}
+
+std::uint64_t allocationsOf(Gauge& gauge, int workers) {
+  std::uint64_t sum = 0;
+  for (int i = 0; i < workers; ++i) {
+    sum += gauge.meter(static_cast<std::size_t>(i)).allocations;
   }
   return sum;
+}
+
+}  // namespace
+
+Result serve(Machine& machine, plugalloc::CUDAAllocator& allocator, const Load& load) {
+  machine.enterThread();
+  Gauge gauge(static_cast<std::size_t>(load.workers));
+  std::deque<Worker> workers;  // Which leaves them where they are.
+  for (int number = 0; number < load.workers; ++number) {
+    workers.emplace_back(machine, allocator, gauge, load, number);
+  }
+  runAll(machine, workers, load.warmup);
+  for (Worker& worker : workers) {
+    worker.tally.latencies.clear();
+  }
+  Result result;
+  const std::uint64_t before = allocationsOf(gauge, load.workers);
+  result.seconds = runAll(machine, workers, load.requests);
+  result.allocations = allocationsOf(gauge, load.workers) - before;
+  result.live_peak = gauge.peak();
+  result.used_at_end = machine.usedBytes();
+  for (Worker& worker : workers) {
+    worker.closeSessions();
+    const Tally& tally = worker.tally;
+    result.latencies.insert(result.latencies.end(), tally.latencies.begin(), tally.latencies.end());
+    result.refused += tally.refused;
+    result.wrong += tally.wrong;
+  }
+  std::sort(result.latencies.begin(), result.latencies.end());
+  result.not_given_back = allocator.getDeviceStats(0).allocation[0].current;
+  return result;
 }
 
 }  // namespace server

@@ -32,7 +32,7 @@ impl Allocator {
         }
         match engine.look::<false>(bytes, stream) {
             Look::Found(address) => address,
-            Look::Higher(heap, address) => raise(heap, address),
+            Look::Higher(heap, address) => settle(engine, heap, address),
             Look::Locked(heap) => self.search_locked(heap, device, bytes, stream, otherwise),
             Look::Nothing => self.search(device, bytes, stream, otherwise),
         }
@@ -48,7 +48,7 @@ impl Allocator {
     ) -> Address {
         match engine.look::<true>(bytes, stream) {
             Look::Found(address) => address,
-            Look::Higher(heap, address) => raise(heap, address),
+            Look::Higher(heap, address) => settle(engine, heap, address),
             Look::Locked(heap) => self.search_locked(heap, engine.id(), bytes, stream, otherwise),
             Look::Nothing => self.search(engine.id(), bytes, stream, otherwise),
         }
@@ -63,12 +63,12 @@ impl Allocator {
         stream: StreamId,
         otherwise: Otherwise,
     ) -> Address {
-        match heap.allocate(bytes, bytes) {
-            Some(address) => address,
-            None => {
+        match self.engines[device.0 as usize].search_heap(&mut heap, bytes) {
+            0 => {
                 drop(heap);
                 otherwise(self, device, bytes, stream)
             }
+            address => address,
         }
     }
 
@@ -99,7 +99,7 @@ impl Allocator {
         let Some(mut heap) = shard.heap.try_lock() else {
             return otherwise(self, address);
         };
-        if !heap.turn.may_change() {
+        if !heap.turn.ready {
             drop(heap);
             return otherwise(self, address);
         }
@@ -114,9 +114,9 @@ impl Allocator {
     }
 }
 
-#[cold]
-fn raise(mut heap: MutexGuard<'_, Heap>, address: Address) -> Address {
-    heap.tally.raise();
+#[inline(never)]
+fn settle(engine: &Engine, mut heap: MutexGuard<'_, Heap>, address: Address) -> Address {
+    engine.settle(&mut heap);
     address
 }
 

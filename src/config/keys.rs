@@ -27,7 +27,7 @@ pub(super) enum Value {
     /// A whole number of MiB, where the field also knows "no limit", which has no text.
     MebibyteLimit(fn(&mut Config) -> &mut Option<Bytes>),
     /// A whole number.
-    Count(Rule),
+    Count(Rule, Option<fn(&mut Config) -> &mut u64>),
     /// A fraction between 0 and 1, where `ends` tells whether 0 and 1 themselves are allowed. A
     /// field that is 0 where 0 is not allowed is off, which has no text.
     Fraction { ends: bool, field: fn(&mut Config) -> &mut f64 },
@@ -46,6 +46,8 @@ pub(super) enum Rule {
     Any,
     /// No less than this.
     AtLeast(u64),
+    /// No more than this.
+    AtMost(u64),
     /// A power of two between these, both included.
     PowerOfTwo { least: u64, most: u64 },
 }
@@ -56,6 +58,7 @@ impl Rule {
         match self {
             Rule::Any => true,
             Rule::AtLeast(least) => number >= least,
+            Rule::AtMost(most) => number <= most,
             Rule::PowerOfTwo { least, most } => {
                 number.is_power_of_two() && (least..=most).contains(&number)
             }
@@ -68,6 +71,7 @@ impl std::fmt::Display for Rule {
         match self {
             Rule::Any => write!(f, "a whole number"),
             Rule::AtLeast(least) => write!(f, "a whole number of at least {least}"),
+            Rule::AtMost(most) => write!(f, "a whole number of at most {most}"),
             Rule::PowerOfTwo { least, most } => {
                 write!(f, "a power of two from {least} to {most}")
             }
@@ -116,6 +120,8 @@ pub(super) const KEYS: &[Key] = &[
     key("caching", Value::Flag(Some(|c| &mut c.caching))),
     key("steal", Value::Flag(Some(|c| &mut c.steal))),
     key("max_handle_mb", Value::Mebibytes(HANDLE_RULE, Some(|c| &mut c.max_handle))),
+    key("release_idle_ms", Value::Count(Rule::AtMost(1 << 40), Some(|c| &mut c.release_idle_ms))),
+    key("gpu_direct_rdma", Value::Flag(Some(|c| &mut c.gpu_direct_rdma))),
     // The lock is never held over a driver call here.
     key_or("release_lock_on_cudamalloc", "release_lock_on_hipmalloc", Value::Flag(None)),
     // Address space is reserved as it is needed, whatever these say.
@@ -123,7 +129,7 @@ pub(super) const KEYS: &[Key] = &[
     key("expandable_segments_reserve_by_class", Value::ShareByName),
     // There is no pinned host memory here.
     key_or("pinned_use_cuda_host_register", "pinned_use_hip_host_register", Value::Flag(None)),
-    key("pinned_num_register_threads", Value::Count(THREADS_RULE)),
+    key("pinned_num_register_threads", Value::Count(THREADS_RULE, None)),
     key("pinned_use_background_threads", Value::Flag(None)),
     key("pinned_reserve_segment_size_mb", Value::Mebibytes(Rule::AtLeast(1), None)),
     key("pinned_free_catch_all", Value::Flag(None)),

@@ -6,6 +6,7 @@ mod scan;
 mod value;
 
 pub use keys::key_names;
+pub(crate) use parse::nvtx_injection;
 
 use crate::units::{Bytes, MIB};
 
@@ -50,6 +51,12 @@ pub struct Config {
     pub steal: bool,
     /// The largest physical handle that is made, in bytes. Key `max_handle_mb`.
     pub max_handle: Bytes,
+    /// Memory that was idle throughout so many milliseconds goes back to the device; 0: off. Key
+    /// `release_idle_ms`.
+    pub release_idle_ms: u64,
+    /// Whether network cards reach the memory, once it is registered with them. Key
+    /// `gpu_direct_rdma`.
+    pub gpu_direct_rdma: bool,
 }
 
 impl Default for Config {
@@ -67,6 +74,8 @@ impl Default for Config {
             caching: true,
             steal: true,
             max_handle: 16 * MIB,
+            release_idle_ms: 0,
+            gpu_direct_rdma: false,
         }
     }
 }

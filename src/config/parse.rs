@@ -25,6 +25,8 @@
 //! | `caching` | boolean | `True` | [`Config::caching`] |
 //! | `steal` | boolean | `True` | [`Config::steal`] |
 //! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 16 | [`Config::max_handle`] |
+//! | `release_idle_ms` | a whole number up to 2^40 | 0 | [`Config::release_idle_ms`] |
+//! | `gpu_direct_rdma` | boolean | `False` | [`Config::gpu_direct_rdma`] |
 //! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: it is always so here |
 //! | `expandable_segments_reserve` | fraction, or size such as `40G` | | no effect: addresses are reserved as needed |
 //! | `expandable_segments_reserve_by_class` | `[name:0.25,other:40G]` | | no effect, as above |
@@ -54,6 +56,14 @@ pub const VARIABLES: [&str; 3] =
 
 /// The variable that turns caching off where it is set to anything but nothing or `0`.
 pub const NO_CACHING_VARIABLE: &str = "PYTORCH_NO_CUDA_MEMORY_CACHING";
+
+/// The variable in which a tool that speaks NVTX leaves the path of its library.
+pub const NVTX_VARIABLE: &str = "NVTX_INJECTION64_PATH";
+
+/// The library of the tool that wants to be told of memory, if there is one.
+pub(crate) fn nvtx_injection() -> Option<OsString> {
+    std::env::var_os(NVTX_VARIABLE).filter(|path| !path.is_empty())
+}
 
 /// Where each key of the table begins in the text, for those that occur.
 type Positions = [Option<usize>; KEYS.len()];

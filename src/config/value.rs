@@ -27,8 +27,11 @@ pub(super) fn read(value: Value, scanner: &mut Scanner<'_>, config: &mut Config)
         Value::MebibyteLimit(field) => {
             *field(config) = Some(read_mebibytes(scanner, Rule::Any)?);
         }
-        Value::Count(rule) => {
-            read_count(scanner, rule)?;
+        Value::Count(rule, field) => {
+            let (number, _) = read_count(scanner, rule)?;
+            if let Some(field) = field {
+                *field(config) = number;
+            }
         }
         Value::Fraction { ends, field } => *field(config) = read_fraction(scanner, ends)?,
         Value::Divisions(field) => *field(config) = read_divisions(scanner)?,
@@ -45,6 +48,7 @@ pub(super) fn show(value: Value, config: &mut Config) -> Option<String> {
         Value::Flag(Some(field)) => Some(if *field(config) { "True" } else { "False" }.to_owned()),
         Value::Mebibytes(_, Some(field)) => Some((*field(config) / MIB).to_string()),
         Value::MebibyteLimit(field) => field(config).map(|bytes| (bytes / MIB).to_string()),
+        Value::Count(_, Some(field)) => Some(field(config).to_string()),
         Value::Fraction { ends, field } => {
             let fraction = *field(config);
             (ends || fraction > 0.0).then(|| fraction.to_string())
@@ -53,7 +57,7 @@ pub(super) fn show(value: Value, config: &mut Config) -> Option<String> {
         Value::Backend
         | Value::Flag(None)
         | Value::Mebibytes(_, None)
-        | Value::Count(_)
+        | Value::Count(_, None)
         | Value::Share
         | Value::ShareByName => None,
     }

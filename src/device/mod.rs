@@ -6,9 +6,13 @@
 
 mod clock;
 pub mod cuda;
+mod ipc;
+mod pidfd;
 pub mod sim;
 
 pub use clock::Clock;
+pub use ipc::{HandleType, HandleTypes, IpcHandle, ShareableHandle};
+pub(crate) use pidfd::fetch as fetch_descriptor;
 
 use crate::error::DeviceError;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
@@ -45,13 +49,20 @@ pub struct Capabilities {
     /// The granularity of physical handles in bytes, a power of two, where the device has virtual
     /// memory management; `None` where only [`Device::malloc`] and [`Device::free`] work.
     pub virtual_memory: Option<Bytes>,
+    /// What its physical handles can be exported as.
+    pub handle_types: HandleTypes,
+    /// Whether memory of [`Device::malloc`] has legacy handles ([`Device::ipc_get_handle`]).
+    pub legacy_ipc: bool,
+    /// Whether [`Device::create_for_rdma`] works.
+    pub rdma: bool,
 }
 
 impl Capabilities {
     /// The abilities of a device whose handles are multiples of `virtual_memory` bytes, or which
-    /// has no virtual memory management.
+    /// has no virtual memory management. No other process and no network card reaches its memory.
     pub fn new(virtual_memory: Option<Bytes>) -> Self {
-        Capabilities { virtual_memory }
+        let handle_types = HandleTypes::NONE;
+        Capabilities { virtual_memory, handle_types, legacy_ipc: false, rdma: false }
     }
 }
 
@@ -75,6 +86,9 @@ pub trait Device: Send + Sync {
     fn name(&self) -> String;
     /// What the device can do. Constant for the life of the device.
     fn capabilities(&self) -> Capabilities;
+    /// The driver's context in which the device works, as the value of its `CUcontext`; `None` for
+    /// a device that has none.
+    fn native_context(&self) -> DeviceResult<Option<u64>>;
     /// The device's memory now.
     fn memory_info(&self) -> DeviceResult<MemoryInfo>;
 
@@ -83,8 +97,13 @@ pub trait Device: Send + Sync {
     fn reserve(&self, bytes: Bytes) -> DeviceResult<Address>;
     /// Gives back a whole reservation, in which nothing is mapped.
     fn free_address(&self, address: Address, bytes: Bytes) -> DeviceResult<()>;
-    /// Makes physical memory of `bytes` (a multiple of the granularity).
+    /// Makes physical memory of `bytes` (a multiple of the granularity), which can be exported as
+    /// every type of [`Capabilities::handle_types`].
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId>;
+    /// As [`create`](Device::create), for memory that network cards reach where it is mapped, once
+    /// it is registered with them (GPUDirect RDMA). Mapping and unmapping it takes longer.
+    /// `Unsupported` without [`Capabilities::rdma`].
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId>;
     /// Gives physical memory back. It lives on while it is mapped somewhere, and counts as used
     /// until then.
     fn release(&self, handle: HandleId) -> DeviceResult<()>;
@@ -102,6 +121,31 @@ pub trait Device: Send + Sync {
     fn malloc(&self, bytes: Bytes) -> DeviceResult<Address>;
     /// Frees memory of [`malloc`](Device::malloc), after waiting for all work of the device.
     fn free(&self, address: Address) -> DeviceResult<()>;
+
+    /// Makes a form of physical memory that can be sent to another process. The memory lives on
+    /// after its handle is released here, as [`ShareableHandle`] says. `Unsupported` for a type
+    /// that [`Capabilities::handle_types`] lacks.
+    fn export_handle(
+        &self,
+        handle: HandleId,
+        handle_type: HandleType,
+    ) -> DeviceResult<ShareableHandle>;
+    /// Makes a handle of memory that this or another process exported: a further handle, mapped
+    /// and released as one of [`create`](Device::create). It must be mapped with the length with
+    /// which it was created, which the receiver has to be told. Fails for what was not exported by
+    /// a device of this kind.
+    fn import_handle(&self, shared: &ShareableHandle) -> DeviceResult<HandleId>;
+
+    /// The legacy handle of memory of [`malloc`](Device::malloc), which starts at `address`. It is
+    /// void once the memory is freed. `Unsupported` without [`Capabilities::legacy_ipc`].
+    fn ipc_get_handle(&self, address: Address) -> DeviceResult<IpcHandle>;
+    /// Maps memory of which another process has sent the legacy handle, and returns where it
+    /// starts. Opening it again gives the same address, to be closed as often. `Misuse` for a
+    /// handle of this process.
+    fn ipc_open_handle(&self, handle: IpcHandle) -> DeviceResult<Address>;
+    /// Takes one [`ipc_open_handle`](Device::ipc_open_handle) back; the last one unmaps the memory,
+    /// which no queued work may use any more. The exporter frees its memory after that.
+    fn ipc_close_handle(&self, address: Address) -> DeviceResult<()>;
 
     /// Makes a stream that does not synchronise with the default stream.
     fn stream_create(&self) -> DeviceResult<StreamId>;

@@ -13,7 +13,7 @@ use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
 pub(crate) enum Look<'a> {
     /// To its address.
     Found(Address),
-    /// To its address, and the heap's tally is to be raised.
+    /// To its address, and the heap may have exceeded a lease.
     Higher(MutexGuard<'a, Heap>, Address),
     /// To the heap, where no block of the size is kept aside.
     Locked(MutexGuard<'a, Heap>),
@@ -39,7 +39,7 @@ impl Engine {
         let Some(mut heap) = shard.heap.try_lock() else {
             return Look::Nothing;
         };
-        if !heap.turn.may_change() {
+        if !heap.turn.ready {
             return Look::Nothing;
         }
         let kept = if LARGE {
@@ -54,27 +54,46 @@ impl Engine {
         }
     }
 
-    /// The next stage, for streams with lanes: what the heap finds by searching; or 0. Without an
-    /// error, since a `Result` would go out through memory.
+    /// The next stage, also for streams with lanes or not found at the first look: what the heap
+    /// finds by searching; or 0. Without an error, since a `Result` would go out through memory.
     pub(crate) fn search(&self, bytes: Bytes, stream: StreamId) -> Address {
         if bytes == 0 || self.flags.load(Ordering::Relaxed) != 0 {
             return 0;
         }
-        let Some(first) = self.shards.find(stream) else {
+        let Some(first) = self.shards.find_any(stream) else {
             return 0;
         };
         let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {
             return 0;
         };
-        if !heap.turn.may_change() {
+        if !heap.turn.ready {
             return 0;
         }
-        heap.allocate(bytes, bytes).unwrap_or(0)
+        self.search_heap(&mut heap, bytes)
+    }
+
+    /// What a heap, which is ready and locked, finds by searching; or 0.
+    pub(crate) fn search_heap(&self, heap: &mut Heap, bytes: Bytes) -> Address {
+        let found = heap.allocate(bytes, bytes).unwrap_or(0);
+        self.peaks.leave(&self.shards, heap);
+        found
+    }
+
+    /// Ends an allocation by which the heap may have exceeded a lease.
+    pub(crate) fn settle(&self, heap: &mut Heap) {
+        heap.tally.find_limits();
+        self.peaks.leave(&self.shards, heap);
     }
 
     /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
     #[cold]
     pub(crate) fn allocate(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
+        let address = self.allocate_untold(bytes, stream)?;
+        self.tell_allocated(address, bytes);
+        Ok(address)
+    }
+
+    fn allocate_untold(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
         if bytes == 0 {
             return Ok(0);
         }
@@ -96,11 +115,12 @@ impl Engine {
             self.shards.collide(first);
             shard.heap.lock()
         });
-        if self.peaks.enter(&self.shards, index, &mut heap) {
+        if self.peaks.enter(&mut heap) {
             let mut found = heap.allocate(bytes, rounded);
             if found.is_none() && heap.flush_quick() {
                 found = heap.allocate(bytes, rounded);
             }
+            self.peaks.leave(&self.shards, &mut heap);
             if let Some(address) = found {
                 return Ok(address);
             }
@@ -128,6 +148,9 @@ impl Engine {
         if flags & flag::UNCACHED != 0 {
             return self.allocate_direct(index, bytes, stream).map(Some);
         }
+        if flags & flag::DIVERTED != 0 {
+            return self.allocate_diverted(bytes, stream);
+        }
         Ok(None)
     }
 
@@ -141,10 +164,12 @@ impl Engine {
             drop(heap);
             return Err(self.refused(address, found));
         };
-        self.peaks.enter(&self.shards, number, &mut heap);
+        self.peaks.enter(&mut heap);
+        self.tell_freed(address);
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
+            self.end_export(address);
             self.wait_for_users(address, Ticket { shard: number, block });
             return Ok(());
         }
@@ -215,8 +240,8 @@ impl Engine {
     /// Takes note that `stream` is about to be destroyed.
     pub(crate) fn retire_stream(&self, stream: StreamId) -> Result<()> {
         self.deferred.lock().retire(stream)?;
-        for (index, shard) in self.shards.iter().filter(|(_, shard)| shard.stream == stream) {
-            self.peaks.retire(index, &mut shard.heap.lock());
+        for (_, shard) in self.shards.iter().filter(|(_, shard)| shard.stream == stream) {
+            self.peaks.retire(&mut shard.heap.lock());
         }
         Ok(())
     }
@@ -256,7 +281,7 @@ impl Engine {
         for ticket in tickets {
             if let Some(shard) = self.shards.get(ticket.shard) {
                 let mut heap = shard.heap.lock();
-                self.peaks.enter(&self.shards, ticket.shard, &mut heap);
+                self.peaks.enter(&mut heap);
                 heap.complete(ticket.block);
             }
         }
@@ -269,7 +294,7 @@ pub(crate) fn foreign(address: Address) -> Error {
 }
 
 #[cold]
-fn too_many_streams() -> Error {
+pub(super) fn too_many_streams() -> Error {
     Error::Unsupported {
         operation: "allocating on another stream".to_owned(),
         by: "plugalloc".to_owned(),

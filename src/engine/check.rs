@@ -18,6 +18,10 @@ impl Engine {
         for heap in &heaps {
             heap.is_valid()?;
         }
+        let all: Vec<&Heap> = heaps.iter().map(|heap| &**heap).collect();
+        if let Some(detail) = self.peaks.fault(&all) {
+            return broken("each heap keeps to its leases, and they to the peak", detail);
+        }
         self.check_handles(&growth, &heaps)?;
         self.check_views(&growth, &heaps)?;
         self.check_reserved(&growth, &heaps)
@@ -71,6 +75,7 @@ impl Engine {
         let segments: Bytes = heaps.iter().map(|heap| heap.segment_bytes()).sum();
         let direct: Bytes = self.direct_blocks().iter().map(|block| block.bytes).sum();
         let reserved = growth.store.reserved.current as Bytes;
+        let segments = segments + growth.parting.segment_bytes();
         if handles + segments + direct != reserved {
             let detail = format!(
                 "{handles} in handles, {segments} in segments, {direct} direct, {reserved} counted"
@@ -90,6 +95,9 @@ impl Engine {
             return broken("nothing waits for a stream", format!("{deferred:?}"));
         }
         drop(deferred);
+        if self.pinned() > 0 {
+            return broken("nothing is pinned", format!("{} pins", self.pinned()));
+        }
         let allocated = self.allocated();
         if allocated > 0 {
             return broken("nothing is allocated", format!("{allocated} bytes"));

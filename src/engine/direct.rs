@@ -50,8 +50,10 @@ impl Engine {
         growth.store.count_serving(kind, bytes);
         let block = DirectBlock { shard, bytes, kind, requested, stream };
         self.direct.blocks.lock().insert(address, block);
+        self.note_mapped(address, bytes);
         drop(growth);
         self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
+        self.tell_observers();
         Ok(address)
     }
 
@@ -69,9 +71,10 @@ impl Engine {
 
     /// Frees an allocation of the device's own; false where there is none at that address.
     pub(crate) fn free_direct(&self, address: Address) -> Result<bool> {
-        if self.direct_block(address).is_none() {
+        let Some(block) = self.direct_block(address) else {
             return Ok(false);
-        }
+        };
+        self.announce_direct(address, block.bytes);
         // Held for as long as the table and the counts differ.
         let mut growth = self.growth.lock();
         let Some(block) = self.direct.blocks.lock().remove(&address) else {
@@ -79,8 +82,12 @@ impl Engine {
         };
         if let Err(error) = self.device.free(address) {
             self.direct.blocks.lock().insert(address, block);
+            self.note_mapped(address, block.bytes);
+            drop(growth);
+            self.tell_observers();
             return Err(error.into());
         }
+        self.tell_freed(address);
         growth.store.count_given(block.bytes);
         growth.store.count_idle(block.kind, block.bytes);
         drop(growth);
@@ -100,11 +107,18 @@ impl Engine {
         self.direct.blocks.lock().values().copied().collect()
     }
 
+    /// The same by address.
+    pub(super) fn direct_blocks_by_address(&self) -> impl Iterator<Item = (Address, DirectBlock)> {
+        let blocks = self.direct.blocks.lock().clone();
+        blocks.into_iter()
+    }
+
     fn count_direct(&self, shard: u32, count: impl FnOnce(&mut Heap)) {
         if let Some(found) = self.shards.get(shard) {
             let mut heap = found.heap.lock();
-            self.peaks.enter(&self.shards, shard, &mut heap);
+            self.peaks.enter(&mut heap);
             count(&mut heap);
+            self.peaks.leave(&self.shards, &mut heap);
         }
     }
 }

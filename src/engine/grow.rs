@@ -3,9 +3,8 @@
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Gap, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
+use crate::heap::{ArenaKind, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
 use crate::lock::MutexGuard;
-use crate::pages::Place;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// One request on its way through the slow path.
@@ -35,8 +34,19 @@ pub(super) struct Supply {
     /// Memory of handles that were given back to be made into shorter ones.
     pub(super) cut: Bytes,
     pub(super) effort: Effort,
+    /// How short new handles may be.
+    pub(super) grain: Bytes,
     /// The longest handle that moves whole.
     pub(super) longest: Bytes,
+}
+
+/// What a stage came to.
+enum Grown {
+    Served(Address),
+    /// There is no plan within the supply.
+    Unchanged,
+    /// The plan could not be carried out to its end.
+    Changed,
 }
 
 /// An idle view of any heap.
@@ -49,12 +59,14 @@ pub(super) struct Idle {
 impl Engine {
     /// Serves a request that its heap could not serve a moment ago.
     #[cold]
-    pub(super) fn allocate_slow(&self, shard: u32, requested: Bytes) -> Result<Address> {
-        let (kind, bytes) = self.size_of(requested);
+    pub(super) fn allocate_growing(&self, shard: u32, requested: Bytes) -> Result<Address> {
+        let (kind, bytes) = self.size_in(shard, requested);
         let request = Request { shard, requested, bytes, kind };
         self.poll_deferred()?;
         let mut growth = self.growth.lock();
         self.collect_garbage(&mut growth, bytes);
+        // A failure to give memory back is no failure to allocate.
+        let _ = self.release_unneeded(&mut growth);
         if let Some(address) = self.attempt(&mut growth, request, Effort::Usual)? {
             return Ok(address);
         }
@@ -79,7 +91,7 @@ impl Engine {
             self.deferred.lock().revive(shard.stream)?;
             heap.turn.retired = false;
         }
-        self.peaks.enter(&self.shards, request.shard, &mut heap);
+        self.peaks.enter(&mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {
             found = heap.allocate(request.requested, request.bytes);
@@ -87,10 +99,11 @@ impl Engine {
         if found.is_none() {
             found = heap.allocate_any(request.requested, request.bytes);
         }
+        self.peaks.leave(&self.shards, &mut heap);
         if found.is_some() {
             return Ok(found);
         }
-        if self.virtual_memory {
+        if self.virtual_memory && !shard.takes_segments() {
             self.grow(growth, &mut heap, request, effort)
         } else {
             self.grow_by_segment(growth, heap, request)
@@ -108,7 +121,7 @@ impl Engine {
         let Some(first) = self.shards.for_stream(own.stream) else {
             return Ok(None);
         };
-        if !first.is_spread() {
+        if own.pool().is_some() || !first.is_spread() {
             return Ok(None);
         }
         for number in first.lanes().filter(|&number| number != request.shard) {
@@ -116,11 +129,12 @@ impl Engine {
                 continue;
             };
             let mut heap = lane.heap.lock();
-            if self.peaks.enter(&self.shards, number, &mut heap) {
+            if self.peaks.enter(&mut heap) {
                 let mut found = heap.allocate(request.requested, request.bytes);
                 if found.is_none() && effort == Effort::Reshape {
                     found = heap.allocate_any(request.requested, request.bytes);
                 }
+                self.peaks.leave(&self.shards, &mut heap);
                 if found.is_some() {
                     return Ok(found);
                 }
@@ -136,7 +150,7 @@ impl Engine {
         request: Request,
         effort: Effort,
     ) -> Result<Option<Address>> {
-        let (live, peak) = self.peaks.estimate(metric::BYTES, heap);
+        let (live, peak) = self.peaks.estimate(&self.shards, metric::BYTES, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
         let free = match effort {
@@ -150,41 +164,51 @@ impl Engine {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let own = own_idle(request.shard, heap);
-        let longest = self.policy.longest_moved(live_peak);
-        let effort = Effort::Usual;
-        let supply = Supply { idle: own, ready, most: ready, cut: 0, effort, longest };
-        if let Some(address) = self.grow_from(growth, heap, request, supply)? {
+        let now = self.clock.now_us();
+        let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
+        let longest = self.policy.longest_moved(live_peak, grain);
+        let mut idle = self.all_idle(request.shard, heap);
+        if let Some(address) = self.adopt(growth, heap, request, &idle)? {
             return Ok(Some(address));
         }
-        // With idle memory of every heap; then also with handles that are too long, cut up; then
-        // with as much growth as is needed beyond that.
-        let stages = [(ready, Effort::Usual), (ready, Effort::Reshape), (most, Effort::Reshape)];
-        for (most, effort) in stages {
-            let idle = self.all_idle(request.shard, heap);
-            let supply = Supply { idle, ready, most, cut: 0, effort, longest };
-            if let Some(address) = self.grow_from(growth, heap, request, supply)? {
-                return Ok(Some(address));
+        // With the heap's own idle memory; with that of every heap; then also with handles that are
+        // too long, cut up; then with as much growth as is needed beyond that.
+        let stages = [
+            (true, ready, Effort::Usual),
+            (false, ready, Effort::Usual),
+            (false, ready, Effort::Reshape),
+            (false, most, Effort::Reshape),
+        ];
+        for (only_own, most, effort) in stages {
+            let of = |idle: &&Idle| !only_own || idle.shard == request.shard;
+            let idle_now = idle.iter().filter(of).copied().collect();
+            let supply = Supply { idle: idle_now, ready, most, cut: 0, effort, grain, longest };
+            match self.grow_from(growth, heap, request, supply)? {
+                Grown::Served(address) => return Ok(Some(address)),
+                Grown::Changed => idle = self.all_idle(request.shard, heap),
+                Grown::Unchanged => {}
             }
         }
         // A stage fails where it counted on memory that turns out to belong to a stream that is
         // being captured: without that. It also fails where other threads have taken what was idle:
         // without theirs, since nobody else has this heap.
         let effort = Effort::Reshape;
-        let mut idle = self.all_idle(request.shard, heap);
         if self.retain_orderable(request.shard, &mut idle)? {
-            let supply = Supply { idle, ready, most, cut: 0, effort, longest };
-            if let Some(address) = self.grow_from(growth, heap, request, supply)? {
+            let supply = Supply { idle, ready, most, cut: 0, effort, grain, longest };
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
                 return Ok(Some(address));
             }
         }
         let idle = own_idle(request.shard, heap);
-        let supply = Supply { idle, ready, most, cut: 0, effort, longest };
-        self.grow_from(growth, heap, request, supply)
+        let supply = Supply { idle, ready, most, cut: 0, effort, grain, longest };
+        Ok(match self.grow_from(growth, heap, request, supply)? {
+            Grown::Served(address) => Some(address),
+            Grown::Changed | Grown::Unchanged => None,
+        })
     }
 
     /// The idle views of all heaps whose memory may serve this one.
-    fn all_idle(&self, own: u32, heap: &mut MutexGuard<'_, Heap>) -> Vec<Idle> {
+    fn all_idle(&self, own: u32, heap: &Heap) -> Vec<Idle> {
         let mut idle = own_idle(own, heap);
         self.idle_of_others(own, &mut idle);
         idle
@@ -192,7 +216,7 @@ impl Engine {
 
     /// Adds the idle views of other heaps, whose kept blocks are given back first: of all of them,
     /// or where stealing is off of those of the same stream.
-    fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
+    pub(super) fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
         let mut found = Vec::new();
         let stream = self.shards.get(own).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
@@ -213,9 +237,9 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         mut supply: Supply,
-    ) -> Result<Option<Address>> {
+    ) -> Result<Grown> {
         let Some(plan) = self.plan(growth, heap, request, &supply)? else {
-            return Ok(None);
+            return Ok(Grown::Unchanged);
         };
         let (start, end) = (plan.start, plan.start + request.bytes);
         supply.idle.retain(|idle| {
@@ -226,15 +250,17 @@ impl Engine {
         supply.most = supply.ready + plan.excess;
         for &view in &plan.wake {
             if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
-                return Ok(None);
+                return Ok(Grown::Changed);
             }
         }
         for gap in &plan.gaps {
             if !self.fill(growth, heap, request, *gap, &mut supply)? {
-                return Ok(None);
+                return Ok(Grown::Changed);
             }
         }
-        Ok(heap.allocate_at(plan.start, request.requested, request.bytes, request.kind))
+        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
+        self.peaks.leave(&self.shards, heap);
+        Ok(found.map_or(Grown::Changed, Grown::Served))
     }
 
     fn plan(
@@ -276,13 +302,14 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: room for the device's whole memory in large requests, so
-    /// that a second range is rare, and halved until the system grants it.
+    /// Reserves addresses for the heap: four times the device's whole memory for large requests, so
+    /// that a second range is rare and the end of one not in the way, and halved until the system
+    /// grants it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
             ArenaKind::Small => self.total / 16,
-            ArenaKind::Large => self.total,
+            ArenaKind::Large => self.total.saturating_mul(4),
         };
         bytes = align_up(bytes.max(least), GRANULE);
         loop {
@@ -295,93 +322,6 @@ impl Engine {
                 Err(_) => bytes = align_up(bytes / 2, GRANULE),
             }
         }
-    }
-
-    /// Makes a dormant view active again, taking its handle from where it is idle.
-    fn wake(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        shard: u32,
-        view: u32,
-        idle: &mut Vec<Idle>,
-    ) -> Result<bool> {
-        let Some(number) = heap.view(view).map(|view| view.handle) else {
-            return Ok(false);
-        };
-        if growth.store.handle(number).is_none_or(|handle| handle.active.is_none()) {
-            if !self.claim(growth, shard, number)? {
-                return Ok(false);
-            }
-        } else {
-            let Some(at) = idle.iter().position(|idle| idle.view.handle == number) else {
-                return Ok(false);
-            };
-            let source = idle.swap_remove(at);
-            if !self.take_from(growth, heap, shard, source)? {
-                return Ok(false);
-            }
-        }
-        let Some((address, kind)) = heap.view(view).map(|view| (view.address, view.kind)) else {
-            return Ok(false);
-        };
-        growth.store.open(number, address)?;
-        let Some(slots) = heap.reactivate(view) else {
-            return Ok(false);
-        };
-        growth.store.activate(number, Place { shard, view, address, kind });
-        self.publish(shard, &slots);
-        Ok(true)
-    }
-
-    /// Fills a gap with handles: spare ones, new ones as far as ready, stolen ones, new ones at
-    /// last.
-    fn fill(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        gap: Gap,
-        supply: &mut Supply,
-    ) -> Result<bool> {
-        let mut filled = 0;
-        while filled < gap.bytes {
-            let (remaining, room) = (gap.bytes - filled, gap.room - filled);
-            let Some(number) = self.obtain(growth, heap, request, (remaining, room), supply)?
-            else {
-                return Ok(false);
-            };
-            filled += self.place(growth, heap, request, number, gap.address + filled)?;
-        }
-        Ok(true)
-    }
-
-    /// Maps a spare handle into a hole and makes it free memory of the heap; gives its bytes.
-    fn place(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        Request { shard, kind, .. }: Request,
-        number: u32,
-        address: Address,
-    ) -> Result<Bytes> {
-        let mapped = growth.store.map(number, address);
-        if mapped.is_err() && !growth.store.is_closed(number, address) {
-            return mapped.map(|()| 0).map_err(Into::into);
-        }
-        let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
-        if let Some((view, slots)) = heap.attach(address, bytes, number) {
-            growth.store.activate(number, Place { shard, view, address, kind });
-            if mapped.is_err() {
-                // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
-                heap.detach(view);
-                growth.store.deactivate(number);
-            } else {
-                self.publish(shard, &slots);
-            }
-        }
-        mapped?;
-        Ok(bytes)
     }
 }
 

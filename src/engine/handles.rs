@@ -9,6 +9,7 @@ use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::Heap;
 use crate::lock::MutexGuard;
+use crate::pages::Place;
 use crate::units::{Address, Bytes, GRANULE, StreamId};
 
 impl Engine {
@@ -35,7 +36,7 @@ impl Engine {
         if let Some(number) = self.create_from_cut(growth, remaining, supply)? {
             return Ok(Some(number));
         }
-        let size = self.policy.handle_size(request.bytes, remaining);
+        let size = self.policy.handle_size(request.bytes, remaining, supply.grain);
         if size <= supply.ready
             && let Some(number) = growth.store.create(size)?
         {
@@ -67,7 +68,7 @@ impl Engine {
 
     /// Whether nothing queued can use a handle through any of its mappings, so that giving it back
     /// waits for nothing.
-    fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
+    pub(super) fn is_quiet(&self, growth: &Growth, number: u32) -> DeviceResult<bool> {
         let Some(handle) = growth.store.handle(number) else {
             return Ok(false);
         };
@@ -120,7 +121,7 @@ impl Engine {
         spare.sort_by_key(|&number| growth.store.handle(number).map(|handle| handle.bytes));
         let mut spare = spare.into_iter();
         loop {
-            let mut size = self.policy.handle_size(request.bytes, remaining);
+            let mut size = self.policy.handle_size(request.bytes, remaining, supply.grain);
             while size >= GRANULE {
                 if size <= supply.most
                     && let Some(number) = growth.store.create(size)?
@@ -142,9 +143,10 @@ impl Engine {
                 },
             };
             let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
-            if self.dissolve(growth, Some((request.shard, &mut *heap)), number)? {
-                supply.most += bytes;
-            }
+            // What cannot be given back now, because of a capture or before observers were told,
+            // was counted on all the same: new memory stands in for it, if the device has any.
+            self.dissolve(growth, Some((request.shard, &mut *heap)), number)?;
+            supply.most += bytes;
         }
     }
 
@@ -193,12 +195,13 @@ impl Engine {
         Ok(found)
     }
 
-    /// The stream that used a spare handle last, with the taker's, unless it is the taker's.
+    /// The stream that used a spare handle last, with the taker's, unless it was the taker's pool
+    /// on the taker's stream.
     fn last_user(&self, growth: &Growth, taker: u32, number: u32) -> Option<(StreamId, StreamId)> {
         let place = growth.store.handle(number)?.dormant.last()?;
-        let from = self.shards.get(place.shard)?.stream;
-        let to = self.shards.get(taker)?.stream;
-        (from != to).then_some((from, to))
+        let (from, to) = (self.shards.get(place.shard)?, self.shards.get(taker)?);
+        let same = from.stream == to.stream && from.pool_id() == to.pool_id();
+        (!same).then_some((from.stream, to.stream))
     }
 
     /// Leaves only what the taker's stream can be ordered after; true where that is less.
@@ -211,7 +214,7 @@ impl Engine {
             if let Entry::Vacant(entry) = orderable.entry(shard)
                 && let Some(from) = self.shards.get(shard).map(|shard| shard.stream)
             {
-                entry.insert(self.deferred.lock().can_order(from, to)?);
+                entry.insert(shard == taker || self.deferred.lock().can_order(from, to)?);
             }
         }
         let before = idle.len();
@@ -273,8 +276,8 @@ impl Engine {
 
     /// Removes every mapping of a spare handle and gives it back to the device. All work that could
     /// use it through an old mapping is waited for; where that stream is being captured, nothing
-    /// more is done and the handle stays spare, which is told by `false`. `held` is the heap whose
-    /// lock the caller holds.
+    /// more is done and the handle stays spare, which is told by `false`; so it does until
+    /// observers have been told. `held` is the heap whose lock the caller holds.
     pub(super) fn dissolve(
         &self,
         growth: &mut Growth,
@@ -284,7 +287,12 @@ impl Engine {
         let Some(handle) = growth.store.handle(number) else {
             return Ok(false);
         };
-        for place in handle.dormant.clone() {
+        let (places, bytes) = (handle.dormant.clone(), handle.bytes);
+        let told = |place: &Place| self.may_unmap(growth, place.address, bytes);
+        if places.iter().map(told).filter(|told| !told).count() > 0 {
+            return Ok(false);
+        }
+        for place in places {
             let Some(shard) = self.shards.get(place.shard) else {
                 continue;
             };
@@ -292,6 +300,7 @@ impl Engine {
                 return Ok(false);
             }
             growth.store.unmap_dormant(number, place)?;
+            self.note_unmapped(growth, place.address);
             match &mut held {
                 Some((index, heap)) if *index == place.shard => heap.drop_dormant(place.view),
                 _ => shard.heap.lock().drop_dormant(place.view),

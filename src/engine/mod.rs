@@ -10,40 +10,61 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod allocate;
+mod announce;
 mod check;
 mod direct;
+mod fill;
 mod grow;
 mod handles;
+mod ipc;
+mod ipc_format;
 mod out_of_memory;
 mod padded;
 mod peaks;
+mod pins;
+mod pool_memory;
+mod pools;
 mod reclaim;
+mod room;
 mod segments;
 mod shards;
 mod statistics;
+mod unneeded;
+mod watch;
 
 pub(crate) use allocate::{Look, foreign};
+pub(crate) use pins::Pinned;
+pub use pool_memory::SegmentSource;
+pub(crate) use pools::StreamFilter;
+pub(crate) use watch::MappingObserver;
+pub use watch::{MappingChange, MappingEvent};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
+use crate::nvtx::Announcer;
 use crate::page_map::PageMap;
 use crate::pages::{Policy, Store};
-use crate::streams::Deferred;
+use crate::streams::{Captures, Deferred};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
+use ipc::Ipc;
 use padded::Padded;
 use peaks::Peaks;
+use pins::Pins;
+use pools::Pools;
 pub(crate) use shards::Shard;
 use shards::Shards;
 use statistics::Counters;
+use watch::{Parting, Watch};
 
 /// What makes a call leave the hot path; all zero in the usual case.
 pub(crate) mod flag {
@@ -53,6 +74,10 @@ pub(crate) mod flag {
     pub(crate) const UNCACHED: u32 = 2;
     /// Sizes are rounded up in steps between powers of two.
     pub(crate) const DIVIDED: u32 = 4;
+    /// A tool is told of every allocation. Up for as long as the engine lives, or never.
+    pub(crate) const ANNOUNCED: u32 = 8;
+    /// Allocations of some streams or threads go to a private pool.
+    pub(crate) const DIVERTED: u32 = 16;
 }
 
 /// To whom a granule of memory belongs: what the address map tells.
@@ -72,6 +97,10 @@ pub(crate) struct Growth {
     moving_us: u64,
     /// How often memory that was idle when it was counted on was in use when it was taken.
     lost: u64,
+    /// What is about to be unmapped.
+    parting: Parting,
+    /// When it was last looked for memory that nobody needs.
+    looked_us: u64,
 }
 
 /// The allocator of one device.
@@ -81,6 +110,8 @@ pub(crate) struct Engine {
     device: Arc<dyn Device>,
     config: Config,
     divisions: Option<Divisions>,
+    /// Whoever is told of allocations, if anybody is.
+    announcer: Option<Arc<Announcer>>,
     policy: Policy,
     /// Whether memory comes through virtual memory management.
     virtual_memory: bool,
@@ -93,6 +124,11 @@ pub(crate) struct Engine {
     polls: Padded<AtomicU32>,
     peaks: Peaks,
     growth: Padded<Mutex<Growth>>,
+    pools: Padded<RwLock<Pools>>,
+    captures: Arc<Captures>,
+    pins: Padded<Mutex<Pins>>,
+    watch: Padded<Watch>,
+    ipc: Padded<Mutex<Ipc>>,
     deferred: Padded<Mutex<Deferred>>,
     direct: Padded<Direct>,
     ooms: AtomicU64,
@@ -118,25 +154,36 @@ impl Engine {
         (map, clock): (Arc<PageMap<Shard>>, Arc<Clock>),
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
-        let virtual_memory =
-            config.expandable_segments && device.capabilities().virtual_memory.is_some();
+        let able = device.capabilities();
+        let virtual_memory = config.expandable_segments && able.virtual_memory.is_some();
+        if virtual_memory && config.gpu_direct_rdma && !able.rdma {
+            return Err(no_rdma(&*device));
+        }
         // As in PyTorch, only segments know blocks that are not to be split.
         let limit = config.max_split_size.filter(|_| !virtual_memory);
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
-        let store = Store::new(Arc::clone(&device), Bytes::MAX);
+        let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
+        store.rdma = config.gpu_direct_rdma;
+        // The device's context was made above, without which tools do not work.
+        let announcer = Announcer::new(device.id()).map(Arc::new);
+        store.announcer = announcer.clone();
+        let announced = if announcer.is_some() { flag::ANNOUNCED } else { 0 };
+        let captures = Arc::new(Captures::default());
+        let deferred = Deferred::new(Arc::clone(&device), Arc::clone(&captures));
         let divisions = Divisions::new(config.roundup_power2_divisions);
         let uncached = if config.caching { 0 } else { flag::UNCACHED };
         let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
         let engine = Engine {
             index,
             divisions,
+            announcer,
             policy: Policy::new(&config),
             virtual_memory,
             total,
             map,
             clock,
             shards: Shards::new(index, whole),
-            flags: AtomicU32::new(uncached | divided),
+            flags: AtomicU32::new(uncached | divided | announced),
             polls: Padded::default(),
             peaks: Peaks::new(),
             growth: Padded(Mutex::new(Growth {
@@ -144,8 +191,15 @@ impl Engine {
                 counters: Counters::default(),
                 moving_us: 0,
                 lost: 0,
+                parting: Parting::default(),
+                looked_us: 0,
             })),
-            deferred: Padded(Mutex::new(Deferred::new(Arc::clone(&device)))),
+            pools: Padded::default(),
+            captures,
+            pins: Padded::default(),
+            watch: Padded::default(),
+            ipc: Padded::default(),
+            deferred: Padded(Mutex::new(deferred)),
             direct: Padded::default(),
             ooms: AtomicU64::new(0),
             fraction_limited: AtomicBool::new(false),
@@ -222,6 +276,16 @@ impl Engine {
             Some(divisions) => crate::heap::rounded(divisions.apply(requested)),
         };
         (ArenaKind::of(bytes), bytes)
+    }
+}
+
+fn no_rdma(device: &dyn Device) -> Error {
+    Error::Unsupported {
+        operation: "gpu_direct_rdma".to_owned(),
+        by: device.name(),
+        why: "network cards do not reach its mapped memory; leave the key out, or use whole \
+              segments (expandable_segments:False)"
+            .to_owned(),
     }
 }
 

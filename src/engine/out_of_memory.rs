@@ -79,6 +79,13 @@ impl Engine {
             );
         }
         let unused = report.free + report.reserved.saturating_sub(report.allocated);
+        let held = self.held_by_pools();
+        if unused >= report.requested && unused.saturating_sub(held) < report.requested {
+            return format!(
+                "{} is free in private pools in use, for their own streams alone (graphs).",
+                format_bytes(held)
+            );
+        }
         if unused >= report.requested && self.any_capture() {
             return "Memory of a stream that is being captured serves no other stream before the \
                     capture has ended."
@@ -108,7 +115,7 @@ impl Engine {
     }
 
     /// Whether a stream with memory of this device is being captured.
-    fn any_capture(&self) -> bool {
+    pub(super) fn any_capture(&self) -> bool {
         let status = |stream| self.device.capture_status(stream);
         self.shards.iter().any(|(_, shard)| status(shard.stream).is_ok_and(|id| id.is_some()))
     }

@@ -1,15 +1,21 @@
 //! Exact peaks over heaps that are counted apart.
 //!
-//! Each heap counts for itself, and only one heap at a time is *active*: while it is, the others do
-//! not change, so that the device's peak is the others' sum plus the active heap's own peak since
-//! it became active (its *window*). A heap that is used while another is active becomes active
-//! itself, which folds the other's window into the device's peaks. That costs tens of nanoseconds,
-//! so that threads that work at the same time on heaps of their own must not do it at each call: a
-//! heap whose turn came right after another thread's is *excused* for its next calls. Between two
-//! reads while any heap was excused, peaks are an upper bound: the sum of the heaps' own peaks
-//! since the first read, above the truth by at most what the heaps' values vary.
+//! A peak can only rise where something grows. Each heap has a *lease* on each quantity: how far it
+//! may grow without a word to anybody. The leases of all heaps together are never above the peak,
+//! so that as long as each heap keeps to its own, no new peak can come about, and nothing is
+//! written that heaps share. A heap that exceeds a lease has it extended: from what is left below
+//! the peak; then from what others do not need of theirs, which they lose; and if that does not
+//! suffice either, all of it together is more than ever before, and the peak rises, exactly.
+//!
+//! A heap that nothing was taken from can have more lease than it needs only if it was given some,
+//! or something was freed in it. So there is a list of *holders*, which a heap joins when it is
+//! first used after it lost its surplus; only they are looked at. One thread that goes from heap to
+//! heap at the peak pays for one other heap a step.
+//!
+//! Threads at work on heaps of their own at the same time would take surplus from each other again
+//! and again. Where that is seen, a lease is extended by raising the peak, which then is an upper
+//! bound: at most the sum of the heaps' own peaks.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -18,121 +24,99 @@ use super::padded::Padded;
 use super::shards::{Shards, thread_number};
 use crate::heap::{Heap, METRICS};
 
-/// Calls for which a heap is excused once two threads were seen at work at the same time.
-const EXCUSED_CALLS: u32 = 1024;
-/// Two threads whose turns come closer to each other than this work at the same time.
+/// Two threads that need more than is left within this time of each other work at the same time.
 const SAME_TIME_NS: u128 = 20_000;
-/// How often that must be seen in a row.
+/// How often that must be seen in a row, and how often at most it is remembered.
 const SAME_TIME_COUNT: u32 = 8;
-
-const NOBODY: u32 = u32::MAX;
+const SAME_TIME_MOST: u32 = 64;
+/// How often a heap is tried whose lock another thread has: it has it for some tens of
+/// instructions, or for a driver call.
+const TRIES: u32 = 200;
+/// A lease is extended by at least so many times what is needed, where that is left.
+const GROWTH: i64 = 16;
 
 /// The peaks of one device.
 #[derive(Debug)]
 pub(crate) struct Peaks {
-    active: AtomicU32,
     state: Padded<Mutex<State>>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Sum over heaps of what each had when it was last folded.
+    /// Sum of the heaps' leases; never above the peak.
     total: [i64; METRICS],
     peak: [i64; METRICS],
-    /// Whether heaps changed while another was active, since the last read.
-    bound_only: bool,
+    /// The heaps whose leases may be above their values, by number.
+    holders: Vec<u32>,
+    /// Who needed more than was left last, and when.
     thread: usize,
     since: Instant,
     in_a_row: u32,
+    /// Whether every holder's surplus was taken since threads were seen to work at the same time.
+    settled: bool,
 }
 
 impl Peaks {
     pub(crate) fn new() -> Self {
         Peaks {
-            active: AtomicU32::new(NOBODY),
             state: Padded(Mutex::new(State {
                 total: [0; METRICS],
                 peak: [0; METRICS],
-                bound_only: false,
+                holders: Vec::new(),
                 thread: 0,
                 since: Instant::now(),
                 in_a_row: 0,
+                settled: false,
             })),
         }
     }
 
     /// Called with the heap locked, before it changes. False where its stream is retired.
     #[inline]
-    pub(crate) fn enter(&self, shards: &Shards, index: u32, heap: &mut Heap) -> bool {
-        if heap.turn.may_change() {
-            return true;
+    pub(crate) fn enter(&self, heap: &mut Heap) -> bool {
+        if !heap.turn.ready {
+            self.state.lock().register(heap);
         }
-        self.switch(shards, index, heap);
-        !heap.turn.retired
+        heap.turn.ready
     }
 
-    /// The stream of this heap, which is locked, retires: the heap is not active any more.
-    pub(crate) fn retire(&self, index: u32, heap: &mut Heap) {
+    /// The stream of this heap, which is locked, retires: no call passes by `enter` any more.
+    pub(crate) fn retire(&self, heap: &mut Heap) {
         heap.turn.retired = true;
-        heap.turn.excused = 0;
-        heap.turn.active = false;
-        if self.active.load(Ordering::Relaxed) == index {
-            self.state.lock().fold(heap);
-            self.active.store(NOBODY, Ordering::Relaxed);
+        heap.turn.ready = false;
+    }
+
+    /// Called with the heap locked, after it grew: extends its leases where it exceeds one.
+    #[inline]
+    pub(crate) fn leave(&self, shards: &Shards, heap: &mut Heap) {
+        if heap.tally.is_exceeded() {
+            self.extend(shards, heap);
         }
     }
 
     #[cold]
-    fn switch(&self, shards: &Shards, index: u32, heap: &mut Heap) {
-        if heap.turn.retired {
-            heap.turn.strayed = true;
-            return;
+    fn extend(&self, shards: &Shards, heap: &mut Heap) {
+        let mut state = self.state.lock();
+        state.register(heap);
+        let mut crowd = false;
+        if state.is_short(heap) {
+            crowd = state.at_the_same_time();
+            if !crowd || !state.settled {
+                state.settled = state.reclaim(shards, heap.turn.number) && crowd;
+            }
         }
-        let Some(mut state) = self.state.try_lock() else {
-            return excuse(heap);
-        };
-        if state.at_the_same_time() {
-            state.bound_only = true;
-            return excuse(heap);
-        }
-        let active = self.active.load(Ordering::Relaxed);
-        if let Some(shard) = shards.get(active) {
-            let Some(mut other) = shard.heap.try_lock() else {
-                state.bound_only = true;
-                return excuse(heap);
-            };
-            state.fold(&mut other);
-        }
-        if heap.turn.strayed {
-            state.bound_only = true;
-            state.fold(heap);
-        }
-        self.active.store(index, Ordering::Relaxed);
-        heap.turn.active = true;
+        state.grant(heap, crowd);
     }
 
-    /// Brings totals and peaks up to date over all heaps; each is locked in turn.
+    /// Totals and peaks now; every heap is locked for it.
     pub(crate) fn read(&self, shards: &Shards) -> ([i64; METRICS], [i64; METRICS]) {
-        let mut heaps: Vec<_> = shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
-        let mut state = self.state.lock();
-        let strayed = heaps.iter().any(|heap| heap.turn.strayed);
-        state.bound_only |= strayed;
-        let mut bound = [0; METRICS];
-        for heap in &mut heaps {
-            state.fold(heap);
-            for (sum, value) in bound.iter_mut().zip(heap.turn.high) {
-                *sum += value;
-            }
-            heap.turn.high = heap.turn.folded;
+        let heaps: Vec<_> = shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
+        let state = self.state.lock();
+        let mut total = [0; METRICS];
+        for heap in &heaps {
+            add(&mut total, &heap.tally.currents());
         }
-        if state.bound_only {
-            for (peak, sum) in state.peak.iter_mut().zip(bound) {
-                *peak = (*peak).max(sum);
-            }
-            state.bound_only = false;
-        }
-        self.active.store(NOBODY, Ordering::Relaxed);
-        (state.total, state.peak)
+        (total, state.peak)
     }
 
     /// Sets every peak to the current value.
@@ -140,31 +124,63 @@ impl Peaks {
         let mut heaps: Vec<_> = shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
         let mut state = self.state.lock();
         for heap in &mut heaps {
-            state.fold(heap);
-            heap.turn.high = heap.turn.folded;
+            state.take_surplus(heap);
         }
+        state.holders.clear();
         state.peak = state.total;
-        state.bound_only = false;
-        self.active.store(NOBODY, Ordering::Relaxed);
     }
 
-    /// The totals and peaks as last folded, and with this heap, which is locked: good enough for
-    /// policy.
-    pub(crate) fn estimate(&self, metric: usize, heap: &Heap) -> (i64, i64) {
+    /// One total and its peak, where this heap is locked: exact for the heaps that no other thread
+    /// has locked, and for those an upper bound. Good enough for policy.
+    pub(crate) fn estimate(&self, shards: &Shards, metric: usize, heap: &Heap) -> (i64, i64) {
         let state = self.state.lock();
-        let others = state.total[metric] - heap.turn.folded[metric];
-        let now = others + heap.tally.current(metric);
-        (now, state.peak[metric].max(others + heap.tally.highs()[metric]))
+        let surplus = |heap: &Heap| heap.tally.leases()[metric] - heap.tally.current(metric);
+        let others = state.holders.iter().filter(|&&number| number != heap.turn.number);
+        let others = others.filter_map(|&number| shards.get(number)?.heap.try_lock());
+        let spare: i64 = others.map(|other| surplus(&other)).sum();
+        let now = state.total[metric] - spare - surplus(heap);
+        (now, state.peak[metric].max(now))
     }
-}
 
-fn excuse(heap: &mut Heap) {
-    heap.turn.excused = EXCUSED_CALLS;
-    heap.turn.strayed = true;
+    /// What is wrong, if anything, given that every heap is locked.
+    pub(crate) fn fault(&self, heaps: &[&Heap]) -> Option<String> {
+        let state = self.state.lock();
+        let mut total = [0; METRICS];
+        for heap in heaps {
+            let (leases, values) = (heap.tally.leases(), heap.tally.currents());
+            add(&mut total, leases);
+            let number = heap.turn.number;
+            if values.iter().zip(leases).any(|(value, lease)| value > lease) {
+                return Some(format!("heap {number} has {values:?} on leases of {leases:?}"));
+            }
+            if values != *leases && !state.holders.contains(&number) {
+                return Some(format!("heap {number} has surplus and is no holder"));
+            }
+        }
+        if total != state.total || total.iter().zip(state.peak).any(|(sum, peak)| *sum > peak) {
+            return Some(format!("leases of {total:?}, kept {:?}, {:?}", state.total, state.peak));
+        }
+        None
+    }
 }
 
 impl State {
-    /// Whether this thread's turn follows another's so closely, again and again, that both are at
+    /// Makes a heap, which is locked, a holder.
+    fn register(&mut self, heap: &mut Heap) {
+        if !heap.turn.holder {
+            heap.turn.holder = true;
+            self.holders.push(heap.turn.number);
+        }
+        heap.turn.ready = !heap.turn.retired;
+    }
+
+    /// Whether less is left below the peaks than the heap needs.
+    fn is_short(&self, heap: &Heap) -> bool {
+        let (values, leases) = (heap.tally.currents(), heap.tally.leases());
+        (0..METRICS).any(|m| values[m] - leases[m] > self.peak[m] - self.total[m])
+    }
+
+    /// Whether this thread's need follows another's so closely, again and again, that both are at
     /// work.
     fn at_the_same_time(&mut self) -> bool {
         let thread = thread_number();
@@ -174,23 +190,70 @@ impl State {
         let now = Instant::now();
         let close = now.duration_since(self.since).as_nanos() < SAME_TIME_NS;
         (self.thread, self.since) = (thread, now);
-        self.in_a_row = if close { self.in_a_row + 1 } else { 0 };
+        self.in_a_row =
+            if close { (self.in_a_row + 1).min(SAME_TIME_MOST) } else { self.in_a_row / 2 };
         self.in_a_row > SAME_TIME_COUNT
     }
 
-    /// Brings what is known of a heap up to date.
-    fn fold(&mut self, heap: &mut Heap) {
-        let (now, high) = (heap.tally.currents(), heap.tally.highs());
-        for k in 0..METRICS {
-            let others = self.total[k] - heap.turn.folded[k];
-            self.peak[k] = self.peak[k].max(others + high[k]);
-            self.total[k] = others + now[k];
-            heap.turn.high[k] = heap.turn.high[k].max(high[k]);
+    /// Takes the surplus of all holders but one; false where the lock of one could not be had.
+    fn reclaim(&mut self, shards: &Shards, except: u32) -> bool {
+        let mut busy = Vec::new();
+        for number in std::mem::take(&mut self.holders) {
+            if number == except {
+                continue;
+            }
+            match shards.get(number).and_then(|shard| {
+                (0..TRIES).find_map(|_| {
+                    let locked = shard.heap.try_lock();
+                    if locked.is_none() {
+                        std::hint::spin_loop();
+                    }
+                    locked
+                })
+            }) {
+                Some(mut heap) => self.take_surplus(&mut heap),
+                None => busy.push(number),
+            }
         }
-        heap.tally.begin_window();
-        heap.turn.folded = now;
-        heap.turn.strayed = false;
-        heap.turn.active = false;
+        self.holders = busy;
+        let all = self.holders.is_empty();
+        self.holders.push(except);
+        all
+    }
+
+    /// Takes a heap's surplus, after which it is no holder.
+    fn take_surplus(&mut self, heap: &mut Heap) {
+        let values = heap.tally.currents();
+        for (m, lease) in heap.tally.leases().iter().enumerate() {
+            self.total[m] -= lease - values[m];
+        }
+        heap.tally.set_leases(values);
+        (heap.turn.holder, heap.turn.ready) = (false, false);
+    }
+
+    /// Extends the leases of a heap: to what it needs, for which peaks rise if they must, and to
+    /// room for growth by as much again, of which it gets no more than half of what is left. In a
+    /// crowd each takes no more than it needs.
+    fn grant(&mut self, heap: &mut Heap, crowd: bool) {
+        let values = heap.tally.currents();
+        let mut leases = *heap.tally.leases();
+        for m in 0..METRICS {
+            let need = (values[m] - leases[m]).max(0);
+            let left = (self.peak[m] - self.total[m]).max(need);
+            self.peak[m] = self.total[m] + left;
+            let surplus = (leases[m] - values[m]).max(0);
+            let wanted = values[m].max(GROWTH * need) - surplus;
+            let extra = if crowd { 0 } else { wanted.clamp(0, (left - need) / 2) };
+            leases[m] += need + extra;
+            self.total[m] += need + extra;
+        }
+        heap.tally.set_leases(leases);
+    }
+}
+
+fn add(sum: &mut [i64; METRICS], values: &[i64; METRICS]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
     }
 }
 
@@ -200,87 +263,84 @@ mod tests {
     use crate::heap::{ArenaKind, metric};
     use crate::units::StreamId;
 
-    /// Two heaps whose contents go up and down.
-    struct Pair {
+    /// Heaps whose contents go up and down.
+    struct Rig {
         shards: Shards,
         peaks: Peaks,
     }
 
-    impl Pair {
-        fn new() -> Pair {
+    impl Rig {
+        fn of(heaps: u64) -> Rig {
             let shards = Shards::new(0, None);
-            shards.for_stream(StreamId(0)).unwrap();
-            shards.for_stream(StreamId(1)).unwrap();
-            Pair { shards, peaks: Peaks::new() }
+            (0..heaps).for_each(|stream| assert!(shards.for_stream(StreamId(stream)).is_some()));
+            Rig { shards, peaks: Peaks::new() }
         }
 
         /// Counts an allocation of `bytes`, or the end of one where it is negative.
         fn change(&self, heap: u32, bytes: i64) {
-            let mut heap_of = self.shards.get(heap).unwrap().heap.lock();
-            self.peaks.enter(&self.shards, heap, &mut heap_of);
+            let mut heap = self.shards.get(heap).unwrap().heap.lock();
+            assert!(self.peaks.enter(&mut heap));
             let size = bytes.unsigned_abs();
             if bytes > 0 {
-                heap_of.tally.allocate(ArenaKind::Large, size, size);
+                heap.tally.allocate(ArenaKind::Large, size, size);
             } else {
-                heap_of.tally.free(ArenaKind::Large, size, size);
+                heap.tally.free(ArenaKind::Large, size, size);
             }
-        }
-
-        /// Lets a heap change for so many calls without becoming active.
-        fn excuse(&self, heap: u32, calls: u32) {
-            let mut heap_of = self.shards.get(heap).unwrap().heap.lock();
-            excuse(&mut heap_of);
-            heap_of.turn.excused = calls;
+            self.peaks.leave(&self.shards, &mut heap);
         }
 
         fn peak(&self) -> i64 {
+            let locked: Vec<_> = self.shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
+            let heaps: Vec<&Heap> = locked.iter().map(|heap| &**heap).collect();
+            assert_eq!(self.peaks.fault(&heaps), None);
+            drop(heaps);
+            drop(locked);
             self.peaks.read(&self.shards).1[metric::BYTES]
         }
     }
 
     #[test]
-    fn a_peak_that_an_excused_heap_took_part_in_is_not_lost() {
-        let pair = Pair::new();
-        pair.change(0, 1);
-        pair.excuse(1, 1);
-        pair.change(0, 100);
-        pair.change(1, 100);
-        pair.change(0, -100);
-        // The second heap becomes active while it has much and the first has little.
-        pair.change(1, 1);
-        pair.change(1, -100);
-        pair.change(0, 1);
-        assert!(pair.peak() >= 201, "{}", pair.peak());
-    }
-
-    #[test]
-    fn peaks_are_exact_again_after_a_read() {
-        let pair = Pair::new();
-        pair.change(0, 10);
-        pair.excuse(1, 1);
-        pair.change(1, 10);
-        pair.change(0, -10);
-        pair.change(1, -10);
-        assert_eq!(pair.peak(), 20);
-        for round in 1..20 {
-            for heap in [0, 1] {
-                pair.change(heap, 10 * round);
-                pair.change(heap, -10 * round);
-            }
+    fn heaps_that_take_turns_have_an_exact_peak() {
+        let rig = Rig::of(3);
+        let (mut now, mut peak, mut random) = ([0; 3], 0, 1_u64);
+        for _ in 0..5000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (heap, size) = ((random >> 40) as usize % 3, (random >> 50) as i64 % 100 + 1);
+            let change = if random >> 33 & 1 == 0 && now[heap] >= size { -size } else { size };
+            now[heap] += change;
+            rig.change(heap as u32, change);
+            peak = peak.max(now.iter().sum());
+            assert_eq!(rig.peak(), peak);
         }
-        assert_eq!(pair.peak(), 190);
     }
 
     #[test]
-    fn the_bound_after_an_excuse_is_the_sum_of_the_heaps_own_peaks() {
-        let pair = Pair::new();
-        pair.change(0, 30);
-        pair.change(0, -30);
-        pair.excuse(1, 2);
-        pair.change(1, 20);
-        pair.change(1, -20);
-        assert_eq!(pair.peak(), 50, "the truth is 30");
-        pair.peaks.reset(&pair.shards);
-        assert_eq!(pair.peak(), 0);
+    fn below_the_peak_nobody_takes_from_others() {
+        let rig = Rig::of(100);
+        rig.change(0, 1000);
+        rig.change(0, -1000);
+        for _ in 0..3 {
+            (0..100).for_each(|heap| rig.change(heap, 1));
+            (0..100).for_each(|heap| rig.change(heap, -1));
+        }
+        let ready = rig.shards.iter().filter(|(_, shard)| shard.heap.lock().turn.ready).count();
+        assert_eq!(ready, 100);
+        assert_eq!(rig.peak(), 1000);
+    }
+
+    #[test]
+    fn a_busy_heap_counts_with_its_lease() {
+        let rig = Rig::of(2);
+        rig.change(0, 30);
+        rig.change(0, -30);
+        let busy = rig.shards.get(0).unwrap().heap.lock();
+        rig.change(1, 20);
+        drop(busy);
+        assert_eq!(rig.peak(), 50, "the truth is 30");
+        rig.peaks.reset(&rig.shards);
+        assert_eq!(rig.peak(), 20);
+        rig.change(1, -20);
+        rig.change(0, 20);
+        assert_eq!(rig.peak(), 20, "exact again");
     }
 }

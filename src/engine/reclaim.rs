@@ -1,26 +1,42 @@
 //! What is tried before a request fails, and giving memory back to the device.
 
+use std::collections::BTreeSet;
+
+use parking_lot::MutexGuard;
+
 use super::grow::{Effort, Request};
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, PoolId};
 
 /// How often a request is tried again because other threads were faster.
 const LOST_RACES: u32 = 1000;
 
 impl Engine {
     /// The ladder: each rung frees something, and the request is looked at again from the start.
-    pub(super) fn climb(&self, growth: &mut Growth, request: Request) -> Result<Address> {
+    pub(super) fn climb(
+        &self,
+        growth: &mut MutexGuard<'_, Growth>,
+        request: Request,
+    ) -> Result<Address> {
         let beyond = growth.store.reserved.current as Bytes + request.bytes > growth.store.limit;
         if self.config.fail_at_limit && beyond {
             self.count_out_of_memory();
             return Err(self.out_of_memory(growth, request));
         }
+        if let Some(address) = self.serve_from_pools(request) {
+            return Ok(address);
+        }
         growth.counters.retries += 1;
         growth.store.forget_ceiling();
         growth.counters.synchronised += 1;
         if self.wait_for_deferred()?
+            && let Some(address) = self.attempt(growth, request, Effort::Usual)?
+        {
+            return Ok(address);
+        }
+        if self.settle_pools()
             && let Some(address) = self.attempt(growth, request, Effort::Usual)?
         {
             return Ok(address);
@@ -36,8 +52,21 @@ impl Engine {
             }
             std::thread::yield_now();
         }
-        if !self.virtual_memory {
-            self.release_segments(growth, Bytes::MAX)?;
+        // Segments are all there is without virtual memory, and with it some pools have them.
+        if self.release_segments(growth, Bytes::MAX, None)? > 0
+            && let Some(address) = self.attempt(growth, request, Effort::Reshape)?
+        {
+            return Ok(address);
+        }
+        loop {
+            if self.virtual_memory
+                && let Some(address) = self.use_room_in_place(growth, request)?
+            {
+                return Ok(address);
+            }
+            if !self.announce(growth)? {
+                break;
+            }
             if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
                 return Ok(address);
             }
@@ -48,27 +77,45 @@ impl Engine {
 
     /// Gives all cached memory back to the device.
     pub(crate) fn empty_cache(&self) -> Result<()> {
-        self.give_cache_back(&mut self.growth.lock())
+        let result = self.give_cache_back(&mut self.growth.lock());
+        self.tell_observers();
+        result
     }
 
     /// Waits for all frees and gives all cached memory back.
-    pub(super) fn give_cache_back(&self, growth: &mut Growth) -> Result<()> {
+    pub(super) fn give_cache_back(&self, growth: &mut MutexGuard<'_, Growth>) -> Result<()> {
         growth.counters.synchronised += 1;
+        self.settle_pools();
         let waited = self.wait_for_deferred();
         let released = self
-            .release_segments(growth, Bytes::MAX)
-            .and_then(|_| self.release_idle(growth, Bytes::MAX));
+            .release_segments(growth, Bytes::MAX, None)
+            .and_then(|_| Ok(self.release_idle(growth, Bytes::MAX, None)?));
         waited?;
         released?;
+        if self.announce(growth)? {
+            self.release_idle(growth, Bytes::MAX, None)?;
+        }
         Ok(())
     }
 
-    /// Gives idle handles back, save those of streams that are being captured, up to about `wanted`
-    /// bytes; gives how many bytes it came to.
-    pub(super) fn release_idle(&self, growth: &mut Growth, wanted: Bytes) -> DeviceResult<Bytes> {
+    /// Gives idle handles of one pool or of all back, save those of streams that are being
+    /// captured, up to about `wanted` bytes; gives how many bytes it came to. Nothing while a
+    /// capture may be under way that could use any of it.
+    pub(super) fn release_idle(
+        &self,
+        growth: &mut Growth,
+        wanted: Bytes,
+        only: Option<PoolId>,
+    ) -> DeviceResult<Bytes> {
         let mut released = 0;
+        if self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(released);
+        }
         let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
+            if only.is_some_and(|pool| pool != shard.pool_id()) {
+                continue;
+            }
             // What a capture used, its graph will use.
             if self.deferred.lock().is_captured(shard.stream)? {
                 continue;
@@ -93,7 +140,7 @@ impl Engine {
 
     /// With a threshold and a limit: gives idle memory back once what is reserved exceeds that
     /// share of the limit. PyTorch's `garbage_collection_threshold`.
-    pub(super) fn collect_garbage(&self, growth: &mut Growth, bytes: Bytes) {
+    pub(super) fn collect_garbage(&self, growth: &mut MutexGuard<'_, Growth>, bytes: Bytes) {
         let threshold = self.config.garbage_collection_threshold;
         let limit = growth.store.limit;
         if threshold <= 0.0 || limit == Bytes::MAX {
@@ -106,20 +153,27 @@ impl Engine {
         }
         // A failure to give memory back is no failure to allocate.
         let _ = match self.virtual_memory {
-            true => self.release_idle(growth, excess),
-            false => self.release_segments(growth, excess),
+            true => self.release_idle(growth, excess, None).is_ok(),
+            false => self.release_segments(growth, excess, None).is_ok(),
         };
+        if self.announce(growth).is_ok_and(|more| more) {
+            // What is spare already can go now.
+            let _ = self.release_idle(growth, 0, None);
+        }
     }
 
     /// Gives the address ranges back in which nothing is mapped any more.
     pub(super) fn give_addresses_back(&self) {
+        let mut mapped = BTreeSet::new();
+        let mut ranges = Vec::new();
         for (_, shard) in self.shards.iter() {
             let heap = shard.heap.lock();
-            let unused: Vec<(Address, Bytes)> = heap.virtual_ranges().collect();
-            if heap.views().next().is_none() {
-                for (base, bytes) in unused {
-                    let _ = self.device.free_address(base, bytes);
-                }
+            mapped.extend(heap.views().map(|(_, view)| view.address));
+            ranges.extend(heap.virtual_ranges());
+        }
+        for (base, bytes) in ranges {
+            if mapped.range(base..base + bytes).next().is_none() {
+                let _ = self.device.free_address(base, bytes);
             }
         }
     }

@@ -2,12 +2,13 @@
 //! back when nothing in them is used. The sizes are PyTorch's.
 
 use super::grow::Request;
+use super::shards::Shard;
+use super::watch::Segment;
 use super::{Engine, Growth};
-use crate::device::DeviceResult;
-use crate::error::{DeviceErrorKind, Result};
+use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
-use crate::units::{Address, Bytes, GRANULE, MIB, align_up};
+use crate::units::{Address, Bytes, GRANULE, MIB, PoolId, align_up};
 
 /// Large requests below this share segments of the configured size.
 const OWN_SEGMENT: Bytes = 10 * MIB;
@@ -31,47 +32,88 @@ impl Engine {
         mut heap: MutexGuard<'_, Heap>,
         request: Request,
     ) -> Result<Option<Address>> {
-        let bytes = self.segment_size(request.bytes, request.kind);
+        let bytes = match self.splits(request.shard) {
+            true => self.segment_size(request.bytes, request.kind),
+            false => request.bytes,
+        };
         if bytes > growth.store.headroom() {
             return Ok(None);
         }
-        let base = match self.device.malloc(bytes) {
-            Ok(base) => base,
-            Err(error) if error.kind == DeviceErrorKind::OutOfMemory => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some(base) = self.take_segment(request.shard, bytes)? else {
+            return Ok(None);
         };
-        debug_assert!(base.is_multiple_of(GRANULE));
         growth.store.count_taken(bytes);
+        growth.store.tell_mapped(base, bytes);
         growth.store.count_serving(request.kind, bytes);
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
         let slots = heap.add_segment(base, bytes, request.kind);
         self.publish(request.shard, &slots);
-        Ok(heap.allocate(request.requested, request.bytes))
+        let found = heap.allocate(request.requested, request.bytes);
+        self.peaks.leave(&self.shards, &mut heap);
+        self.note_mapped(base, bytes);
+        Ok(found)
     }
 
-    /// Gives unused segments back, up to about `wanted` bytes.
+    /// Gives unused segments back, up to about `wanted` bytes, of one pool or of all. Nothing while
+    /// a capture may be under way: the device would have to be waited for. Where there are
+    /// observers, the segments are put aside until these have been told, and do not count yet.
     pub(super) fn release_segments(
         &self,
         growth: &mut Growth,
         wanted: Bytes,
-    ) -> DeviceResult<Bytes> {
+        only: Option<PoolId>,
+    ) -> Result<Bytes> {
         let mut released = 0;
+        if self.captures.may_be_under_way(self.device.as_ref())? {
+            return Ok(released);
+        }
         for (_, shard) in self.shards.iter() {
+            if only.is_some_and(|pool| pool != shard.pool_id()) {
+                continue;
+            }
             let mut heap = shard.heap.lock();
             heap.flush_quick();
             for (base, bytes, kind) in heap.free_segments() {
                 if released >= wanted {
                     return Ok(released);
                 }
-                self.device.free(base)?;
-                heap.remove_segment(base);
-                self.retract(base, bytes);
-                growth.store.count_given(bytes);
-                growth.store.count_idle(kind, bytes);
-                growth.counters.segment_given(bytes, kind, self.config.max_split_size);
+                self.release_segment(growth, shard, &mut heap, (base, bytes, kind))?;
+                if self.is_watched() {
+                    continue;
+                }
                 released += bytes;
             }
         }
+        self.forget_sources();
         Ok(released)
+    }
+
+    /// Gives one unused segment back. A device without virtual memory waits for all its work there.
+    /// Where there are observers, the segment is put aside until these have been told.
+    pub(super) fn release_segment(
+        &self,
+        growth: &mut Growth,
+        shard: &Shard,
+        heap: &mut Heap,
+        (base, bytes, kind): (Address, Bytes, ArenaKind),
+    ) -> Result<()> {
+        if self.is_watched() {
+            heap.remove_segment(base);
+            self.retract(base, bytes);
+            self.part_with(growth, Segment { shard: shard.number, base, bytes, kind });
+            return Ok(());
+        }
+        self.give_segment(growth, shard, base, bytes)?;
+        heap.remove_segment(base);
+        self.retract(base, bytes);
+        self.count_given(growth, bytes, kind);
+        Ok(())
+    }
+
+    /// Counts a segment that went back to where it came from.
+    pub(super) fn count_given(&self, growth: &mut Growth, bytes: Bytes, kind: ArenaKind) {
+        growth.store.count_given(bytes);
+        growth.store.count_idle(kind, bytes);
+        growth.counters.segment_given(bytes, kind, self.config.max_split_size);
     }
 }

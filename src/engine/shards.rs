@@ -7,11 +7,14 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+
 use super::padded::Padded;
+use super::pool_memory::Pool;
 use crate::heap::Heap;
 use crate::lock;
 use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, OnceLock, Ordering};
-use crate::units::{Bytes, StreamId};
+use crate::units::{Bytes, PoolId, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
 /// a heap's own calls write.
@@ -28,6 +31,8 @@ pub(crate) struct Shard {
     collisions: AtomicU32,
     /// The numbers of the lanes; the first is the heap itself.
     lane_numbers: [AtomicU32; LANES],
+    /// The private pool that it belongs to; the default pool's heaps have none.
+    pool: RwLock<Option<Arc<Pool>>>,
     pub(crate) heap: Padded<lock::Mutex<Heap>>,
 }
 
@@ -38,15 +43,38 @@ const COLLISIONS: u32 = if MODEL { 1 } else { 64 };
 
 impl Shard {
     fn new(device: u32, number: u32, stream: StreamId, whole: Option<(Bytes, Bytes)>) -> Self {
+        let mut heap = Heap::new(whole);
+        heap.turn.number = number;
         Shard {
-            heap: Padded(lock::Mutex::new(Heap::new(whole))),
+            heap: Padded(lock::Mutex::new(heap)),
             stream,
             device,
             number,
             lanes: AtomicU32::new(1),
             collisions: AtomicU32::new(0),
             lane_numbers: std::array::from_fn(|_| AtomicU32::new(number)),
+            pool: RwLock::new(None),
         }
+    }
+
+    /// The private pool whose heap this is.
+    pub(crate) fn pool(&self) -> Option<Arc<Pool>> {
+        self.pool.read().clone()
+    }
+
+    /// The pool whose heap this is.
+    pub(crate) fn pool_id(&self) -> PoolId {
+        self.pool.read().as_ref().map_or(PoolId::DEFAULT, |pool| pool.id)
+    }
+
+    /// Makes it a private pool's heap.
+    pub(crate) fn set_pool(&self, pool: Arc<Pool>) {
+        *self.pool.write() = Some(pool);
+    }
+
+    /// Whether its memory comes as whole segments, whatever the device can do.
+    pub(crate) fn takes_segments(&self) -> bool {
+        self.pool.read().as_ref().is_some_and(|pool| pool.takes_segments())
     }
 
     /// Whether there is more than one lane.
@@ -111,10 +139,15 @@ impl Shards {
     }
 
     /// The first heap of `stream`, if it is found at the first look: nearly always, where a program
-    /// has no more than some hundred streams.
+    /// has no more than some thousand streams.
     #[inline]
     pub(crate) fn find(&self, stream: StreamId) -> Option<&Shard> {
         self.directory.first_look(stream)
+    }
+
+    /// The same, if it has one at all.
+    pub(crate) fn find_any(&self, stream: StreamId) -> Option<&Shard> {
+        self.directory.find(stream)
     }
 
     /// The default pool's shard for `stream`, made on first use; `None` where there are 2^20 shards
@@ -134,6 +167,14 @@ impl Shards {
         }
         self.directory.insert(stream, self.push(stream)?);
         self.directory.find(stream)
+    }
+
+    /// Adds a heap that no stream finds by itself; `None` where there are 2^20 already.
+    pub(crate) fn add_private(&self, stream: StreamId, pool: Arc<Pool>) -> Option<u32> {
+        let _adding = self.adding.lock();
+        let shard = self.push(stream)?;
+        shard.set_pool(pool);
+        Some(shard.number)
     }
 
     /// Adds a heap to the list; the lock on adding is held.
@@ -220,7 +261,7 @@ struct Directory {
 /// A stream's first heap. It is filled under the lock of `Shards`.
 type Entry = OnceLock<Arc<Shard>>;
 
-const FRONT_BITS: u32 = if MODEL { 1 } else { 10 };
+const FRONT_BITS: u32 = if MODEL { 1 } else { 12 };
 const FRONT: usize = 1 << FRONT_BITS;
 const FIRST_TABLE: usize = if MODEL { 2 } else { 64 };
 
@@ -228,7 +269,7 @@ impl Directory {
     fn new() -> Self {
         let tables: [OnceLock<Box<[Entry]>>; 20] = std::array::from_fn(|_| OnceLock::new());
         tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::new()).collect());
-        let front = Box::new(std::array::from_fn(|_| Entry::new()));
+        let front = boxed((0..FRONT).map(|_| Entry::new()));
         Directory { front, tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
     }
 

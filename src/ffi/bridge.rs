@@ -15,6 +15,7 @@
 use super::caching::{CachingCore, open_caching};
 use super::error::take_last_error;
 use super::pluggable::{PluggableCore, SourceFns, new_pluggable_core};
+use super::pools::RustFilter;
 
 #[cxx::bridge(namespace = "plugalloc::bridge")]
 pub(crate) mod ffi {
@@ -115,6 +116,13 @@ pub(crate) mod ffi {
         max_split_size: i64,
     }
 
+    /// The two numbers that name a pool.
+    #[derive(Clone, Copy, Debug)]
+    struct PoolKey {
+        first: u64,
+        second: u64,
+    }
+
     /// One live allocation of user functions.
     #[derive(Clone, Copy, Debug, Default)]
     struct EntryRecord {
@@ -169,6 +177,66 @@ pub(crate) mod ffi {
         ) -> u32;
         fn synchronize(self: &CachingCore, device: i32, stream: u64) -> u32;
         fn enable_peer(self: &CachingCore, device: i32, peer: i32) -> u32;
+        fn stream_create(self: &CachingCore, device: i32, stream: &mut u64) -> u32;
+        fn stream_destroy(self: &CachingCore, device: i32, stream: u64) -> u32;
+        fn stream_wait(self: &CachingCore, device: i32, stream: u64, other: u64) -> u32;
+        fn host_function(
+            self: &CachingCore,
+            device: i32,
+            stream: u64,
+            function: UniquePtr<HostFunction>,
+        ) -> u32;
+
+        // Pools: an id is two numbers.
+        fn empty_pool(self: &CachingCore, pool: PoolKey) -> u32;
+        fn begin_pool(
+            self: &CachingCore,
+            device: i32,
+            pool: PoolKey,
+            filter: UniquePtr<StreamFilter>,
+        ) -> u32;
+        fn end_pool(self: &CachingCore, device: i32, pool: PoolKey) -> u32;
+        fn release_pool(self: &CachingCore, device: i32, pool: PoolKey) -> u32;
+        fn pool_use_count(self: &CachingCore, device: i32, pool: PoolKey, out: &mut i32) -> u32;
+        fn create_pool(
+            self: &CachingCore,
+            device: i32,
+            pool: PoolKey,
+            source: SharedPtr<CUDAAllocator>,
+        ) -> u32;
+        fn set_use_on_oom(self: &CachingCore, device: i32, pool: PoolKey, on: bool) -> u32;
+        fn set_no_split(self: &CachingCore, device: i32, pool: PoolKey) -> u32;
+        fn pool_holds_exactly(
+            self: &CachingCore,
+            device: i32,
+            pool: PoolKey,
+            expected: &[u64],
+            out: &mut bool,
+        ) -> u32;
+        fn mark_capture(self: &CachingCore, device: i32, begin: bool) -> u32;
+
+        // What stays in place, what is mapped, and what others share.
+        fn pin(
+            self: &CachingCore,
+            at: u64,
+            device: &mut i32,
+            number: &mut u64,
+            address: &mut u64,
+            bytes: &mut u64,
+        ) -> u32;
+        fn unpin(self: &CachingCore, device: i32, number: u64) -> u32;
+        fn observe_mappings(
+            self: &CachingCore,
+            observer: UniquePtr<CppObserver>,
+            number: &mut u64,
+        ) -> u32;
+        fn unobserve_mappings(self: &CachingCore, number: u64) -> bool;
+        fn share(self: &CachingCore, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32;
+        fn open_shared(self: &CachingCore, device: i32, handle: &[u8], address: &mut u64) -> u32;
+        fn close_shared(self: &CachingCore, device: i32, address: u64) -> u32;
+
+        type RustFilter;
+        fn matches(self: &RustFilter, stream: u64) -> bool;
 
         type PluggableCore;
         fn new_pluggable_core() -> Box<PluggableCore>;
@@ -193,6 +261,10 @@ pub(crate) mod ffi {
 
     unsafe extern "C++" {
         include!("drive.h");
+        include!("host_function.h");
+
+        type HostFunction;
+        fn run_host_function(function: &HostFunction);
 
         #[namespace = "plugalloc"]
         type CUDAAllocator;
@@ -250,6 +322,49 @@ pub(crate) mod ffi {
         fn reset_accumulated(allocator: &CUDAAllocator, device: i32) -> u32;
         fn copy_data(allocator: &CUDAAllocator, to: u64, from: u64, bytes: usize) -> u32;
         fn snapshot_segments(allocator: &CUDAAllocator, out: &mut usize) -> u32;
+
+        include!("mapping_observer.h");
+
+        type CppObserver;
+        fn tell_observer(to: &CppObserver, mapped: bool, device: i32, address: u64, bytes: u64);
+
+        include!("drive_pools.h");
+
+        type StreamFilter;
+        fn filter_matches(filter: &StreamFilter, stream: u64, out: &mut bool) -> u32;
+        fn segment_alloc(
+            source: &CUDAAllocator,
+            device: i32,
+            bytes: usize,
+            stream: u64,
+        ) -> AllocResult;
+        fn segment_free(source: &CUDAAllocator, device: i32, address: u64) -> u32;
+        fn begin_pool(
+            on: &CUDAAllocator,
+            device: i32,
+            pool: PoolKey,
+            filter: Box<RustFilter>,
+        ) -> u32;
+        fn end_pool(on: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn release_pool(on: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn pool_use_count(on: &CUDAAllocator, device: i32, pool: PoolKey, out: &mut i32) -> u32;
+        fn create_pool(
+            on: &CUDAAllocator,
+            device: i32,
+            pool: PoolKey,
+            source: SharedPtr<CUDAAllocator>,
+        ) -> u32;
+        fn set_use_on_oom(on: &CUDAAllocator, device: i32, pool: PoolKey, use_on_oom: bool) -> u32;
+        fn set_no_split(on: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn pool_holds_exactly(
+            on: &CUDAAllocator,
+            device: i32,
+            pool: PoolKey,
+            expected: &[u64],
+            out: &mut bool,
+        ) -> u32;
+        fn empty_pool(on: &CUDAAllocator, pool: PoolKey) -> u32;
+        fn mark_capture(on: &CUDAAllocator, device: i32, begin: bool) -> u32;
     }
 }
 
@@ -258,5 +373,18 @@ pub(crate) mod ffi {
 unsafe impl Send for ffi::CUDAAllocator {}
 // SAFETY: as above.
 unsafe impl Sync for ffi::CUDAAllocator {}
+// SAFETY: a function that was given to a stream may run, and be destroyed, on any thread; the
+// public header says so.
+unsafe impl Send for ffi::HostFunction {}
+// SAFETY: a filter is called from whichever thread allocates, one or several at a time, which the
+// contract of `beginAllocateToPool` says to whoever wrote it.
+unsafe impl Send for ffi::StreamFilter {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::StreamFilter {}
+// SAFETY: an observer is called by one thread at a time, whichever it is, which the contract of
+// `observeMappings` says to whoever wrote it.
+unsafe impl Send for ffi::CppObserver {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::CppObserver {}
 // SAFETY: a `DataPtr` is two pointers, a deleter that may run on any thread, and a device.
 unsafe impl Send for ffi::DataPtr {}

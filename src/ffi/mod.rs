@@ -8,5 +8,8 @@
 pub(crate) mod bridge;
 pub(crate) mod caching;
 pub(crate) mod error;
+pub(crate) mod places;
 pub(crate) mod pluggable;
+pub(crate) mod pools;
 pub(crate) mod statistics;
+pub(crate) mod stream;

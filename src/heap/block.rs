@@ -25,6 +25,8 @@ pub(crate) enum State {
     Hole,
     /// Addresses that are still mapped to a handle which is in use at another address now.
     Dormant,
+    /// Addresses that serve another heap now, with whatever is mapped there.
+    Ceded,
 }
 
 /// One block. Neighbours by address are linked; free blocks are linked in their bin as well, and

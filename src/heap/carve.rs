@@ -9,6 +9,9 @@ use super::size::{
 };
 use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
+/// How many free blocks are compared for a large request.
+const COMPARED: usize = 8;
+
 impl Heap {
     /// Serves a request from memory that is there, or says that none fits. `requested` is what the
     /// caller asked for, at least one byte, and `bytes` what it comes to, which is rounded up here.
@@ -21,7 +24,7 @@ impl Heap {
         for near in class..=class + classes_near(class) {
             if let Some((address, higher)) = self.take_kept(near, requested) {
                 if higher {
-                    self.tally.raise();
+                    self.tally.find_limits();
                 }
                 return Some(address);
             }
@@ -30,7 +33,7 @@ impl Heap {
     }
 
     /// Serves a small request from the blocks of its class that are kept aside: the address, and
-    /// whether the tally is to be raised after that.
+    /// whether the tally's limits are to be found anew after that.
     #[inline(always)]
     pub(crate) fn take_kept(&mut self, class: u8, requested: Bytes) -> Option<(Address, bool)> {
         let id = self.quick.first(class);
@@ -57,7 +60,7 @@ impl Heap {
         match self.take_kept_large(requested, bytes) {
             Some((address, false)) => Some(address),
             Some((address, true)) => {
-                self.tally.raise();
+                self.tally.find_limits();
                 Some(address)
             }
             None => self.allocate_large_indexed(requested, rounded(bytes)),
@@ -86,17 +89,55 @@ impl Heap {
         if let Some(kept) = self.quick.pop_large() {
             self.give_back(kept);
         }
-        let id = self.arenas[ArenaKind::Large as usize].free.find(&self.blocks, bytes)?;
         if self.whole.is_some() {
+            let id = self.arenas[ArenaKind::Large as usize].free.find(&self.blocks, bytes)?;
             let taken = self.taken(id, bytes)?;
             return Some(self.carve(id, requested, taken));
         }
+        self.allocate_thrifty(requested, bytes)
+    }
+
+    /// Serves a large request where it takes the least idle memory, whole views on which nothing
+    /// lives: those can move elsewhere, while the rest of a view that is partly in use can not, so
+    /// that it is used first. Among equals the smallest block serves.
+    fn allocate_thrifty(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        let ends = self.moves_much();
+        let free = &self.arenas[ArenaKind::Large as usize].free;
+        let places = free.at_least(&self.blocks, bytes).take(COMPARED).map(|id| {
+            let block = &self.blocks[id];
+            let (front, back) = self.idle_taken(block, bytes);
+            let end = ends && back < front;
+            (if end { back } else { front }, block.bytes, id, end)
+        });
+        let (_, _, id, end) = places.min_by_key(|&(taken, size, ..)| (taken, size))?;
         let block = &self.blocks[id];
-        if block.bytes > bytes && self.moves_much() && self.end_is_better(block, bytes) {
+        if end && block.bytes > bytes {
             let start = block.end() - bytes;
             return Some(self.carve_at(id, start, requested, bytes));
         }
         Some(self.carve(id, requested, bytes))
+    }
+
+    /// How much idle memory a request takes at the front and at the end of a free block; of
+    /// segments, which have no views, none.
+    fn idle_taken(&self, block: &Block, bytes: Bytes) -> (Bytes, Bytes) {
+        let Some(range) = &self.ranges[block.range as usize] else {
+            return (0, 0);
+        };
+        let (from, to) = (block.start, block.end());
+        let (front_cut, back_cut) = (from + bytes, to - bytes);
+        let views = [from, to - 1, front_cut - 1, back_cut].map(|at| self.view_over(range, at));
+        let [Some(first), Some(last), Some(at_front), Some(at_back)] = views else {
+            return (0, 0);
+        };
+        let idle_from = if first.address < from { first.end() } else { from };
+        let idle_to = if last.end() > to { last.address } else { to };
+        if idle_from >= idle_to {
+            return (0, 0);
+        }
+        let front = at_front.end().min(idle_to).saturating_sub(idle_from);
+        let back = idle_to.saturating_sub(at_back.address.max(idle_from));
+        (front, back)
     }
 
     /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
@@ -126,25 +167,6 @@ impl Heap {
         self.moves * 5 > self.views.len()
     }
 
-    /// Whether more idle memory is left when the request takes the end of a free block rather than
-    /// its front. Idle memory, whole views on which nothing lives, can move elsewhere; the rest of
-    /// a view that is partly in use can not, so that it is used first.
-    fn end_is_better(&self, block: &Block, bytes: Bytes) -> bool {
-        let Some(range) = &self.ranges[block.range as usize] else {
-            return false;
-        };
-        let (from, to) = (block.start, block.end());
-        let (front_cut, back_cut) = (from + bytes, to - bytes);
-        let views = [from, to - 1, front_cut, back_cut].map(|at| self.view_over(range, at));
-        let [Some(first), Some(last), Some(at_front), Some(at_back)] = views else {
-            return false;
-        };
-        let idle_from = if first.address < from { first.end() } else { from };
-        let idle_to = if last.end() > to { last.address } else { to };
-        let left_behind = if at_front.address < front_cut { at_front.end() } else { front_cut };
-        idle_to.saturating_sub(left_behind) < at_back.address.saturating_sub(idle_from)
-    }
-
     /// The view over an address in use.
     fn view_over(&self, range: &Range, address: Address) -> Option<&View> {
         let slot = *range.slots.get(((address - range.base) / GRANULE) as usize)?;
@@ -168,6 +190,7 @@ impl Heap {
         let (start, range) = (block.start, block.range);
         self.set_start(range, start, kind, id + 1);
         self.tally.allocate(kind, bytes, requested);
+        self.note_low(kind);
         start
     }
 

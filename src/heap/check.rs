@@ -76,6 +76,11 @@ impl Heap {
                         return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
                     }
                 }
+                State::Ceded => {
+                    if self.arenas[range.kind as usize].ceded.get(&at) != Some(&id) {
+                        return broken("ceded blocks are known", format!("block {id} at {at:#x}"));
+                    }
+                }
                 State::Quick => {}
             }
             self.check_block(range, id)?;
@@ -92,14 +97,14 @@ impl Heap {
         let block = &self.blocks[id];
         if block.previous != NONE {
             let before = self.blocks[block.previous].state;
-            if before == block.state && matches!(before, State::Free | State::Hole) {
+            if before == block.state && matches!(before, State::Free | State::Hole | State::Ceded) {
                 return broken(
                     "neighbours are joined",
                     format!("block {id} at {:#x}", block.start),
                 );
             }
         }
-        let backed = !matches!(block.state, State::Hole | State::Dormant);
+        let backed = !matches!(block.state, State::Hole | State::Dormant | State::Ceded);
         let mut at = block.start / GRANULE * GRANULE;
         while at < block.end() {
             let slot = range.slots.get(((at - range.base) / GRANULE) as usize).copied();

@@ -19,6 +19,8 @@ pub(crate) struct FreeIndex {
     /// How many blocks there are, and their bytes.
     pub(crate) count: u64,
     pub(crate) bytes: Bytes,
+    /// The least that it was between two looks, as far as memory was taken out of it.
+    pub(crate) low: Bytes,
 }
 
 impl FreeIndex {
@@ -29,6 +31,7 @@ impl FreeIndex {
             summary: 0,
             count: 0,
             bytes: 0,
+            low: 0,
         }
     }
 

@@ -17,6 +17,8 @@ pub(crate) struct Range {
     pub(crate) kind: ArenaKind,
     /// Whether it is one segment of the device, all of it memory, and given back whole.
     pub(crate) segment: bool,
+    /// Whether another heap reserved it; this one uses parts of it.
+    pub(crate) borrowed: bool,
     /// The block at its base.
     pub(crate) first: BlockId,
     /// The page slot of each granule, as far as any has had memory.
@@ -55,16 +57,15 @@ pub(crate) struct IdleView {
     pub(crate) handle: u32,
     pub(crate) address: Address,
     pub(crate) bytes: Bytes,
-    /// The size of the free block that it lies in.
-    pub(crate) block_bytes: Bytes,
+    pub(crate) kind: ArenaKind,
+    /// The free block that it lies in.
+    pub(crate) block: (Address, Bytes),
 }
 
 impl Heap {
     /// Adds a range without memory.
     pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind) {
-        let range = self.new_range(base, bytes, kind, false);
-        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Hole));
-        self.set_first(range, id);
+        let id = self.new_range(base, bytes, kind, State::Hole);
         self.arenas[kind as usize].gaps.insert(base, id);
     }
 
@@ -75,37 +76,40 @@ impl Heap {
         bytes: Bytes,
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
-        let range = self.new_range(base, bytes, kind, true);
-        let id = self.blocks.insert(fresh(base, bytes, kind, range, State::Free));
-        self.set_first(range, id);
+        let id = self.new_range(base, bytes, kind, State::Free);
         self.arenas[kind as usize].free.insert(&mut self.blocks, id);
-        self.add_slots(range, base, bytes, kind, NO_SLOT)
+        self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT)
     }
 
-    fn new_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind, segment: bool) -> u32 {
+    /// Adds a range that is one block: a hole, a free segment, or all of it another heap's.
+    pub(super) fn new_range(
+        &mut self,
+        base: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+        state: State,
+    ) -> BlockId {
         debug_assert!(base.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE));
-        let range = Range { base, bytes, kind, segment, first: NONE, slots: Vec::new() };
-        if let Some(index) = self.ranges.iter().position(Option::is_none) {
-            self.ranges[index] = Some(range);
-            return index as u32;
+        let vacant = self.ranges.iter().position(Option::is_none);
+        let number = vacant.unwrap_or(self.ranges.len());
+        let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
+        let (segment, borrowed) = (state == State::Free, state == State::Ceded);
+        let range = Range { base, bytes, kind, segment, borrowed, first, slots: Vec::new() };
+        match vacant {
+            Some(number) => self.ranges[number] = Some(range),
+            None => self.ranges.push(Some(range)),
         }
-        self.ranges.push(Some(range));
-        (self.ranges.len() - 1) as u32
+        first
     }
 
-    fn set_first(&mut self, range: u32, id: BlockId) {
-        if let Some(range) = &mut self.ranges[range as usize] {
-            range.first = id;
-        }
-    }
-
-    /// Every segment that is one free block: base and bytes.
+    /// Every segment that is one free block and may go: base and bytes.
     pub(crate) fn free_segments(&self) -> Vec<(Address, Bytes, ArenaKind)> {
         let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
         ranges
             .filter(|range| {
                 let first = &self.blocks[range.first];
-                first.state == State::Free && first.bytes == range.bytes
+                let unused = first.state == State::Free && first.bytes == range.bytes;
+                unused && !self.holds.at(range.base)
             })
             .map(|range| (range.base, range.bytes, range.kind))
             .collect()
@@ -182,8 +186,8 @@ impl Heap {
 
     /// Bases and sizes of the ranges without segments, for giving the addresses back.
     pub(crate) fn virtual_ranges(&self) -> impl Iterator<Item = (Address, Bytes)> + '_ {
-        let ranges = self.ranges.iter().flatten().filter(|range| !range.segment);
-        ranges.map(|range| (range.base, range.bytes))
+        let own = |range: &&Range| !range.segment && !range.borrowed;
+        self.ranges.iter().flatten().filter(own).map(|range| (range.base, range.bytes))
     }
 
     /// Makes `[address, address + bytes)`, which lies in one hole, free memory on a new active
@@ -196,22 +200,32 @@ impl Heap {
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
         let kind = self.arena_of(address)?;
         let id = self.cut_hole(kind, address, bytes)?;
-        let range = self.blocks[id].range;
+        self.arenas[kind as usize].gaps.remove(&address);
+        Some(self.back(id, handle))
+    }
+
+    /// Makes a block without memory, which is in no index, free memory on a new active view.
+    pub(super) fn back(&mut self, id: BlockId, handle: u32) -> (ViewId, Vec<(Address, u32)>) {
+        let Block { start: address, bytes, arena: kind, range, .. } = self.blocks[id];
         let view = View { address, bytes, handle, active: true, kind, range };
         let view = self.insert_view(view);
-        self.arenas[kind as usize].gaps.remove(&address);
         self.blocks[id].state = State::Free;
         let slots = self.add_slots(range, address, bytes, kind, view);
         self.insert_free(id);
-        Some((view, slots))
+        (view, slots)
     }
 
-    fn arena_of(&self, address: Address) -> Option<ArenaKind> {
+    pub(super) fn arena_of(&self, address: Address) -> Option<ArenaKind> {
         self.ranges.iter().flatten().find(|range| range.contains(address)).map(|range| range.kind)
     }
 
     /// Cuts the hole over the span so that one block is exactly the span.
-    fn cut_hole(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
+    pub(super) fn cut_hole(
+        &mut self,
+        kind: ArenaKind,
+        address: Address,
+        bytes: Bytes,
+    ) -> Option<BlockId> {
         let gaps = &self.arenas[kind as usize].gaps;
         let (_, &hole) = gaps.range(..=address).next_back()?;
         let block = &self.blocks[hole];
@@ -231,15 +245,34 @@ impl Heap {
         Some(id)
     }
 
-    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. Gives the granules
-    /// whose slots are gone.
+    /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has
+    /// to stay.
     pub(crate) fn detach(&mut self, view: ViewId) -> bool {
-        let Some(View { address, bytes, kind, range, .. }) = self.view(view).cloned() else {
+        self.view(view).is_some_and(|view| !self.holds.at(view.address)) && self.make_dormant(view)
+    }
+
+    /// The same, whether it has to stay or not.
+    pub(crate) fn make_dormant(&mut self, view: ViewId) -> bool {
+        let Some(middle) = self.isolate(view) else {
             return false;
         };
-        let Some(id) = self.free_block_over(address, bytes, kind) else {
-            return false;
-        };
+        self.moves += 1;
+        let block = &mut self.blocks[middle];
+        block.state = State::Dormant;
+        block.view = view;
+        let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
+        self.arenas[kind as usize].gaps.insert(address, middle);
+        self.remove_slots(range, address, bytes);
+        if let Some(view) = &mut self.views[view as usize] {
+            view.active = false;
+        }
+        true
+    }
+
+    /// Cuts the free block over an idle view so that one block, in no index, is exactly the view.
+    pub(super) fn isolate(&mut self, view: ViewId) -> Option<BlockId> {
+        let View { address, bytes, kind, .. } = self.view(view)?.clone();
+        let id = self.free_block_over(address, bytes, kind)?;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
         if self.blocks[id].start < address {
@@ -251,16 +284,8 @@ impl Heap {
             let back = self.split(middle, bytes);
             self.arenas[kind as usize].free.insert(&mut self.blocks, back);
         }
-        self.moves += 1;
-        let block = &mut self.blocks[middle];
-        block.state = State::Dormant;
-        block.view = view;
-        self.arenas[kind as usize].gaps.insert(address, middle);
-        self.remove_slots(range, address, bytes);
-        if let Some(view) = &mut self.views[view as usize] {
-            view.active = false;
-        }
-        true
+        self.note_low(kind);
+        Some(middle)
     }
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
@@ -292,7 +317,7 @@ impl Heap {
         self.join_holes(kind, id);
     }
 
-    fn join_holes(&mut self, kind: ArenaKind, mut id: BlockId) {
+    pub(super) fn join_holes(&mut self, kind: ArenaKind, mut id: BlockId) {
         let previous = self.blocks[id].previous;
         if previous != NONE && self.blocks[previous].state == State::Hole {
             let start = self.blocks[id].start;
@@ -326,38 +351,6 @@ impl Heap {
         }
         self.views.push(Some(view));
         (self.views.len() - 1) as ViewId
-    }
-
-    /// Every active view on which nothing lives.
-    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
-        for arena in &self.arenas {
-            for id in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(&self.blocks[id], out);
-            }
-        }
-    }
-
-    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
-        let Some(range) = &self.ranges[block.range as usize] else {
-            return;
-        };
-        let mut at = block.start.next_multiple_of(GRANULE);
-        while at + GRANULE <= block.end() {
-            let slot = range.slots[((at - range.base) / GRANULE) as usize];
-            let id = self.slots[slot as usize].view;
-            let Some(view) = self.view(id) else { return };
-            let end = view.address + view.bytes;
-            if view.address >= block.start && end <= block.end() {
-                out.push(IdleView {
-                    view: id,
-                    handle: view.handle,
-                    address: view.address,
-                    bytes: view.bytes,
-                    block_bytes: block.bytes,
-                });
-            }
-            at = end;
-        }
     }
 }
 

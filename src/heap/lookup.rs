@@ -48,7 +48,7 @@ impl Heap {
         match block.state {
             State::Live | State::Shared => Lookup::Interior(block.start, block.requested),
             State::Quick | State::Pending | State::Free => Lookup::Freed,
-            State::Hole | State::Dormant => Lookup::Nothing,
+            State::Hole | State::Dormant | State::Ceded => Lookup::Nothing,
         }
     }
 }

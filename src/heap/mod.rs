@@ -12,6 +12,8 @@
 //! A *view* is one handle of physical memory at one place. Free and live blocks lie on active
 //! views. A *hole* has no memory. A *dormant* block is a view whose handle is in use at another
 //! address now; when that use ends, the view can be made active again with no call to the driver.
+//! A *ceded* block is a part of the range that another heap uses: whole views on which nothing
+//! lives pass from heap to heap where they are, with no call to the driver either.
 //!
 //! Ranges that are whole segments of the device (no virtual memory) have no views and no holes.
 
@@ -19,8 +21,11 @@
 
 mod block;
 mod carve;
+mod cede;
 mod check;
 mod free_index;
+mod hold;
+mod idle;
 mod layout;
 mod lookup;
 mod plan;
@@ -41,6 +46,7 @@ pub(crate) use tally::{METRICS, Tally, Turn, metric};
 use crate::units::{Address, Bytes, GRANULE};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
+use hold::Holds;
 use layout::{Range, View};
 use quick::QuickList;
 use size::LARGE_CLASS;
@@ -52,6 +58,8 @@ struct Arena {
     free: FreeIndex,
     /// Holes and dormant blocks by address.
     gaps: BTreeMap<Address, BlockId>,
+    /// What other heaps use, by address.
+    ceded: BTreeMap<Address, BlockId>,
 }
 
 /// A block as it is shown to others.
@@ -78,6 +86,8 @@ pub(crate) struct Heap {
     /// Blocks of the first size or more are handed out whole, to requests that leave less than the
     /// second unused.
     whole: Option<(Bytes, Bytes)>,
+    /// What is neither moved nor given back.
+    holds: Holds,
     slots: Vec<PageSlot>,
     vacant_slots: Vec<u32>,
     /// What is in use, counted.
@@ -92,7 +102,8 @@ impl Heap {
     /// A heap without memory. With `whole`, blocks of its first size or more are never split: they
     /// serve requests of that size or more that leave less than its second size unused.
     pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
-        let arena = || Arena { free: FreeIndex::new(), gaps: BTreeMap::new() };
+        let arena =
+            || Arena { free: FreeIndex::new(), gaps: BTreeMap::new(), ceded: BTreeMap::new() };
         Heap {
             blocks: BlockTable::default(),
             arenas: [arena(), arena()],
@@ -102,6 +113,7 @@ impl Heap {
             vacant_views: Vec::new(),
             moves: 0,
             whole,
+            holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
             tally: Tally::default(),

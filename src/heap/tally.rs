@@ -20,9 +20,9 @@ pub(crate) mod metric {
 /// One quantity of the small pool: how much it may grow before it exceeds its limit, that limit,
 /// and everything ever added. What is live is the limit less the room.
 ///
-/// The limit is what neither the small pool's highest value nor that of everything can be exceeded
-/// below, so that an allocation that makes a new highest value of either is one that turns the sign
-/// of the room. It depends on the large pool: after an allocation there the limit is found anew.
+/// The limit is what neither the small pool's lease nor that of everything can be exceeded below,
+/// so that an allocation that exceeds a lease is one that turns the sign of the room. It depends on
+/// the large pool: after an allocation there the limit is found anew.
 #[derive(Clone, Copy, Debug, Default)]
 struct Small {
     room: i64,
@@ -34,7 +34,7 @@ struct Small {
 #[derive(Clone, Copy, Debug, Default)]
 struct Large {
     live: i64,
-    high: i64,
+    limit: i64,
     added: i64,
 }
 
@@ -47,57 +47,36 @@ struct Large {
 pub(crate) struct Tally {
     small: [Small; 3],
     /// Negative where the next allocation of the small pool is to be looked at, whatever the room:
-    /// the large pool has grown since the limits were found, or blocks wait for other streams.
+    /// the large pool has grown since the limits were found.
     look: i64,
     large: [Large; 3],
-    /// The highest values of the small pool and of both together, since the heap's window began
-    /// (see `engine::peaks`).
-    high_small: [i64; 3],
-    high_all: [i64; 3],
-    /// Whether any block waits for other streams.
-    any_waiting: bool,
-    /// Those that do, and their bytes, by pool.
+    /// What both pools together may come to.
+    limit_all: [i64; 3],
+    /// Whether an allocation exceeded a lease, which is to be extended before the heap's lock is
+    /// given back.
+    exceeded: bool,
+    /// Blocks that wait for other streams, and their bytes, by pool.
     waiting: [[i64; 2]; 2],
-    /// The highest values with blocks that wait, as far as any waited.
-    high_active: [[i64; 2]; 3],
+    /// How far each quantity may grow without a word to the device's peaks (see `engine::peaks`).
+    leases: [i64; METRICS],
 }
 
 impl Tally {
     /// Counts an allocation.
     pub(crate) fn allocate(&mut self, arena: ArenaKind, bytes: Bytes, requested: Bytes) {
-        match arena {
-            ArenaKind::Small => {
-                if self.allocate_small(bytes, requested) {
-                    self.raise();
-                }
-            }
-            ArenaKind::Large => {
-                if self.allocate_large(bytes, requested) {
-                    self.raise();
-                }
-            }
+        let look = match arena {
+            ArenaKind::Small => self.allocate_small(bytes, requested),
+            ArenaKind::Large => self.allocate_large(bytes, requested),
+        };
+        if look {
+            self.find_limits();
         }
     }
 
-    /// Counts an allocation of the large pool in the same way.
+    /// Counts an allocation of the small pool. True where a lease may be exceeded, and
+    /// `find_limits` is to be called.
     #[inline(always)]
-    pub(crate) fn allocate_large(&mut self, bytes: Bytes, requested: Bytes) -> bool {
-        let values = [1, bytes as i64, requested as i64];
-        let mut higher = self.any_waiting;
-        for k in 0..3 {
-            let large = &mut self.large[k];
-            large.added += values[k];
-            large.live += values[k];
-            let all = large.live + self.small[k].limit - self.small[k].room;
-            higher |= large.live > large.high || all > self.high_all[k];
-        }
-        self.look = -1;
-        higher
-    }
-
-    /// Counts an allocation of the small pool, save for new highest values: true where there may be
-    /// any, for which `raise` is to be called.
-    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "zipped iterators are not unrolled here")]
     pub(crate) fn allocate_small(&mut self, bytes: Bytes, requested: Bytes) -> bool {
         let values = [1, bytes as i64, requested as i64];
         let mut signs = self.look;
@@ -110,25 +89,64 @@ impl Tally {
         signs < 0
     }
 
-    /// Brings the highest values up to date after an allocation.
-    pub(crate) fn raise(&mut self) {
+    /// Counts an allocation of the large pool in the same way.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as above")]
+    pub(crate) fn allocate_large(&mut self, bytes: Bytes, requested: Bytes) -> bool {
+        let values = [1, bytes as i64, requested as i64];
+        let mut higher = false;
         for k in 0..3 {
-            let (small, large) = (self.live_small(k), &mut self.large[k]);
-            large.high = large.high.max(large.live);
-            self.high_small[k] = self.high_small[k].max(small);
-            self.high_all[k] = self.high_all[k].max(small + large.live);
-            self.set_limit(k, small);
+            let large = &mut self.large[k];
+            large.added += values[k];
+            large.live += values[k];
+            let all = large.live + self.small[k].limit - self.small[k].room;
+            higher |= large.live > large.limit || all > self.limit_all[k];
         }
-        self.look = -i64::from(self.any_waiting);
-        if self.any_waiting {
-            self.raise_active();
-        }
+        self.look = -1;
+        higher
     }
 
-    /// Sets the limit of a quantity of the small pool, given what is live there.
-    fn set_limit(&mut self, k: usize, live: i64) {
-        let limit = self.high_small[k].min(self.high_all[k] - self.large[k].live);
-        (self.small[k].limit, self.small[k].room) = (limit, limit - live);
+    /// Finds the limits that the leases come to now, and whether one is exceeded.
+    pub(crate) fn find_limits(&mut self) {
+        for k in 0..3 {
+            // While nothing waits, what is active is what is allocated.
+            let [all, small, large] = [0, 1, 2].map(|of| self.leases[3 * k + of]);
+            let (limit_all, limit_small, limit_large) =
+                match self.waiting.map(|pool| pool.get(k).copied()) {
+                    [Some(in_small), Some(in_large)] => {
+                        let active = |of: usize| self.leases[metric::ACTIVE + 3 * k + of];
+                        (
+                            all.min(active(0) - in_small - in_large),
+                            small.min(active(1) - in_small),
+                            large.min(active(2) - in_large),
+                        )
+                    }
+                    _ => (all, small, large),
+                };
+            let live = self.live_small(k);
+            let limit = limit_small.min(limit_all - self.large[k].live);
+            (self.small[k].limit, self.small[k].room) = (limit, limit - live);
+            (self.large[k].limit, self.limit_all[k]) = (limit_large, limit_all);
+            self.exceeded |= live > limit || self.large[k].live > limit_large;
+        }
+        self.look = 0;
+    }
+
+    /// Whether a lease is exceeded, as far as [`find_limits`](Tally::find_limits) saw.
+    #[inline]
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.exceeded
+    }
+
+    pub(crate) fn leases(&self) -> &[i64; METRICS] {
+        &self.leases
+    }
+
+    /// Sets the leases, of which none is less than the value now.
+    pub(crate) fn set_leases(&mut self, leases: [i64; METRICS]) {
+        debug_assert!(leases.iter().zip(self.currents()).all(|(lease, value)| *lease >= value));
+        (self.leases, self.exceeded) = (leases, false);
+        self.find_limits();
     }
 
     /// Counts the end of an allocation of the small pool.
@@ -173,13 +191,11 @@ impl Tally {
 
     /// The owner freed a block that other streams still use: it is not allocated, but active.
     pub(crate) fn defer(&mut self, arena: ArenaKind, bytes: Bytes) {
-        self.raise_active();
         let pool = arena as usize & 1;
         self.subtract(arena, [1, bytes as i64, 0]);
         self.waiting[pool][0] += 1;
         self.waiting[pool][1] += bytes as i64;
-        (self.any_waiting, self.look) = (true, -1);
-        self.raise_active();
+        self.find_limits();
     }
 
     /// The other streams are done with it.
@@ -188,23 +204,7 @@ impl Tally {
         self.waiting[pool][0] -= 1;
         self.waiting[pool][1] -= bytes as i64;
         self.subtract(arena, [0, 0, requested as i64]);
-        self.any_waiting = self.waiting != [[0; 2]; 2];
-    }
-
-    #[cold]
-    fn raise_active(&mut self) {
-        let mut all = [0; 2];
-        for pool in 0..2 {
-            let live = self.live(pool);
-            for (k, sum) in all.iter_mut().enumerate() {
-                let value = live[k] + self.waiting[pool][k];
-                *sum += value;
-                self.high_active[pool][k] = self.high_active[pool][k].max(value);
-            }
-        }
-        for (high, sum) in self.high_active[2].iter_mut().zip(all) {
-            *high = (*high).max(sum);
-        }
+        self.find_limits();
     }
 
     /// One quantity now.
@@ -220,31 +220,6 @@ impl Tally {
         let [active, active_bytes] =
             [0, 1].map(|k| with_all(&|pool| live[pool][k] + self.waiting[pool][k]));
         gather([count, bytes, requested, active, active_bytes])
-    }
-
-    /// The highest values since the window began.
-    pub(crate) fn highs(&self) -> [i64; METRICS] {
-        let [count, bytes, requested] =
-            [0, 1, 2].map(|k| [self.high_all[k], self.high_small[k], self.large[k].high]);
-        // While nothing waits, what is active is what is allocated.
-        let active = |k: usize, of: [i64; 3]| {
-            let with = &self.high_active;
-            [of[0].max(with[2][k]), of[1].max(with[0][k]), of[2].max(with[1][k])]
-        };
-        gather([count, bytes, requested, active(0, count), active(1, bytes)])
-    }
-
-    /// Begins a new window.
-    pub(crate) fn begin_window(&mut self) {
-        for k in 0..3 {
-            let (small, large) = (self.live_small(k), &mut self.large[k]);
-            large.high = large.live;
-            (self.high_small[k], self.high_all[k]) = (small, small + large.live);
-            self.set_limit(k, small);
-        }
-        self.look = -i64::from(self.any_waiting);
-        self.high_active = [[0; 2]; 3];
-        self.raise_active();
     }
 
     /// Everything ever added, by quantity.
@@ -268,33 +243,13 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
 /// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`).
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// Whether the heap is the active one.
-    pub(crate) active: bool,
-    /// The values when they were last added to the device's.
-    pub(crate) folded: [i64; METRICS],
-    /// The highest values since the device's peaks were last read, as far as they were added.
-    pub(crate) high: [i64; METRICS],
-    /// For how many calls the heap need not become active.
-    pub(crate) excused: u32,
-    /// Whether it changed without being active.
-    pub(crate) strayed: bool,
-    /// Whether its stream is about to be destroyed, or was: it is not active then, so that the next
-    /// allocation is seen to be one of a new stream.
+    /// Whether the heap may change as it is: it is a holder, and its stream is not retired.
+    pub(crate) ready: bool,
+    /// Whether its leases may be above its values.
+    pub(crate) holder: bool,
+    /// Whether its stream is about to be destroyed, or was: then the next allocation is to be seen
+    /// to be one of a new stream.
     pub(crate) retired: bool,
-}
-
-impl Turn {
-    /// Whether the heap may change as it is: it is active, or excused from that for this call.
-    #[inline]
-    pub(crate) fn may_change(&mut self) -> bool {
-        if self.active {
-            return true;
-        }
-        if self.excused == 0 {
-            return false;
-        }
-        self.excused -= 1;
-        self.strayed = true;
-        true
-    }
+    /// The heap's number among those of its device.
+    pub(crate) number: u32,
 }

@@ -5,13 +5,30 @@
 use crate::config::Config;
 use crate::units::{Bytes, GRANULE, MIB};
 
+/// What the driver's calls cost on an H100, in microseconds. Save for giving memory back, the price
+/// is by the handle, whatever its length.
+pub(crate) mod price {
+    use crate::units::{Bytes, MIB};
+
+    pub(crate) const CREATE_US: u64 = 14;
+    /// `cuMemMap` and `cuMemSetAccess`.
+    pub(crate) const MAP_US: u64 = 30;
+    pub(crate) const UNMAP_US: u64 = 18;
+
+    pub(crate) fn release_us(bytes: Bytes) -> u64 {
+        13 + bytes / MIB
+    }
+}
+
 /// The choices.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     /// The largest handle that is made; a power of two.
     pub(crate) max_handle: Bytes,
-    /// A handle for a large request is at most this fraction of it.
-    pub(crate) request_share: u64,
+    /// A handle for a request is as long as the geometric mean of the request and this length: a
+    /// longer one saves calls, one at a time and in proportion to the request, and costs memory at
+    /// its edges in proportion to its own length.
+    pub(crate) request_length: Bytes,
     /// Handles longer than this fraction of the most that was ever live are cut up when they move.
     pub(crate) peak_share: u64,
     /// Memory is taken from the device without stealing as long as what is reserved stays within
@@ -25,6 +42,10 @@ pub(crate) struct Policy {
     /// How many microseconds may be spent on moving at once, and which share of all time.
     pub(crate) moving_burst_us: u64,
     pub(crate) moving_share: u64,
+    /// The driver may take this share of all time,
+    pub(crate) driver_share: u64,
+    /// and one request this share of what is left of it.
+    pub(crate) left_share: u64,
     /// Whether idle memory of other heaps is used at all.
     pub(crate) steal: bool,
 }
@@ -33,22 +54,35 @@ impl Policy {
     pub(crate) fn new(config: &Config) -> Self {
         Policy {
             max_handle: config.max_handle,
-            request_share: 4,
+            request_length: 3 * MIB,
             peak_share: 900,
             slack_share: 300,
             piece_bytes: MIB,
             move_us: 30,
             moving_burst_us: 50_000,
             moving_share: 60,
+            driver_share: 110,
+            left_share: 4,
             steal: config.steal,
         }
     }
 
     /// The size of a new handle for a gap of `remaining` bytes left by a request of `request`
-    /// bytes.
-    pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes) -> Bytes {
-        let most = (request / self.request_share).clamp(GRANULE, self.max_handle).min(remaining);
-        (1 << most.max(GRANULE).ilog2()).max(GRANULE)
+    /// bytes; `grain` is how short handles may be.
+    pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes, grain: Bytes) -> Bytes {
+        let most = (request * self.request_length).isqrt().clamp(GRANULE, self.max_handle);
+        1 << most.min(grain.max(GRANULE)).min(remaining.max(GRANULE)).ilog2()
+    }
+
+    /// How short the handles of a request may be: a power of two of which making all that the
+    /// request may need takes no more than a share of the time that is left to the driver.
+    pub(crate) fn grain(&self, request: Bytes, spent_us: u64, now_us: u64) -> Bytes {
+        let left_us = (now_us / self.driver_share).saturating_sub(spent_us) / self.left_share;
+        let handles = left_us / (price::CREATE_US + price::MAP_US);
+        match handles {
+            0 => self.max_handle,
+            _ => (request / handles).max(GRANULE).next_power_of_two().min(self.max_handle),
+        }
     }
 
     /// Whether idle memory may be moved, given what was spent on that and how much time has passed.
@@ -60,8 +94,8 @@ impl Policy {
 
     /// The longest handle that moves whole. What a handle's length costs is the free memory that
     /// one live block pins with it, so that lengths have to shrink with the memory in use.
-    pub(crate) fn longest_moved(&self, live_peak: Bytes) -> Bytes {
-        1 << (live_peak / self.peak_share).max(GRANULE).ilog2()
+    pub(crate) fn longest_moved(&self, live_peak: Bytes, grain: Bytes) -> Bytes {
+        1 << (live_peak / self.peak_share).min(grain).max(GRANULE).ilog2()
     }
 
     /// How many bytes may be taken from the device rather than stolen.

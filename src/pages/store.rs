@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use super::policy::price;
 use crate::device::{Device, DeviceResult, HandleId};
 use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
+use crate::nvtx::Announcer;
 use crate::stat::{Stat, StatArray};
 use crate::units::{Address, Bytes};
 
@@ -34,6 +36,13 @@ pub(crate) struct Handle {
     closed: Vec<Address>,
 }
 
+impl Handle {
+    /// What the device calls it.
+    pub(crate) fn id(&self) -> HandleId {
+        self.id
+    }
+}
+
 /// All physical memory that the allocator has of one device.
 pub(crate) struct Store {
     device: Arc<dyn Device>,
@@ -45,10 +54,16 @@ pub(crate) struct Store {
     pub(crate) reserved: Stat,
     /// The same by what it serves; spare handles serve nothing.
     by_kind: [Stat; 2],
+    /// Whoever is told of mappings, if anybody is.
+    pub(crate) announcer: Option<Arc<Announcer>>,
+    /// Network cards are to reach the handles.
+    pub(crate) rdma: bool,
     /// The most that may be taken.
     pub(crate) limit: Bytes,
     /// The device refused to go beyond this: asked again only when nothing else is left.
     ceiling: Bytes,
+    /// What all calls to the driver have cost, by the price list.
+    pub(crate) spent_us: u64,
     /// How often memory was taken from the device, and given back.
     pub(crate) device_allocs: i64,
     pub(crate) device_frees: i64,
@@ -73,8 +88,11 @@ impl Store {
             spare: Vec::new(),
             reserved: Stat::default(),
             by_kind: [Stat::default(); 2],
+            announcer: None,
+            rdma: false,
             limit,
             ceiling: Bytes::MAX,
+            spent_us: 0,
             device_allocs: 0,
             device_frees: 0,
         }
@@ -94,12 +112,34 @@ impl Store {
     pub(crate) fn count_taken(&mut self, bytes: Bytes) {
         self.device_allocs += 1;
         self.reserved.increase(bytes as i64);
+        self.announce_reserved();
     }
 
     /// Counts memory given back to the device.
     pub(crate) fn count_given(&mut self, bytes: Bytes) {
         self.device_frees += 1;
         self.reserved.decrease(bytes as i64);
+        self.announce_reserved();
+    }
+
+    fn announce_reserved(&self) {
+        if let Some(announcer) = &self.announcer {
+            announcer.reserved(self.reserved.current);
+        }
+    }
+
+    /// Tells of memory in which blocks will lie.
+    pub(crate) fn tell_mapped(&self, address: Address, bytes: Bytes) {
+        if let Some(announcer) = &self.announcer {
+            announcer.mapped(address, bytes);
+        }
+    }
+
+    /// Tells that this memory is about to go.
+    pub(crate) fn tell_unmapping(&self, address: Address) {
+        if let Some(announcer) = &self.announcer {
+            announcer.unmapping(address);
+        }
     }
 
     /// Counts memory that begins to serve requests of one kind.
@@ -134,7 +174,11 @@ impl Store {
         if bytes > self.headroom() {
             return Ok(None);
         }
-        let id = match self.device.create(bytes) {
+        let made = match self.rdma {
+            false => self.device.create(bytes),
+            true => self.device.create_for_rdma(bytes),
+        };
+        let id = match made {
             Ok(id) => id,
             Err(error) if error.kind == DeviceErrorKind::OutOfMemory => {
                 self.ceiling = self.reserved.current as Bytes + bytes - 1;
@@ -142,6 +186,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
+        self.spent_us += price::CREATE_US;
         self.count_taken(bytes);
         let handle =
             Some(Handle { id, bytes, active: None, dormant: Vec::new(), closed: Vec::new() });
@@ -186,7 +231,9 @@ impl Store {
             return Ok(());
         };
         self.device.map(address, bytes, id)?;
+        self.spent_us += price::MAP_US;
         let Err(error) = self.device.set_access(address, bytes) else {
+            self.tell_mapped(address, bytes);
             return Ok(());
         };
         if self.device.unmap(address, bytes).is_err()
@@ -208,6 +255,7 @@ impl Store {
             && let Some(bytes) = self.handle(number).map(|handle| handle.bytes)
         {
             self.device.set_access(address, bytes)?;
+            self.tell_mapped(address, bytes);
             if let Some(handle) = self.handle_mut(number) {
                 handle.closed.retain(|&closed| closed != address);
             }
@@ -220,7 +268,14 @@ impl Store {
         let Some(bytes) = self.handle(number).map(|handle| handle.bytes) else {
             return Ok(());
         };
-        self.device.unmap(place.address, bytes)?;
+        self.tell_unmapping(place.address);
+        if let Err(error) = self.device.unmap(place.address, bytes) {
+            if !self.is_closed(number, place.address) {
+                self.tell_mapped(place.address, bytes);
+            }
+            return Err(error);
+        }
+        self.spent_us += price::UNMAP_US;
         if let Some(handle) = self.handle_mut(number) {
             handle.dormant.retain(|other| *other != place);
             handle.closed.retain(|&closed| closed != place.address);
@@ -253,6 +308,13 @@ impl Store {
         }
     }
 
+    /// The handle serves another heap from now on, at the address where it is.
+    pub(crate) fn hand_over(&mut self, number: u32, shard: u32, view: u32) {
+        if let Some(place) = self.handle_mut(number).and_then(|handle| handle.active.as_mut()) {
+            (place.shard, place.view) = (shard, view);
+        }
+    }
+
     /// Gives a spare handle that is mapped nowhere back to the device.
     pub(crate) fn release(&mut self, number: u32) -> DeviceResult<()> {
         let Some(handle) = self.handle(number) else {
@@ -261,6 +323,7 @@ impl Store {
         debug_assert!(handle.active.is_none() && handle.dormant.is_empty());
         let bytes = handle.bytes;
         self.device.release(handle.id)?;
+        self.spent_us += price::release_us(bytes);
         self.count_given(bytes);
         self.handles[number as usize] = None;
         self.vacant.push(number);

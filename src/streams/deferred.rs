@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::device::{Device, DeviceResult, EventId};
 use crate::error::DeviceErrorKind;
+use crate::streams::Captures;
 use crate::units::{Address, StreamId};
 
 /// A block that waits: its heap, by its place among the device's shards, and its number there.
@@ -36,6 +37,7 @@ struct Tracker {
 /// The users of live blocks, and the blocks that wait.
 pub(crate) struct Deferred {
     device: Arc<dyn Device>,
+    captures: Arc<Captures>,
     /// The streams recorded for live blocks, by address, without the block's own.
     users: HashMap<Address, Vec<StreamId>>,
     trackers: BTreeMap<StreamId, Tracker>,
@@ -53,9 +55,10 @@ impl std::fmt::Debug for Deferred {
 }
 
 impl Deferred {
-    pub(crate) fn new(device: Arc<dyn Device>) -> Self {
+    pub(crate) fn new(device: Arc<dyn Device>, captures: Arc<Captures>) -> Self {
         Deferred {
             device,
+            captures,
             users: HashMap::new(),
             trackers: BTreeMap::new(),
             waits: HashMap::new(),
@@ -116,6 +119,9 @@ impl Deferred {
         done: &mut Vec<Ticket>,
         over: impl Fn(&dyn Device, EventId) -> DeviceResult<bool>,
     ) -> DeviceResult<()> {
+        if self.must_not_ask()? {
+            return Ok(());
+        }
         let streams: Vec<StreamId> = self.trackers.keys().copied().collect();
         for stream in streams {
             self.record_open(stream)?;
@@ -196,6 +202,11 @@ impl Deferred {
         }
     }
 
+    /// Whether no event may be asked or waited for, because a capture may be under way.
+    fn must_not_ask(&self) -> DeviceResult<bool> {
+        self.captures.may_be_under_way(self.device.as_ref())
+    }
+
     /// What may be done with a stream now.
     fn is_capturing(&self, stream: StreamId) -> DeviceResult<Status> {
         match self.device.capture_status(stream) {
@@ -203,7 +214,10 @@ impl Deferred {
             Ok(None) => Ok(Status::Usual),
             Err(error) if error.kind == DeviceErrorKind::Misuse => {
                 // The stream was destroyed. Its work may still run, and nothing is left to ask but
-                // the device as a whole.
+                // the device as a whole, which a capture does not survive.
+                if self.must_not_ask()? {
+                    return Ok(Status::Capturing);
+                }
                 self.device.synchronize()?;
                 Ok(Status::Gone)
             }
@@ -244,16 +258,19 @@ impl Deferred {
     }
 
     /// Makes `later` wait for what is queued on `earlier` now, unless that has run already. False
-    /// where one of them is being captured, so that nothing may be recorded or made to wait.
+    /// where one of them is being captured, so that nothing may be recorded or made to wait. That
+    /// holds for one stream too: what is captured runs when its graph does, on any stream, and not
+    /// after what is queued here.
     pub(crate) fn order(&mut self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
-        if earlier == later {
-            return Ok(true);
-        }
         if !self.can_order(earlier, later)? {
             return Ok(false);
         }
+        if earlier == later {
+            return Ok(true);
+        }
+        let ask = !self.must_not_ask()?;
         self.at_end_of(earlier, |device, event| {
-            if !device.event_query(event)? {
+            if !(ask && device.event_query(event)?) {
                 device.stream_wait_event(later, event)?;
             }
             Ok(())
@@ -263,18 +280,25 @@ impl Deferred {
     /// Whether [`order`](Deferred::order) would not refuse.
     pub(crate) fn can_order(&self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
         let free = |stream| Ok(!matches!(self.is_capturing(stream)?, Status::Capturing));
-        Ok(earlier == later
-            || ((self.retired.contains_key(&earlier) || free(earlier)?) && free(later)?))
+        Ok((earlier == later || self.retired.contains_key(&earlier) || free(earlier)?)
+            && free(later)?)
     }
 
-    /// Waits on the host for everything queued on `stream`. False where it is being captured.
+    /// Waits on the host for everything queued on `stream`. False where it is being captured, or
+    /// no event may be waited for.
     pub(crate) fn drain(&mut self, stream: StreamId) -> DeviceResult<bool> {
+        if self.must_not_ask()? {
+            return Ok(false);
+        }
         self.at_end_of(stream, |device, event| device.event_synchronize(event))
     }
 
     /// Whether everything queued on `stream` has run; nothing is waited for. False where it is
-    /// being captured.
+    /// being captured, or no event may be asked.
     pub(crate) fn is_idle(&mut self, stream: StreamId) -> DeviceResult<bool> {
+        if self.must_not_ask()? {
+            return Ok(false);
+        }
         let mut passed = true;
         let asked = self.at_end_of(stream, |device, event| {
             passed = device.event_query(event)?;

@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+mod captures;
 mod deferred;
 
+pub(crate) use captures::Captures;
 pub(crate) use deferred::{Deferred, Ticket};

@@ -79,6 +79,17 @@ impl Rig {
         }
     }
 
+    /// The bytes with which a live allocation is served: at most an eighth more than its size
+    /// class, which is checked.
+    #[track_caller]
+    pub(crate) fn served(&self, address: Address) -> i64 {
+        let block = self.allocator.block(address).unwrap();
+        let least = served(block.requested);
+        let most = if block.requested > MIB { least } else { least + least / 8 };
+        assert!((least..=most).contains(&block.bytes), "{block:?}");
+        block.bytes as i64
+    }
+
     #[track_caller]
     pub(crate) fn free(&self, address: Address) {
         if let Err(error) = self.allocator.free(address) {

@@ -12,11 +12,16 @@ mod conformance;
 mod captures;
 mod contexts;
 mod engine;
+mod interop;
+mod ipc;
+mod kernels;
 mod memory;
 mod peers;
 mod prices;
 mod processes;
+mod sanitizer;
 mod threads;
+mod work;
 
 use std::io::Write;
 use std::sync::{Arc, Once};
@@ -93,7 +98,7 @@ impl Gpu {
 }
 
 /// Reads a span after what is queued on `stream`.
-fn read_on(
+pub(crate) fn read_on(
     device: &dyn Device,
     at: Address,
     bytes: Bytes,

@@ -1,12 +1,15 @@
 //! Memory of the device, beyond the cases for every device.
 
+use std::sync::Arc;
+
 use plugalloc::device::Device;
 use plugalloc::device::cuda::CudaMachine;
 use plugalloc::device::cuda::report::report;
 use plugalloc::error::DeviceErrorKind;
 use plugalloc::units::{MIB, StreamId};
+use plugalloc::{Allocator, Config};
 
-use crate::gpu;
+use crate::{GPU, gpu};
 
 #[test]
 fn the_report_agrees_with_the_device() {
@@ -18,6 +21,28 @@ fn the_report_agrees_with_the_device() {
     assert_eq!(found.used.virtual_memory, gpu.device.capabilities().virtual_memory);
     assert!(*found.free.as_ref().unwrap() <= found.total);
     assert!(report.driver_version >= (11, 4));
+}
+
+#[test]
+fn memory_for_network_cards_is_made_where_the_device_can() {
+    let Some(gpu) = gpu() else { return };
+    let able = gpu.device.capabilities().rdma;
+    let config = Config::parse("gpu_direct_rdma:True").unwrap();
+    let device = Arc::clone(&gpu.device) as Arc<dyn Device>;
+    let allocator = match Allocator::new(vec![device], config) {
+        Ok(allocator) => allocator,
+        Err(error) => {
+            assert!(!able, "{error}");
+            println!("{error}");
+            return;
+        }
+    };
+    assert!(able);
+    let at = allocator.allocate(GPU, 20 * MIB, StreamId::DEFAULT).unwrap();
+    gpu.device.fill_async(at, 3, 20 * MIB, StreamId::DEFAULT).unwrap();
+    gpu.assert_filled(at, 20 * MIB, 3, StreamId::DEFAULT);
+    allocator.free(at).unwrap();
+    allocator.is_quiescent().unwrap();
 }
 
 #[test]

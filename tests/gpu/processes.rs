@@ -3,12 +3,15 @@
 use std::ffi::c_int;
 use std::process::{Command, Output};
 
+use plugalloc::Error;
 use plugalloc::device::Device;
 use plugalloc::device::cuda::CudaMachine;
 use plugalloc::error::DeviceErrorKind;
 use plugalloc::units::{MIB, StreamId};
 
-use crate::{GPU, gpu};
+use crate::contexts::with_primary_context;
+use crate::kernels::Kernels;
+use crate::{GPU, Gpu, gpu};
 
 unsafe extern "C" {
     safe fn fork() -> c_int;
@@ -20,19 +23,22 @@ unsafe extern "C" {
 /// Set in the environment of a child to the name of the test whose part it plays.
 const CHILD: &str = "PLUGALLOC_GPU_CHILD";
 
-fn is_child(test: &str) -> bool {
+pub(crate) fn is_child(test: &str) -> bool {
     std::env::var(CHILD).is_ok_and(|name| name == test)
 }
 
-/// Runs this executable again with one test, which plays the child's part.
-fn run_child(test: &str) -> Output {
-    let name = format!("processes::{test}");
+/// Runs this executable again with one test, which plays the child's part, and prints what it has
+/// printed.
+pub(crate) fn run_child(module: &str, test: &str) -> Output {
+    let name = format!("{module}::{test}");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(CHILD, test);
-    command.output().unwrap()
+    let output = command.output().unwrap();
+    print!("{}", print_of(&output));
+    output
 }
 
-fn print_of(output: &Output) -> String {
+pub(crate) fn print_of(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }
@@ -72,7 +78,7 @@ fn exit_with_live_memory_is_clean() {
         println!("leaves");
         std::process::exit(0);
     }
-    let output = run_child(test);
+    let output = run_child("processes", test);
     assert!(output.status.success(), "{}", print_of(&output));
     assert!(print_of(&output).contains("leaves"));
 }
@@ -86,10 +92,38 @@ fn a_fault_of_the_program_is_reported_as_that() {
         println!("told");
         std::process::exit(0);
     }
-    let output = run_child(test);
+    let output = run_child("processes", test);
     assert!(output.status.success(), "{}", print_of(&output));
     assert!(print_of(&output).contains("told"), "{}", print_of(&output));
-    print!("{}", print_of(&output));
+}
+
+#[test]
+fn a_fault_of_a_kernel_is_no_want_of_memory() {
+    let test = "a_fault_of_a_kernel_is_no_want_of_memory";
+    let Some(gpu) = gpu() else { return };
+    if is_child(test) {
+        with_primary_context(|| fault_and_allocate(&gpu));
+        println!("told");
+        std::process::exit(0);
+    }
+    let output = run_child("processes", test);
+    assert!(output.status.success(), "{}", print_of(&output));
+    assert!(print_of(&output).contains("told"), "{}", print_of(&output));
+}
+
+/// Lets a kernel read where nothing is, and asks an allocator for memory after that.
+fn fault_and_allocate(gpu: &Gpu) {
+    let (allocator, kernels) = (gpu.allocator(), Kernels::load());
+    let cached = allocator.allocate(GPU, MIB, StreamId::DEFAULT).unwrap();
+    kernels.peek(0x1000, cached, StreamId::DEFAULT);
+    assert!(gpu.device.stream_synchronize(StreamId::DEFAULT).is_err());
+    for bytes in [64 * MIB, 1024 * MIB] {
+        let error = allocator.allocate(GPU, bytes, StreamId::DEFAULT).unwrap_err();
+        println!("{error}");
+        let Error::Device(error) = error else { panic!("not the device's: {error}") };
+        assert_eq!(error.kind, DeviceErrorKind::Lost);
+        assert!(error.detail.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{error}");
+    }
 }
 
 #[test]
@@ -106,11 +140,15 @@ fn a_device_that_was_reset_is_lost() {
         assert_eq!(error.kind, DeviceErrorKind::Lost);
         assert!(gpu.device.event_query(event).is_err());
         assert!(gpu.device.malloc(MIB).is_err());
+        // Whoever opens the devices now starts anew, and what is lost stays lost.
+        let again = CudaMachine::open().unwrap();
+        let memory = again.devices()[0].malloc(MIB).unwrap();
+        assert_eq!(gpu.device.malloc(MIB).unwrap_err().kind, DeviceErrorKind::Lost);
+        again.devices()[0].free(memory).unwrap();
         println!("told");
         std::process::exit(0);
     }
-    let output = run_child(test);
-    print!("{}", print_of(&output));
+    let output = run_child("processes", test);
     assert!(output.status.success(), "{:?}", output.status);
     assert!(print_of(&output).contains("told"));
 }

@@ -1,6 +1,6 @@
 //! Failures on request, and the capacity.
 
-use plugalloc::device::Device;
+use plugalloc::device::{Device, HandleId, HandleType, IpcHandle, ShareableHandle};
 use plugalloc::error::{DeviceErrorKind, DriverCall};
 use plugalloc::units::{GIB, GRANULE};
 
@@ -86,7 +86,7 @@ fn every_kind_of_call_can_fail() {
         assert_eq!((error.call, error.detail.as_str()), (call, "failed on request"));
     };
     on_request(device.memory_info().map(drop), DriverCall::MemoryInfo);
-    on_request(device.map(at, 1, plugalloc::device::HandleId(0)), DriverCall::Map);
+    on_request(device.map(at, 1, HandleId(0)), DriverCall::Map);
     on_request(device.set_access(at, 1), DriverCall::SetAccess);
     on_request(device.free(at), DriverCall::Free);
     on_request(device.stream_create().map(drop), DriverCall::StreamCreate);
@@ -106,6 +106,14 @@ fn every_kind_of_call_can_fail() {
     on_request(device.copy_async(at, at, 1, stream), DriverCall::Copy);
     on_request(device.host_function(stream, Box::new(|| ())), DriverCall::HostFunction);
     on_request(device.enable_peer_access(device.id()), DriverCall::EnablePeer);
+    let (handle, file) = (HandleId(0), HandleType::FileDescriptor);
+    on_request(device.export_handle(handle, file).map(drop), DriverCall::ExportHandle);
+    let shared = ShareableHandle::Fabric([0; 64]);
+    on_request(device.import_handle(&shared).map(drop), DriverCall::ImportHandle);
+    on_request(device.ipc_get_handle(at).map(drop), DriverCall::IpcGetHandle);
+    let legacy = IpcHandle([0; 64]);
+    on_request(device.ipc_open_handle(legacy).map(drop), DriverCall::IpcOpenHandle);
+    on_request(device.ipc_close_handle(at), DriverCall::IpcCloseHandle);
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! The ledger: calls counted, priced by the handle, and memory in use.
 
-use plugalloc::device::Device;
-use plugalloc::error::DriverCall;
-use plugalloc::units::{GRANULE, MIB};
+use std::sync::Arc;
 
-use super::{STREAM, device, mapped};
+use plugalloc::device::sim::{SimDevice, SimOptions};
+use plugalloc::device::{Device, DeviceResult, HandleId};
+use plugalloc::error::{DeviceErrorKind, DriverCall, Error};
+use plugalloc::units::{GRANULE, MIB};
+use plugalloc::{Allocator, Config, DeviceId};
+
+use super::{STREAM, assert_refused, device, device_with, mapped};
 
 /// Asserts that two sums of microseconds agree to the nanosecond.
 #[track_caller]
@@ -110,4 +114,46 @@ fn a_reset_starts_the_peak_from_what_is_in_use() {
     assert_eq!((ledger.used, ledger.used_peak), (GRANULE, GRANULE));
     assert_eq!((ledger.total_calls, ledger.calls(DriverCall::Create)), (0, 0));
     device.release(first).unwrap();
+}
+
+#[test]
+fn memory_that_network_cards_reach_is_dearer_to_map() {
+    let cost = |made: fn(&SimDevice) -> DeviceResult<HandleId>| {
+        let device = device();
+        let (at, handle) = (device.reserve(GRANULE).unwrap(), made(&device).unwrap());
+        device.map(at, GRANULE, handle).unwrap();
+        device.unmap(at, GRANULE).unwrap();
+        device.ledger().microseconds
+    };
+    let (plain, rdma) =
+        (cost(|device| device.create(GRANULE)), cost(|device| device.create_for_rdma(GRANULE)));
+    assert_microseconds(rdma - plain, 2.0 * 5.6);
+    let device = device_with(SimOptions { rdma: false, ..SimOptions::default() });
+    let refused = device.create_for_rdma(GRANULE);
+    assert_refused(refused, DeviceErrorKind::Unsupported, "no network card");
+}
+
+#[test]
+fn an_allocator_asks_for_network_cards_only_where_it_was_told_to() {
+    let cost = |conf: &str| {
+        let device = device();
+        let config = Config::parse(conf).unwrap();
+        let allocator = Allocator::new(vec![device.clone() as Arc<dyn Device>], config).unwrap();
+        let at = allocator.allocate(DeviceId(0), 64 << 20, STREAM).unwrap();
+        allocator.free(at).unwrap();
+        allocator.is_quiescent().unwrap();
+        device.ledger().microseconds
+    };
+    assert_eq!(cost(""), cost("gpu_direct_rdma:False"));
+    assert!(cost("gpu_direct_rdma:True") > cost("") + 5.0);
+
+    let unable = device_with(SimOptions { rdma: false, ..SimOptions::default() });
+    let open = |conf: &str| {
+        let devices = vec![Arc::clone(&unable) as Arc<dyn Device>];
+        Allocator::new(devices, Config::parse(conf).unwrap())
+    };
+    let error = open("gpu_direct_rdma:True").unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("gpu_direct_rdma"), "{error}");
+    open("gpu_direct_rdma:True,expandable_segments:False").unwrap().is_quiescent().unwrap();
 }

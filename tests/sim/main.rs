@@ -7,6 +7,7 @@ mod captures;
 mod faults;
 mod held;
 mod host;
+mod ipc;
 mod ledger;
 mod misuse;
 mod streams;

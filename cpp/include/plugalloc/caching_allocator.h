@@ -3,10 +3,15 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
+#include <cstdint>
 #include <memory>
+#include <string>
+#include <unordered_set>
 #include <utility>
 
 #include "plugalloc/cuda_allocator.h"
+#include "plugalloc/memory_pin.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
 
@@ -37,7 +42,8 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   [[nodiscard]] bool initialized() override;
   /// Marks the allocator as in use; its devices were settled when it was made.
   void init(int device_count) override;
-  /// @throws UnsupportedError for a pool other than `{0, 0}`.
+  /// A pool that is in use keeps what it has. While a capture may be under way nothing is given
+  /// back. May wait for the device.
   void emptyCache(MempoolId_t mempool_id = {0, 0}) override;
   /// @throws InvalidPointerError if the memory has been freed.
   void recordStream(const DataPtr& pointer, cudaStream_t stream) override;
@@ -53,12 +59,102 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   void cacheInfo(DeviceIndex device, std::size_t* largest_block) override;
   void* getBaseAllocation(void* ptr, std::size_t* size) override;
 
+  /// @name Pools
+  /// A pool is in use until it was released as often as it was created and begun. Until then its
+  /// memory stays where it is, idle or not, and serves the pool's own streams alone.
+  ///
+  /// @throws InvalidDeviceError, and InvalidArgumentError about a pool that is not in the state
+  /// that the method needs.
+  /// @{
+
+  /// Makes the pool if need be, and adds a use. The pool that was begun last is asked first. Where
+  /// pools ended that graphs used, the device is waited for, so that this one can have their
+  /// memory. `filter` is called from every thread that allocates, several at a time; what it throws
+  /// comes out of the allocation. While a pool is open and one of its streams is being captured, or
+  /// none has allocated yet, no event of the device is asked and nothing is given back.
+  void beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id,
+                           std::function<bool(cudaStream_t)> filter) override;
+  /// The use that `beginAllocateToPool` added stays until `releasePool`.
+  void endAllocateToPool(DeviceIndex device, MempoolId_t mempool_id) override;
+  /// With the last use the pool's memory serves others: at once, or, if the pool was used in a
+  /// capture, when the device has been waited for, which is put off until memory is short, the
+  /// cache is emptied, or another pool is begun. Its graphs may still run, but are not launched any
+  /// more. What is live stays so.
+  void releasePool(DeviceIndex device, MempoolId_t mempool_id) override;
+  /// 0 where there is no such pool.
+  [[nodiscard]] int getPoolUseCount(DeviceIndex device, MempoolId_t mempool_id) override;
+  /// `allocator` gives the pool whole segments (`raw_alloc_with_stream` on `device`, in multiples
+  /// of 2 MiB), which the pool divides and caches; null from it means that it has no memory. Its
+  /// segments must be aligned to 2 MiB. It is called with locks held: it must not call this
+  /// allocator.
+  void createOrIncrefPool(DeviceIndex device, MempoolId_t mempool_id,
+                          std::shared_ptr<CUDAAllocator> allocator = nullptr) override;
+  /// Off is no error for a pool that is not there.
+  void setUseOnOOM(DeviceIndex device, MempoolId_t mempool_id, bool use_on_oom) override;
+  /// A segment is 2 MiB for requests up to 1 MiB, `large_segment_size_mb` below 10 MiB, else the
+  /// next multiple of 2 MiB. Such allocations count as large in the statistics.
+  void setNoSplit(DeviceIndex device, MempoolId_t mempool_id) override;
+  [[nodiscard]] bool checkPoolLiveAllocations(
+      DeviceIndex device, MempoolId_t mempool_id,
+      const std::unordered_set<void*>& expected_live_allocations) override;
+  /// For captures without a pool, or whose stream has not allocated yet: until as many have ended,
+  /// no event of the device is asked and nothing is given back.
+  void markCaptureBegin(DeviceIndex device) override;
+  void markCaptureEnd(DeviceIndex device) override;
+  /// @}
+
+  /// @name Memory in place
+  /// Not in PyTorch's interface: cast to `CachingAllocator` for them.
+  /// @{
+
+  /// Keeps the physical memory under the live allocation around `ptr` where it is: it is neither
+  /// moved, nor divided, nor given back until `unpinMemory`, even when the allocation is freed
+  /// before. The memory goes on serving its stream. An allocation can be pinned more than once.
+  /// @throws InvalidPointerError if nothing is live there, UnsupportedError for an allocation that
+  /// was made with caching off.
+  [[nodiscard]] MemoryPin pinMemory(void* ptr);
+  /// Ends a pin.
+  /// @throws InvalidArgumentError if it has ended already, or never was.
+  void unpinMemory(const MemoryPin& pin);
+
+  /// Calls `observer` for all memory that is there, and from then on whenever memory has appeared,
+  /// before the request returns that it was made for, or is about to disappear, before it is
+  /// unmapped: in the same spans. What was about to disappear and is used again is told as having
+  /// appeared. Memory that moves between heaps stays mapped where it was until it is given back.
+  ///
+  /// It is called on the thread that allocates, frees or empties the cache, for one event at a
+  /// time, with no lock of the allocator held. It may call any method of the allocator; memory that
+  /// would disappear by such a call does so later. It must not wait for another thread that calls
+  /// the allocator. What it throws goes to the handler of `setDeleterErrorHandler`.
+  /// @return its number, for `unobserveMappings`.
+  /// @throws InvalidArgumentError for an empty function.
+  std::uint64_t observeMappings(MappingObserver observer);
+  /// Removes an observer, which is not called any more afterwards; false if it is not there.
+  bool unobserveMappings(std::uint64_t number);
+  /// @}
+
+  /// Shares the memory under the live allocation around `ptr`, which stays in place until the
+  /// allocation is freed; the others close it before that. The handle begins with "plug", a version
+  /// byte (1) and a letter: 'e' for file descriptors, which this process keeps open for so long and
+  /// the other one fetches with pidfd_getfd (Linux 5.6, the right to trace this process), 'f' for
+  /// fabric handles, 'c' for a legacy handle.
+  /// @throws InvalidPointerError if nothing is live there, UnsupportedError if the device cannot
+  /// share this memory.
+  [[nodiscard]] ShareableHandle shareIpcHandle(void* ptr) override;
+  /// Opens it for the current device; what was shared is at `offset` from the result. The same
+  /// handle gives the same pointer for as long as anybody has it open. The last owner waits for the
+  /// device; during a capture the memory is unmapped later.
+  /// @throws InvalidArgumentError for bytes of another format or version, UnsupportedError if the
+  /// file descriptors cannot be fetched, DeviceError if the driver refuses.
+  [[nodiscard]] std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
+
   void enablePeerAccess(DeviceIndex device, DeviceIndex device_to_access) override;
   /// @throws DeviceError if the device refuses; else returns 0.
   CudaStatus memcpyAsync(void* dst, int dst_device, const void* src, int src_device,
                          std::size_t count, cudaStream_t stream, bool p2p_enabled) override;
 
  private:
+  friend class DeviceStream;
   void* allocateOn(int device, std::size_t nbytes, cudaStream_t stream);
   std::shared_ptr<State> state_;
 };

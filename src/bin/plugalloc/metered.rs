@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use plugalloc::device::{
-    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
+    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HostFunction,
+    IpcHandle, MemoryInfo, ShareableHandle,
 };
 use plugalloc::error::{DeviceError, DeviceErrorKind, DriverCall};
 use plugalloc::units::{GRANULE, align_up};
@@ -57,10 +58,10 @@ impl Metered {
     }
 
     /// Makes a call, counts it, and where it succeeded keeps the accounts.
-    fn call<T: Copy>(
+    fn call<T>(
         &self,
         call: impl FnOnce(&dyn Device) -> DeviceResult<T>,
-        keep: impl FnOnce(&mut Accounts, T),
+        keep: impl FnOnce(&mut Accounts, &T),
     ) -> DeviceResult<T> {
         let start = Instant::now();
         let result = call(self.device.as_ref());
@@ -68,14 +69,14 @@ impl Metered {
         let mut counts = self.counts();
         counts.calls += 1;
         counts.nanoseconds += elapsed.as_nanos();
-        if let Ok(value) = result {
+        if let Ok(value) = &result {
             keep(&mut counts.accounts, value);
         }
         result
     }
 
     /// A call that moves no memory.
-    fn count<T: Copy>(&self, call: impl FnOnce(&dyn Device) -> DeviceResult<T>) -> DeviceResult<T> {
+    fn count<T>(&self, call: impl FnOnce(&dyn Device) -> DeviceResult<T>) -> DeviceResult<T> {
         self.call(call, |_, _| {})
     }
 
@@ -106,6 +107,9 @@ impl Device for Metered {
     fn capabilities(&self) -> Capabilities {
         self.device.capabilities()
     }
+    fn native_context(&self) -> DeviceResult<Option<u64>> {
+        self.device.native_context()
+    }
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
         let info = self.count(|d| d.memory_info())?;
         let total = info.total.min(self.capacity);
@@ -121,7 +125,11 @@ impl Device for Metered {
     }
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId> {
         self.admit(DriverCall::Create, bytes)?;
-        self.call(|d| d.create(bytes), |accounts, handle| accounts.create(handle, bytes))
+        self.call(|d| d.create(bytes), |accounts, &handle| accounts.create(handle, bytes))
+    }
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        self.admit(DriverCall::Create, bytes)?;
+        self.call(|d| d.create_for_rdma(bytes), |accounts, &handle| accounts.create(handle, bytes))
     }
     fn release(&self, handle: HandleId) -> DeviceResult<()> {
         self.call(|d| d.release(handle), |accounts, ()| accounts.release(handle))
@@ -140,10 +148,30 @@ impl Device for Metered {
         // A driver takes whole granules, whatever it hands out of them.
         let taken = align_up(bytes, GRANULE);
         self.admit(DriverCall::Malloc, taken)?;
-        self.call(|d| d.malloc(bytes), |accounts, address| accounts.malloc(address, taken))
+        self.call(|d| d.malloc(bytes), |accounts, &address| accounts.malloc(address, taken))
     }
     fn free(&self, address: Address) -> DeviceResult<()> {
         self.call(|d| d.free(address), |accounts, ()| accounts.free(address))
+    }
+
+    fn export_handle(
+        &self,
+        handle: HandleId,
+        handle_type: HandleType,
+    ) -> DeviceResult<ShareableHandle> {
+        self.count(|d| d.export_handle(handle, handle_type))
+    }
+    fn import_handle(&self, shared: &ShareableHandle) -> DeviceResult<HandleId> {
+        self.count(|d| d.import_handle(shared))
+    }
+    fn ipc_get_handle(&self, address: Address) -> DeviceResult<IpcHandle> {
+        self.count(|d| d.ipc_get_handle(address))
+    }
+    fn ipc_open_handle(&self, handle: IpcHandle) -> DeviceResult<Address> {
+        self.count(|d| d.ipc_open_handle(handle))
+    }
+    fn ipc_close_handle(&self, address: Address) -> DeviceResult<()> {
+        self.count(|d| d.ipc_close_handle(address))
     }
 
     fn stream_create(&self) -> DeviceResult<StreamId> {

@@ -2,26 +2,73 @@
 
 use std::ffi::{c_int, c_uint};
 
-use cudarc::driver::sys::{CUcontext, CUstreamCaptureMode};
+use cudarc::driver::sys::{CUcontext, CUresult, CUstreamCaptureMode};
 
 use super::driver::{Code, Driver};
 
-/// The primary context of a device.
+/// Where the work of a device goes: its primary context, or one of the program.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Context(CUcontext);
+pub(super) struct Context {
+    raw: CUcontext,
+    /// What tells it from a later context at the same place; drivers before CUDA 12 do not know.
+    id: Option<u64>,
+}
 
 // SAFETY: a context belongs to the process; the driver lets every thread use it at any time.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
+impl PartialEq for Context {
+    fn eq(&self, other: &Context) -> bool {
+        (self.raw, self.id) == (other.raw, other.id)
+    }
+}
+
 impl Context {
     /// The primary context of a device, made if nobody has made it yet.
     pub(super) fn retain(driver: &Driver, ordinal: c_int) -> Result<Context, Code> {
-        let mut context = std::ptr::null_mut();
+        let mut raw = std::ptr::null_mut();
         // SAFETY: writes one pointer; the driver checks the ordinal.
-        unsafe { (driver.context_retain)(&raw mut context, ordinal) }.check()?;
-        Ok(Context(context))
+        unsafe { (driver.context_retain)(&raw mut raw, ordinal) }.check()?;
+        Ok(Context { raw, id: id_of(driver, raw)? })
+    }
+
+    /// The context that is current in this thread and the device that it belongs to, unless that is
+    /// the device's primary one.
+    pub(super) fn of_program(driver: &Driver) -> Result<Option<(c_int, Context)>, Code> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: writes one pointer.
+        unsafe { (driver.context_current)(&raw mut raw) }.check()?;
+        if raw.is_null() {
+            return Ok(None);
+        }
+        let mut ordinal = 0;
+        // SAFETY: writes one integer.
+        unsafe { (driver.context_device)(&raw mut ordinal) }.check()?;
+        let (mut flags, mut active) = (0, 0);
+        // SAFETY: writes two integers.
+        unsafe { (driver.context_state)(ordinal, &raw mut flags, &raw mut active) }.check()?;
+        if active != 0 {
+            let primary = Context::retain(driver, ordinal)?;
+            Context::release(driver, ordinal);
+            if primary.raw == raw {
+                return Ok(None);
+            }
+        }
+        Ok(Some((ordinal, Context { raw, id: id_of(driver, raw)? })))
+    }
+
+    /// Whether it still is what it was: not destroyed, nor another one in the same place. A context
+    /// whose work has failed is alive, and tells of that itself.
+    pub(super) fn is_alive(self, driver: &Driver) -> bool {
+        match id_of(driver, self.raw) {
+            Ok(now) => now == self.id,
+            Err(code) => {
+                !code.is(CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED)
+                    && !code.is(CUresult::CUDA_ERROR_INVALID_CONTEXT)
+            }
+        }
     }
 
     /// Takes one `retain` back.
@@ -32,7 +79,7 @@ impl Context {
 
     /// The driver's pointer.
     pub(super) fn raw(self) -> CUcontext {
-        self.0
+        self.raw
     }
 
     /// Makes the context current in this thread until the result is dropped. Cheap where it is.
@@ -40,13 +87,25 @@ impl Context {
         let mut current = std::ptr::null_mut();
         // SAFETY: writes one pointer.
         unsafe { (driver.context_current)(&raw mut current) }.check()?;
-        if current == self.0 {
+        if current == self.raw {
             return Ok(Current { pushed: None });
         }
-        // SAFETY: the context is retained for the life of the process.
-        unsafe { (driver.context_push)(self.0) }.check()?;
+        // SAFETY: the primary context is retained for the life of the process; another one is the
+        // program's, whose end the driver tells.
+        unsafe { (driver.context_push)(self.raw) }.check()?;
         Ok(Current { pushed: Some(driver) })
     }
+}
+
+/// The number of a context, which no other one of this process has, if the driver knows it.
+fn id_of(driver: &Driver, context: CUcontext) -> Result<Option<u64>, Code> {
+    let Some(context_id) = driver.context_id else {
+        return Ok(None);
+    };
+    let mut id = 0;
+    // SAFETY: writes one integer; the driver tells a context that was destroyed.
+    unsafe { context_id(context, &raw mut id) }.check()?;
+    Ok(Some(id))
 }
 
 /// While this lives, a context is current in this thread.

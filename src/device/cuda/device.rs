@@ -1,9 +1,11 @@
 //! A GPU as a [`Device`]: each method leaves the rest to the part that knows.
 
-use super::{CudaDevice, events, graphs, memory, peers, streams, vmm};
+use super::{CudaDevice, events, graphs, ipc, memory, peers, streams, vmm};
 use crate::device::{
-    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
+    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HostFunction,
+    IpcHandle, MemoryInfo, ShareableHandle,
 };
+use crate::error::DriverCall;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
 
 impl Device for CudaDevice {
@@ -16,7 +18,12 @@ impl Device for CudaDevice {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(self.granularity)
+        ipc::capabilities(self)
+    }
+
+    fn native_context(&self) -> DeviceResult<Option<u64>> {
+        let context = self.context(DriverCall::Open)?;
+        Ok(Some(context.raw() as usize as u64))
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
@@ -32,7 +39,11 @@ impl Device for CudaDevice {
     }
 
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId> {
-        vmm::create(self, bytes)
+        vmm::create(self, bytes, false)
+    }
+
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        vmm::create(self, bytes, true)
     }
 
     fn release(&self, handle: HandleId) -> DeviceResult<()> {
@@ -57,6 +68,30 @@ impl Device for CudaDevice {
 
     fn free(&self, address: Address) -> DeviceResult<()> {
         memory::free(self, address)
+    }
+
+    fn export_handle(
+        &self,
+        handle: HandleId,
+        handle_type: HandleType,
+    ) -> DeviceResult<ShareableHandle> {
+        ipc::export_handle(self, handle, handle_type)
+    }
+
+    fn import_handle(&self, shared: &ShareableHandle) -> DeviceResult<HandleId> {
+        ipc::import_handle(self, shared)
+    }
+
+    fn ipc_get_handle(&self, address: Address) -> DeviceResult<IpcHandle> {
+        ipc::get_handle(self, address)
+    }
+
+    fn ipc_open_handle(&self, handle: IpcHandle) -> DeviceResult<Address> {
+        ipc::open_handle(self, handle)
+    }
+
+    fn ipc_close_handle(&self, address: Address) -> DeviceResult<()> {
+        ipc::close_handle(self, address)
     }
 
     fn stream_create(&self) -> DeviceResult<StreamId> {

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys;
 use sys::{CUcontext, CUdeviceptr, CUevent, CUgraph, CUgraphExec, CUgraphNode, CUhostFn, CUstream};
 
+use super::ipc::IpcBytes;
 use super::vmm::{AccessDescription, AllocationProperties};
 
 /// What the driver answers. Zero is success.
@@ -28,12 +29,16 @@ impl Code {
 
 /// The functions of one driver library.
 macro_rules! functions {
-    ($($field:ident = $symbol:literal($($argument:ty),* $(,)?);)*) => {
+    (
+        required { $($field:ident = $symbol:literal($($argument:ty),* $(,)?);)* }
+        optional { $($later:ident = $later_symbol:literal($($later_argument:ty),* $(,)?);)* }
+    ) => {
         /// The functions that are called, under shorter names. Those with a version in their symbol
         /// keep its signature for ever.
         #[derive(Debug)]
         pub(super) struct Driver {
             $(pub(super) $field: unsafe extern "C" fn($($argument),*) -> Code,)*
+            $(pub(super) $later: Option<unsafe extern "C" fn($($later_argument),*) -> Code>,)*
         }
 
         impl Driver {
@@ -44,6 +49,10 @@ macro_rules! functions {
                         // enumeration and a CUresult are 32-bit integers.
                         $field: unsafe { symbol($symbol) }?,
                     )*
+                    $(
+                        // SAFETY: as above.
+                        $later: unsafe { symbol($later_symbol) }.ok(),
+                    )*
                 })
             }
         }
@@ -51,6 +60,7 @@ macro_rules! functions {
 }
 
 functions! {
+required {
     init = "cuInit"(c_uint);
     driver_version = "cuDriverGetVersion"(*mut c_int);
     error_name = "cuGetErrorName"(Code, *mut *const c_char);
@@ -64,7 +74,9 @@ functions! {
 
     context_retain = "cuDevicePrimaryCtxRetain"(*mut CUcontext, c_int);
     context_release = "cuDevicePrimaryCtxRelease_v2"(c_int);
+    context_state = "cuDevicePrimaryCtxGetState"(c_int, *mut c_uint, *mut c_int);
     context_current = "cuCtxGetCurrent"(*mut CUcontext);
+    context_device = "cuCtxGetDevice"(*mut c_int);
     context_push = "cuCtxPushCurrent_v2"(CUcontext);
     context_pop = "cuCtxPopCurrent_v2"(*mut CUcontext);
     context_synchronize = "cuCtxSynchronize"();
@@ -85,6 +97,12 @@ functions! {
     mem_map = "cuMemMap"(CUdeviceptr, usize, usize, u64, u64);
     mem_set_access = "cuMemSetAccess"(CUdeviceptr, usize, *const AccessDescription, usize);
     mem_unmap = "cuMemUnmap"(CUdeviceptr, usize);
+
+    mem_export = "cuMemExportToShareableHandle"(*mut c_void, u64, c_uint, u64);
+    mem_import = "cuMemImportFromShareableHandle"(*mut u64, *mut c_void, c_uint);
+    ipc_get = "cuIpcGetMemHandle"(*mut IpcBytes, CUdeviceptr);
+    ipc_open = "cuIpcOpenMemHandle_v2"(*mut CUdeviceptr, IpcBytes, c_uint);
+    ipc_close = "cuIpcCloseMemHandle"(CUdeviceptr);
 
     stream_create = "cuStreamCreate"(*mut CUstream, c_uint);
     stream_destroy = "cuStreamDestroy_v2"(CUstream);
@@ -107,6 +125,11 @@ functions! {
     graph_destroy = "cuGraphDestroy"(CUgraph);
     graph_launch = "cuGraphLaunch"(CUgraphExec, CUstream);
     graph_exec_destroy = "cuGraphExecDestroy"(CUgraphExec);
+}
+// What older drivers lack and can do without.
+optional {
+    context_id = "cuCtxGetId"(CUcontext, *mut u64);
+}
 }
 
 /// The address of a function of the driver library.

@@ -1,10 +1,12 @@
 //! Finding the devices.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
 use super::attributes::Attribute;
+use super::context::Context;
 use super::driver::{Code, Driver};
 use super::graphs::Graphs;
 use super::peers::Peers;
@@ -17,14 +19,20 @@ use crate::error::{DeviceError, DeviceErrorKind, DriverCall, Result};
 pub struct CudaMachine {
     driver: &'static Driver,
     devices: Vec<Arc<CudaDevice>>,
+    /// The program's context in which it was opened, and its device.
+    own: Option<(i32, Context)>,
 }
 
-/// The machine, from the first time on that it could be opened: all allocators of a process share
-/// its contexts, and which peers are enabled.
-static MACHINE: Mutex<Option<Arc<CudaMachine>>> = Mutex::new(None);
+/// The machines that were opened, one for each context: all allocators of a process share the
+/// contexts, and which peers are enabled.
+static MACHINES: Mutex<Vec<Arc<CudaMachine>>> = Mutex::new(Vec::new());
 
 impl CudaMachine {
     /// Finds the driver and its devices. Memory of a device is taken only when the device is used.
+    ///
+    /// A device works in its primary context, which is that of the CUDA runtime. Where the calling
+    /// thread has another context current, the device of that context works in it, for as long as
+    /// the program keeps it; the streams used must be of that context then.
     ///
     /// # Errors
     ///
@@ -35,33 +43,42 @@ impl CudaMachine {
         if fork::is_child() {
             return Err(failure(DeviceErrorKind::Lost, fork::REFUSAL));
         }
-        let mut machine = MACHINE.lock();
-        if let Some(machine) = &*machine {
+        let driver = start()?;
+        let own = Context::of_program(driver);
+        let own = own.map_err(|code| refused(driver, "cuCtxGetCurrent", code))?;
+        let mut machines = MACHINES.lock();
+        // What was opened in a context that has ended stays refused; the next one starts anew.
+        machines.retain(|machine| !machine.devices.iter().any(|device| device.is_over()));
+        if let Some(machine) = machines.iter().find(|machine| machine.own == own) {
             return Ok(Arc::clone(machine));
         }
-        let opened = Arc::new(CudaMachine::find()?);
-        *machine = Some(Arc::clone(&opened));
+        let opened = CudaMachine::find(driver, own)?;
+        machines.push(Arc::clone(&opened));
         Ok(opened)
     }
 
-    fn find() -> DeviceResult<CudaMachine> {
-        let driver =
-            Driver::find().map_err(|missing| failure(DeviceErrorKind::NoDevice, missing))?;
-        // The children of a process that has not used CUDA yet may use it.
-        fork::watch();
-        // SAFETY: zero is the only argument that it takes, and it may be called repeatedly.
-        let code = unsafe { (driver.init)(0) };
-        code.check().map_err(|code| refused(driver, "cuInit", code))?;
+    fn find(
+        driver: &'static Driver,
+        own: Option<(i32, Context)>,
+    ) -> DeviceResult<Arc<CudaMachine>> {
         let count = driver.count().map_err(|code| refused(driver, "cuDeviceGetCount", code))?;
         if count < 1 {
             let detail = "the CUDA driver finds no device (CUDA_VISIBLE_DEVICES may hide them)";
             return Err(failure(DeviceErrorKind::NoDevice, detail));
         }
+        let names = (0..count).map(|ordinal| driver.name(ordinal));
+        let names: std::result::Result<Vec<_>, _> = names.collect();
+        let names = names.map_err(|code| refused(driver, "cuDeviceGetName", code))?;
         let peers = Arc::new(Peers::new(count));
-        let open = |ordinal| CudaDevice::open(driver, ordinal, &peers);
-        let devices = (0..count).map(open).collect::<std::result::Result<_, _>>();
-        let devices = devices.map_err(|code| refused(driver, "cuDeviceGetName", code))?;
-        Ok(CudaMachine { driver, devices })
+        Ok(Arc::new_cyclic(|machine: &Weak<CudaMachine>| {
+            let open = |(ordinal, name)| {
+                let context = own.filter(|(device, _)| *device == ordinal);
+                let context = context.map(|(_, context)| context);
+                CudaDevice::open((driver, ordinal, name), context, (&peers, machine))
+            };
+            let devices = (0..count).zip(names).map(open).collect();
+            CudaMachine { driver, devices, own }
+        }))
     }
 
     /// The devices, by number.
@@ -92,24 +109,38 @@ impl CudaMachine {
     }
 }
 
+/// Starts the driver, once for the process.
+fn start() -> DeviceResult<&'static Driver> {
+    let driver = Driver::find().map_err(|missing| failure(DeviceErrorKind::NoDevice, missing))?;
+    // The children of a process that has not used CUDA yet may use it.
+    fork::watch();
+    // SAFETY: zero is the only argument that it takes, and it may be called repeatedly.
+    let code = unsafe { (driver.init)(0) };
+    code.check().map_err(|code| refused(driver, "cuInit", code))?;
+    Ok(driver)
+}
+
 impl CudaDevice {
     fn open(
-        driver: &'static Driver,
-        ordinal: i32,
-        peers: &Arc<Peers>,
-    ) -> std::result::Result<Arc<CudaDevice>, Code> {
+        (driver, ordinal, name): (&'static Driver, i32, String),
+        own: Option<Context>,
+        (peers, machine): (&Arc<Peers>, &Weak<CudaMachine>),
+    ) -> Arc<CudaDevice> {
         let virtual_memory = driver.has(ordinal, Attribute::VIRTUAL_MEMORY);
         let granularity = virtual_memory.then(|| vmm::granularity(driver, ordinal)).flatten();
-        Ok(Arc::new(CudaDevice {
+        Arc::new(CudaDevice {
             ordinal,
-            name: driver.name(ordinal)?,
+            name,
             driver,
-            context: OnceLock::new(),
+            context: own.map_or_else(OnceLock::new, OnceLock::from),
+            is_primary: own.is_none(),
+            ended: AtomicBool::new(false),
             granularity,
-            placement: OnceLock::new(),
+            placements: [OnceLock::new(), OnceLock::new()],
             graphs: Mutex::new(Graphs::default()),
             peers: Arc::clone(peers),
-        }))
+            machine: Weak::clone(machine),
+        })
     }
 }
 

@@ -4,8 +4,12 @@
 //!   are [opened](open_all), and what is missing is an error of the kind
 //!   [`NoDevice`](crate::error::DeviceErrorKind::NoDevice) that says what was looked for.
 //! - Work goes to the primary context of each device, which the CUDA runtime and everything built
-//!   on it use as well. It is made at the first use of the device. A call changes the calling
-//!   thread's current context only while it runs.
+//!   on it use as well, and which is made at the first use of the device; or to the context that
+//!   is current in the thread that opens the devices, where that is another one of the program. A
+//!   call changes the calling thread's current context only while it runs.
+//! - When the context ends, because the program destroys it or resets the device, what was
+//!   allocated there is gone, and every call that follows is an error of the kind
+//!   [`Lost`](crate::error::DeviceErrorKind::Lost). Devices that are opened after that start anew.
 //! - A stream is the value of its `cudaStream_t`: 0 and 1 are the legacy default stream, 2 that of
 //!   the calling thread. A stream that belongs to another context is refused by the driver.
 //! - No call here disturbs a capture of the program around it: what CUDA forbids in every thread
@@ -24,6 +28,7 @@ mod driver;
 mod events;
 mod fork;
 mod graphs;
+mod ipc;
 mod machine;
 mod memory;
 mod peers;
@@ -32,7 +37,8 @@ pub mod report;
 mod streams;
 mod vmm;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
@@ -53,15 +59,22 @@ pub struct CudaDevice {
     ordinal: i32,
     name: String,
     driver: &'static Driver,
-    /// The primary context, from the first use on. It is never given back, as in the CUDA runtime:
-    /// memory that is still in use would end with it.
+    /// The context, from the first use on. The primary one is never given back, as in the CUDA
+    /// runtime: memory that is still in use would end with it.
     context: OnceLock<Context>,
+    /// Whether that is the device's primary context, not one of the program.
+    is_primary: bool,
+    /// The context was found to have ended.
+    ended: AtomicBool,
     /// The grain of physical memory, where there is virtual memory management.
     granularity: Option<Bytes>,
-    /// What kind of physical memory is made, once that has been tried.
-    placement: OnceLock<Placement>,
+    /// What kind of physical memory is made, once that has been tried; the second one is that which
+    /// network cards reach.
+    placements: [OnceLock<Option<Placement>>; 2],
     graphs: Mutex<Graphs>,
     peers: Arc<Peers>,
+    /// What knows the other devices.
+    machine: Weak<CudaMachine>,
 }
 
 impl std::fmt::Debug for CudaDevice {
@@ -71,6 +84,27 @@ impl std::fmt::Debug for CudaDevice {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+/// What is told where the context has ended.
+const ENDED: &str = "the context in which this device was opened was destroyed, or the device was \
+    reset: what was allocated there is gone; open the devices again";
+
+/// Whether the primary context is looked at before this call: before all that concern memory, not
+/// before the short ones that follow each other quickly, which the driver refuses by itself. It
+/// need not do so for a context of the program, which is looked at before every call.
+fn is_checked(call: DriverCall) -> bool {
+    !matches!(
+        call,
+        DriverCall::EventRecord
+            | DriverCall::EventQuery
+            | DriverCall::StreamWaitEvent
+            | DriverCall::CaptureStatus
+            | DriverCall::Copy
+            | DriverCall::Fill
+            | DriverCall::HostFunction
+            | DriverCall::GraphLaunch
+    )
 }
 
 impl CudaDevice {
@@ -101,6 +135,10 @@ impl CudaDevice {
             return Err(self.error(call, DeviceErrorKind::Lost, fork::REFUSAL));
         }
         if let Some(context) = self.context.get() {
+            let checked = is_checked(call) || !self.is_primary;
+            if self.has_ended() || checked && !self.find_alive(*context) {
+                return Err(self.error(call, DeviceErrorKind::Lost, ENDED));
+            }
             return Ok(*context);
         }
         let made = Context::retain(self.driver, self.ordinal);
@@ -110,6 +148,27 @@ impl CudaDevice {
             Context::release(self.driver, self.ordinal);
         }
         Ok(made)
+    }
+
+    /// Whether the device was used, in a context that has ended.
+    fn is_over(&self) -> bool {
+        let used = self.context.get();
+        used.is_some_and(|context| self.has_ended() || !self.find_alive(*context))
+    }
+
+    /// Whether the context was found to have ended.
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether the context still is what it was. Once it is not, it never is again, though another
+    /// one may take its place.
+    fn find_alive(&self, context: Context) -> bool {
+        let alive = context.is_alive(self.driver);
+        if !alive {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        alive
     }
 
     /// The error for what the driver answered.

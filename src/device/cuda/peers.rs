@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use cudarc::driver::sys::CUresult;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::CudaDevice;
 use super::vmm::AccessDescription;
-use super::{CudaDevice, CudaMachine};
 use crate::device::DeviceResult;
-use crate::error::DriverCall;
+use crate::error::{DeviceErrorKind, DriverCall};
 use crate::units::{Address, Bytes, DeviceId};
 
 /// The memory of all devices of a machine.
@@ -120,12 +120,15 @@ pub(super) fn enable(device: &CudaDevice, peer: DeviceId) -> DeviceResult<()> {
     if ordinal == device.ordinal {
         return Err(device.misuse(DriverCall::EnablePeer, "a device is no peer of itself"));
     }
-    let machine = CudaMachine::open()?;
+    let Some(machine) = device.machine.upgrade() else {
+        // Only where its context has ended is a machine forgotten.
+        return Err(device.error(DriverCall::EnablePeer, DeviceErrorKind::Lost, super::ENDED));
+    };
     let peer = &machine.devices()[ordinal as usize];
     // Memory of `malloc` is opened by the contexts, mapped memory by the mappings.
     let context = peer.context(DriverCall::EnablePeer)?;
     device.relaxed_call(DriverCall::EnablePeer, |driver| {
-        // SAFETY: the context is retained for the life of the process.
+        // SAFETY: the context is the primary one, which is kept, or one that was just found alive.
         let code = unsafe { (driver.enable_peer)(context.raw(), 0) };
         let enabled = code.is(CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED);
         if enabled { super::Code(0) } else { code }

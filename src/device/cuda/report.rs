@@ -1,14 +1,11 @@
 //! What this machine's driver and devices offer, and what of it is used: for people who wonder why.
 
-pub use super::vmm::HandleKind;
-
 use cudarc::driver::sys::CUmemAllocationGranularity_flags as Granularity;
 
 use super::attributes::Attribute;
-use super::driver::Driver;
 use super::vmm::{self, Placement};
-use super::{CudaDevice, CudaMachine};
-use crate::device::{Device, DeviceResult};
+use super::{CudaDevice, CudaMachine, ipc};
+use crate::device::{Device, DeviceResult, HandleType, HandleTypes};
 use crate::units::{Bytes, DeviceId};
 
 /// The CUDA driver and its devices.
@@ -49,7 +46,7 @@ pub struct DeviceReport {
     pub file_descriptors: Ability,
     /// Fabric handles.
     pub fabric: Ability,
-    /// Memory that a network card may write to.
+    /// Memory that network cards reach, where it was asked for (`gpu_direct_rdma`).
     pub rdma: Ability,
     /// Whether plain memory can be shared by the legacy handles of CUDA IPC.
     pub legacy_ipc: bool,
@@ -85,10 +82,11 @@ pub struct Used {
     /// The grain of physical memory that is mapped where it is needed; `None`: whole segments of
     /// `cuMemAlloc`.
     pub virtual_memory: Option<Bytes>,
-    /// How physical memory can be shared.
-    pub handles: HandleKind,
-    /// Whether physical memory is made so that a network card may write to it.
-    pub rdma: bool,
+    /// What physical memory can be exported as.
+    pub handles: HandleTypes,
+    /// Whether it works in the device's primary context, as the CUDA runtime does, rather than in
+    /// one of the program.
+    pub primary_context: bool,
 }
 
 /// Looks at this machine. Takes a little memory of each device, for its context, as any use of it
@@ -111,9 +109,8 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
     let unified_addressing = has(Attribute::UNIFIED_ADDRESSING);
     let grain = |which| vmm::driver_granularity(driver, ordinal, which);
     let (domain, bus) = (number(Attribute::PCI_DOMAIN), number(Attribute::PCI_BUS));
-    let handles = |handles| Placement { handles, rdma: false };
     let rdma = Placement { rdma: true, ..Placement::PLAIN };
-    let rdma_claimed = has(Attribute::RDMA) && has(Attribute::RDMA_WITH_VIRTUAL_MEMORY);
+    let rdma_claimed = vmm::claims_rdma(driver, ordinal);
     // Ordinary memory first, so that `free` is what there is once the context exists.
     let used = used_by(device);
     DeviceReport {
@@ -130,31 +127,24 @@ fn look_at(machine: &CudaMachine, device: &CudaDevice) -> DeviceReport {
         virtual_memory: has(Attribute::VIRTUAL_MEMORY),
         granularity_minimum: grain(Granularity::CU_MEM_ALLOC_GRANULARITY_MINIMUM),
         granularity_recommended: grain(Granularity::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-        file_descriptors: try_ability(
+        file_descriptors: try_sharing(
             device,
             has(Attribute::POSIX_HANDLES),
-            handles(HandleKind::FileDescriptor),
+            HandleType::FileDescriptor,
         ),
-        fabric: try_ability(device, has(Attribute::FABRIC_HANDLES), handles(HandleKind::Fabric)),
+        fabric: try_sharing(device, has(Attribute::FABRIC_HANDLES), HandleType::Fabric),
         rdma: try_ability(device, rdma_claimed, rdma),
-        legacy_ipc: has(Attribute::IPC) || has_ipc_without_saying(driver, unified_addressing),
+        legacy_ipc: ipc::has_legacy_ipc(driver, ordinal),
         peers: reachable(machine, device),
         used,
     }
 }
 
-/// Drivers before CUDA 12 do not know the question; there, unified addressing decides.
-fn has_ipc_without_saying(driver: &Driver, unified_addressing: bool) -> bool {
-    unified_addressing && driver.version().is_ok_and(|version| version < 12000)
-}
-
 fn used_by(device: &CudaDevice) -> Used {
     let virtual_memory = device.granularity;
-    let placement = match virtual_memory {
-        Some(_) => vmm::placement(device),
-        None => Placement::PLAIN,
-    };
-    Used { virtual_memory, handles: placement.handles, rdma: placement.rdma }
+    let placement = virtual_memory.and_then(|_| vmm::placement(device, false));
+    let handles = placement.map_or(HandleTypes::NONE, |placement| placement.handles);
+    Used { virtual_memory, handles, primary_context: device.is_primary }
 }
 
 fn try_ability(device: &CudaDevice, claimed: bool, placement: Placement) -> Ability {
@@ -162,6 +152,29 @@ fn try_ability(device: &CudaDevice, claimed: bool, placement: Placement) -> Abil
         return Ability::Missing;
     }
     match vmm::try_placement(device, placement) {
+        Ok(()) => Ability::Works,
+        Err(error) => Ability::Refused(error.detail),
+    }
+}
+
+/// Makes memory that can be exported as this type, exports it, and imports it again.
+fn try_sharing(device: &CudaDevice, claimed: bool, handle_type: HandleType) -> Ability {
+    let handles = HandleTypes {
+        file_descriptor: handle_type == HandleType::FileDescriptor,
+        fabric: handle_type == HandleType::Fabric,
+    };
+    let made = try_ability(device, claimed, Placement { handles, rdma: false });
+    let Some(granularity) = device.granularity.filter(|_| made.works()) else {
+        return made;
+    };
+    let share = || {
+        let handle = device.create(granularity)?;
+        let shared = device.export_handle(handle, handle_type);
+        let imported = shared.and_then(|shared| device.import_handle(&shared));
+        let imported = imported.and_then(|imported| device.release(imported));
+        device.release(handle).and(imported)
+    };
+    match share() {
         Ok(()) => Ability::Works,
         Err(error) => Ability::Refused(error.detail),
     }

@@ -2,12 +2,13 @@
 //! part that knows.
 
 use super::SimDevice;
-use super::ledger::{QUERY_DONE, QUERY_PENDING, sized_price};
+use super::ledger::{QUERY_DONE, QUERY_PENDING, RDMA, sized_price};
 use super::machine::State;
 use super::queue::{Node, Task};
-use super::refusal::{Outcome, misuse};
+use super::refusal::{Outcome, misuse, unsupported};
 use crate::device::{
-    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HostFunction, MemoryInfo,
+    Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HandleTypes,
+    HostFunction, IpcHandle, MemoryInfo, ShareableHandle,
 };
 use crate::error::DriverCall;
 use crate::units::{Address, Bytes, DeviceId, GRANULE, StreamId};
@@ -56,11 +57,23 @@ impl Device for SimDevice {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(self.shared.options.virtual_memory.then_some(GRANULE))
+        let virtual_memory = self.shared.options.virtual_memory;
+        let rdma = virtual_memory && self.shared.options.rdma;
+        let handle_types = HandleTypes { file_descriptor: virtual_memory, fabric: false };
+        let granularity = virtual_memory.then_some(GRANULE);
+        Capabilities { handle_types, legacy_ipc: true, rdma, ..Capabilities::new(granularity) }
+    }
+
+    fn native_context(&self) -> DeviceResult<Option<u64>> {
+        Ok(None)
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
-        self.call(DriverCall::MemoryInfo, |state| Ok(state.memory.banks[self.index].info()))
+        self.call(DriverCall::MemoryInfo, |state| {
+            let bank = &mut state.memory.banks[self.index];
+            bank.settle();
+            Ok(bank.info())
+        })
     }
 
     fn reserve(&self, bytes: Bytes) -> DeviceResult<Address> {
@@ -81,7 +94,18 @@ impl Device for SimDevice {
 
     fn create(&self, bytes: Bytes) -> DeviceResult<HandleId> {
         self.call(DriverCall::Create, |state| {
-            let handle = state.memory.create(self.index, bytes)?;
+            let handle = state.memory.create(self.index, bytes, false)?;
+            state.charge(self.index, DriverCall::Create, bytes);
+            Ok(handle)
+        })
+    }
+
+    fn create_for_rdma(&self, bytes: Bytes) -> DeviceResult<HandleId> {
+        self.call(DriverCall::Create, |state| {
+            if !self.shared.options.rdma {
+                return Err(unsupported("no network card reaches the memory of this device"));
+            }
+            let handle = state.memory.create(self.index, bytes, true)?;
             state.charge(self.index, DriverCall::Create, bytes);
             Ok(handle)
         })
@@ -97,8 +121,9 @@ impl Device for SimDevice {
 
     fn map(&self, address: Address, bytes: Bytes, handle: HandleId) -> DeviceResult<()> {
         self.call(DriverCall::Map, |state| {
-            state.memory.map(self.index, address, bytes, handle)?;
+            let rdma = state.memory.map(self.index, address, bytes, handle)?;
             state.charge(self.index, DriverCall::Map, bytes);
+            state.books[self.index].counters.charge(if rdma { RDMA } else { 0 });
             Ok(())
         })
     }
@@ -118,8 +143,9 @@ impl Device for SimDevice {
             state.work.check_unused(address, bytes)?;
             let State { memory, books, .. } = &mut **state;
             let counters = &mut books[self.index].counters;
-            memory.unmap(self.index, address, bytes, |each| {
-                counters.charge(sized_price(DriverCall::Unmap, each));
+            memory.unmap(self.index, address, bytes, |each, rdma| {
+                let more = if rdma { RDMA } else { 0 };
+                counters.charge(sized_price(DriverCall::Unmap, each) + more);
             })
         })
     }
@@ -145,6 +171,39 @@ impl Device for SimDevice {
             state.memory.free(self.index, address)?;
             state.charge(self.index, DriverCall::Free, bytes);
             Ok(())
+        })
+    }
+
+    fn export_handle(
+        &self,
+        handle: HandleId,
+        handle_type: HandleType,
+    ) -> DeviceResult<ShareableHandle> {
+        self.call(DriverCall::ExportHandle, |state| {
+            state.memory.export_handle(self.index, handle, handle_type)
+        })
+    }
+
+    fn import_handle(&self, shared: &ShareableHandle) -> DeviceResult<HandleId> {
+        self.call(DriverCall::ImportHandle, |state| state.memory.import_handle(self.index, shared))
+    }
+
+    fn ipc_get_handle(&self, address: Address) -> DeviceResult<IpcHandle> {
+        self.call(DriverCall::IpcGetHandle, |state| {
+            state.memory.ipc_get_handle(self.index, address)
+        })
+    }
+
+    fn ipc_open_handle(&self, handle: IpcHandle) -> DeviceResult<Address> {
+        self.call(DriverCall::IpcOpenHandle, |state| {
+            state.memory.ipc_open_handle(self.index, handle)
+        })
+    }
+
+    fn ipc_close_handle(&self, address: Address) -> DeviceResult<()> {
+        self.call(DriverCall::IpcCloseHandle, |state| {
+            let State { memory, work, .. } = &mut **state;
+            memory.ipc_close_handle(self.index, address, |bytes| work.check_unused(address, bytes))
         })
     }
 
@@ -285,7 +344,7 @@ impl Device for SimDevice {
         self.call(DriverCall::HostFunction, |state| {
             let slot = state.work.stream(self.index, stream)?;
             if state.work.streams[slot].capture.is_some() {
-                return Err(super::refusal::unsupported(
+                return Err(unsupported(
                     "a function of the host can run only once, so it cannot be captured",
                 ));
             }

@@ -84,6 +84,9 @@ pub(super) const QUERY_DONE: u64 = 420;
 /// An event that has not completed was asked after.
 pub(super) const QUERY_PENDING: u64 = 1_300;
 
+/// What mapping or unmapping a handle takes more where network cards reach it.
+pub(super) const RDMA: u64 = 5_600;
+
 /// The price of a call on one handle, reservation or allocation of `bytes`, in nanoseconds.
 pub(super) fn sized_price(call: DriverCall, bytes: Bytes) -> u64 {
     match call {

@@ -27,6 +27,9 @@ pub struct SimOptions {
     /// Whether the devices have virtual memory management; without it only `malloc` and `free` give
     /// memory. Default: true.
     pub virtual_memory: bool,
+    /// Whether network cards reach the mapped memory, which has a price and no other effect.
+    /// Default: true.
+    pub rdma: bool,
     /// Whether an id that was never seen is taken for a new stream on first use, so that a program
     /// may number its streams as it likes. A stream that was destroyed stays destroyed. Default:
     /// true.
@@ -47,6 +50,7 @@ impl Default for SimOptions {
             devices: 1,
             capacity: 80 * GIB,
             virtual_memory: true,
+            rdma: true,
             adopt_streams: true,
             wait_for_release: false,
             global_capture: false,

@@ -1,12 +1,14 @@
 //! What memory there is: the banks of the devices, the regions of address space, and who may access
-//! what. `malloc` and `free` stand here; handles and mappings in `vmm`.
+//! what. `malloc` and `free` stand here; handles and mappings in `vmm`, what other processes are
+//! given in `ipc`.
 
 use std::collections::BTreeMap;
 
+use super::ipc::Opened;
 use super::os::{self, HostRange, MemoryFile, SpareMappings};
 use super::refusal::{Outcome, host_failure, misuse, out_of_memory};
 use super::vmm::{Handle, Mapping};
-use crate::device::{HandleId, MemoryInfo};
+use crate::device::{HandleId, IpcHandle, MemoryInfo};
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// The memory of all devices of one machine. Addresses are the host's own, so none occurs twice.
@@ -22,6 +24,8 @@ pub(super) struct Memory {
     pub(super) handles: BTreeMap<HandleId, Handle>,
     pub(super) next_handle: u64,
     pub(super) spare: SpareMappings,
+    /// Memory of other processes, by its legacy handle.
+    pub(super) opened: BTreeMap<IpcHandle, Opened>,
 }
 
 /// The physical memory of one device.
@@ -37,13 +41,17 @@ pub(super) struct Bank {
     used_peak: Bytes,
     /// The devices whose memory this device may reach.
     pub(super) reaches: Vec<bool>,
+    /// What was given back here while somebody to whom it was exported still held it: offset and
+    /// length. It counts as used until they let it go.
+    held_elsewhere: Vec<(Bytes, Bytes)>,
 }
 
 impl Bank {
     fn new(index: usize, devices: usize, capacity: Bytes) -> Outcome<Bank> {
         let file = MemoryFile::new().map_err(|error| host_failure("make a memory file", &error))?;
         let reaches = (0..devices).map(|peer| peer == index).collect();
-        Ok(Bank { file, next_offset: 0, capacity, used: 0, used_peak: 0, reaches })
+        let held_elsewhere = Vec::new();
+        Ok(Bank { file, next_offset: 0, capacity, used: 0, used_peak: 0, reaches, held_elsewhere })
     }
 
     pub(super) fn used(&self) -> Bytes {
@@ -69,7 +77,8 @@ impl Bank {
     }
 
     /// Fails where `bytes` more do not fit.
-    pub(super) fn check_room(&self, bytes: Bytes) -> Outcome<()> {
+    pub(super) fn check_room(&mut self, bytes: Bytes) -> Outcome<()> {
+        self.settle();
         let MemoryInfo { free, total } = self.info();
         if bytes <= free {
             return Ok(());
@@ -77,14 +86,34 @@ impl Bank {
         Err(out_of_memory(format!("{bytes} bytes asked for, {free} of {total} free")))
     }
 
-    pub(super) fn take(&mut self, bytes: Bytes) {
+    /// Takes memory of which there is room, and returns its offset in the file.
+    pub(super) fn take(&mut self, bytes: Bytes) -> Bytes {
         self.used += bytes;
         self.used_peak = self.used_peak.max(self.used);
+        let offset = self.next_offset;
+        self.next_offset += bytes;
+        offset
     }
 
-    pub(super) fn give_back(&mut self, bytes: Bytes) {
+    /// Memory ends here. Where it was exported, it ends once nobody else holds it.
+    pub(super) fn give_back(&mut self, offset: Bytes, bytes: Bytes, exported: bool) {
+        // Where the kernel does not tell, nobody can know when it ends.
+        if exported && self.file.is_held(offset, bytes).unwrap_or(true) {
+            self.held_elsewhere.push((offset, bytes));
+            return;
+        }
         debug_assert!(bytes <= self.used, "{bytes} bytes given back of {}", self.used);
         self.used -= bytes;
+        // Its offset is never used again, so where the host does not take the pages back nothing
+        // but its own memory is lost.
+        let _lost = self.file.discard(offset, bytes);
+    }
+
+    /// Looks whether others have let go what was given back here.
+    pub(super) fn settle(&mut self) {
+        for (offset, bytes) in std::mem::take(&mut self.held_elsewhere) {
+            self.give_back(offset, bytes, true);
+        }
     }
 }
 
@@ -94,6 +123,11 @@ pub(super) struct Region {
     pub(super) device: usize,
     pub(super) range: HostRange,
     pub(super) kind: RegionKind,
+    /// Where the bytes of an allocation start in the file of its bank; 0 for the other kinds.
+    pub(super) offset: Bytes,
+    /// What holds the bytes: of an allocation that has a legacy handle the opening that the handle
+    /// names, of memory of another process the opening through which it is mapped.
+    pub(super) held: Option<MemoryFile>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +136,8 @@ pub(super) enum RegionKind {
     Reservation,
     /// Of `malloc`: accessible from end to end.
     Allocation,
+    /// Of `ipc_open_handle`: as above.
+    Opened,
 }
 
 impl Memory {
@@ -117,6 +153,7 @@ impl Memory {
             next_handle: 1,
             spare: SpareMappings::new()
                 .map_err(|error| host_failure("reserve address space", &error))?,
+            opened: BTreeMap::new(),
         })
     }
 
@@ -137,13 +174,12 @@ impl Memory {
         bank.check_room(taken)?;
         let range = HostRange::reserve(taken)
             .map_err(|error| host_failure("reserve address space", &error))?;
-        range
-            .open(range.start(), taken)
-            .map_err(|error| host_failure("make memory accessible", &error))?;
+        let offset = bank.next_offset;
+        range.map_open(&bank.file, offset).map_err(|error| host_failure("map memory", &error))?;
         bank.take(taken);
         let start = range.start();
         let kind = RegionKind::Allocation;
-        self.regions.insert(start, Region { device, range, kind });
+        self.regions.insert(start, Region { device, range, kind, offset, held: None });
         Ok(start)
     }
 
@@ -156,9 +192,11 @@ impl Memory {
         };
         let start = region.range.start();
         if region.kind != RegionKind::Allocation {
-            return Err(misuse(format!(
-                "{address:#x} lies in a reservation, not in memory of malloc"
-            )));
+            let place = match region.kind {
+                RegionKind::Opened => "memory of another process, which is closed, not freed",
+                _ => "a reservation, not in memory of malloc",
+            };
+            return Err(misuse(format!("{address:#x} lies in {place}")));
         }
         if region.device != device {
             let owner = region.device;
@@ -175,8 +213,13 @@ impl Memory {
     /// Frees memory of `malloc` and returns its length. The host gets the pages back at once.
     pub(super) fn free(&mut self, device: usize, address: Address) -> Outcome<Bytes> {
         let bytes = self.allocation(device, address)?;
-        self.regions.remove(&address);
-        self.banks[device].give_back(bytes);
+        if let Some(region) = self.regions.remove(&address) {
+            let exported = region.held.is_some();
+            let offset = region.offset;
+            // From here on its legacy handle names nothing any more.
+            drop(region);
+            self.banks[device].give_back(offset, bytes, exported);
+        }
         Ok(bytes)
     }
 
@@ -205,7 +248,7 @@ impl Memory {
             )));
         }
         match region.kind {
-            RegionKind::Allocation => Ok(()),
+            RegionKind::Allocation | RegionKind::Opened => Ok(()),
             RegionKind::Reservation => self.check_mapped(at, end),
         }
     }

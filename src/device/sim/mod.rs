@@ -30,6 +30,12 @@
 //! stream are `Unsupported`, and harm no capture. The calls on addresses and handles are always
 //! allowed.
 //!
+//! # Other processes
+//!
+//! Memory is shared with other processes for real, and their simulated devices see the same bytes.
+//! What is exported counts as used until everybody has let it go; what is imported counts nothing.
+//! A handle that was imported cannot be exported again.
+//!
 //! # Differences
 //!
 //! What is simpler than on a real device: no stream synchronises with the default stream by itself,
@@ -40,6 +46,7 @@ mod device;
 mod events;
 mod faults;
 mod graphs;
+mod ipc;
 mod ledger;
 mod machine;
 mod memory;
@@ -177,9 +184,11 @@ impl SimDevice {
 
     /// What was asked of the device, and what it would have cost.
     pub fn ledger(&self) -> Ledger {
-        let state = self.shared.state.lock();
-        let bank = &state.memory.banks[self.index];
-        state.books[self.index].counters.read(bank.used(), bank.used_peak())
+        let mut state = self.shared.state.lock();
+        let bank = &mut state.memory.banks[self.index];
+        bank.settle();
+        let (used, used_peak) = (bank.used(), bank.used_peak());
+        state.books[self.index].counters.read(used, used_peak)
     }
 
     /// Starts the ledger anew. Its peak starts from what is in use.

@@ -2,7 +2,8 @@
 //! simulated device stands here, behind functions that check what can be checked.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::io::{Error, Result};
+use std::fs::{File, OpenOptions};
+use std::io::{Error, Result, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::units::{Address, Bytes, GRANULE, align_up};
@@ -22,6 +23,7 @@ unsafe extern "C" {
     fn mprotect(address: *mut c_void, length: usize, protection: c_int) -> c_int;
     // With MS_ASYNC this only looks at the address range, so it is sound for any argument.
     safe fn msync(address: *mut c_void, length: usize, flags: c_int) -> c_int;
+    fn fcntl(file: c_int, command: c_int, ...) -> c_int;
     safe fn ftruncate(file: c_int, length: i64) -> c_int;
     safe fn fallocate(file: c_int, mode: c_int, offset: i64, length: i64) -> c_int;
     safe fn getpagesize() -> c_int;
@@ -39,6 +41,11 @@ const MFD_CLOEXEC: c_uint = 1;
 const FALLOC_FL_KEEP_SIZE: c_int = 1;
 const FALLOC_FL_PUNCH_HOLE: c_int = 2;
 const MS_ASYNC: c_int = 1;
+const F_OFD_GETLK: c_int = 36;
+const F_OFD_SETLK: c_int = 37;
+const F_RDLCK: i16 = 0;
+const F_WRLCK: i16 = 1;
+const F_UNLCK: i16 = 2;
 /// The error of a kernel that is out of memory, address space or mappings.
 pub(super) const ENOMEM: i32 = 12;
 
@@ -51,10 +58,26 @@ fn check(status: c_int) -> Result<()> {
     if status == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
+/// What the kernel calls a memory file of this name.
+const LINK: &str = "/memfd:plugalloc-sim (deleted)";
+
+/// The kernel's `struct flock`.
+#[repr(C)]
+struct FileLock {
+    kind: i16,
+    whence: i16,
+    start: i64,
+    length: i64,
+    process: c_int,
+}
+
 /// A sparse file that lives in host memory: what a device's physical memory is made of.
+///
+/// This is one opening of the file: it has a position and locks of its own, which go along when its
+/// descriptor is duplicated or sent to another process.
 #[derive(Debug)]
 pub(super) struct MemoryFile {
-    descriptor: OwnedFd,
+    file: File,
 }
 
 impl MemoryFile {
@@ -69,13 +92,73 @@ impl MemoryFile {
         // SAFETY: the call above has just made this descriptor, so nobody else owns it.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         check(ftruncate(descriptor.as_raw_fd(), FILE_BYTES))?;
-        Ok(MemoryFile { descriptor })
+        Ok(MemoryFile { file: File::from(descriptor) })
+    }
+
+    /// The file behind a descriptor, if it is such a file.
+    pub(super) fn from_descriptor(descriptor: OwnedFd) -> Option<MemoryFile> {
+        let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let link = std::fs::read_link(path).ok()?;
+        (link.to_str() == Some(LINK)).then(|| MemoryFile { file: File::from(descriptor) })
+    }
+
+    /// Opens the file again which a process has open under this number.
+    pub(super) fn open_of(process: u32, number: c_int) -> Result<MemoryFile> {
+        let path = format!("/proc/{process}/fd/{number}");
+        let opened = OpenOptions::new().read(true).write(true).open(path)?;
+        MemoryFile::from_descriptor(OwnedFd::from(opened))
+            .ok_or_else(|| Error::other("it is another file"))
+    }
+
+    /// Opens this file again.
+    pub(super) fn reopen(&self) -> Result<MemoryFile> {
+        MemoryFile::open_of(std::process::id(), self.number())
+    }
+
+    /// The number of its descriptor.
+    pub(super) fn number(&self) -> c_int {
+        self.file.as_raw_fd()
+    }
+
+    /// Gives the descriptor up.
+    pub(super) fn into_descriptor(self) -> OwnedFd {
+        OwnedFd::from(self.file)
+    }
+
+    /// Where this opening of the file stands.
+    pub(super) fn position(&self) -> Result<u64> {
+        (&self.file).stream_position()
+    }
+
+    /// Moves this opening of the file to a place.
+    pub(super) fn set_position(&self, position: u64) -> Result<()> {
+        (&self.file).seek(SeekFrom::Start(position)).map(drop)
+    }
+
+    /// Holds a part of the file for as long as this opening of it lasts, in whichever process.
+    pub(super) fn hold(&self, offset: Bytes, bytes: Bytes) -> Result<()> {
+        self.lock(F_OFD_SETLK, F_RDLCK, offset, bytes).map(drop)
+    }
+
+    /// Whether another opening of the file [holds](MemoryFile::hold) anything of this part.
+    pub(super) fn is_held(&self, offset: Bytes, bytes: Bytes) -> Result<bool> {
+        self.lock(F_OFD_GETLK, F_WRLCK, offset, bytes).map(|found| found != F_UNLCK)
+    }
+
+    /// Sets or tests a lock, and returns its kind as the kernel left it.
+    fn lock(&self, command: c_int, kind: i16, offset: Bytes, bytes: Bytes) -> Result<i16> {
+        let (start, length) = (offset as i64, bytes as i64);
+        // Zero is the whence of the start of the file; the process must be 0 for these locks.
+        let mut lock = FileLock { kind, whence: 0, start, length, process: 0 };
+        // SAFETY: for these commands the kernel reads and writes one lock.
+        check(unsafe { fcntl(self.number(), command, &raw mut lock) })?;
+        Ok(lock.kind)
     }
 
     /// Gives the host back what the bytes at `offset` occupy. They read as zero afterwards.
     pub(super) fn discard(&self, offset: Bytes, bytes: Bytes) -> Result<()> {
         check(fallocate(
-            self.descriptor.as_raw_fd(),
+            self.number(),
             FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
             offset as i64,
             bytes as i64,
@@ -136,8 +219,14 @@ impl HostRange {
         file: &MemoryFile,
         offset: Bytes,
     ) -> Result<()> {
-        let descriptor = file.descriptor.as_raw_fd();
+        let descriptor = file.number();
         self.place(at, bytes, MAP_SHARED | MAP_NORESERVE, descriptor, offset)
+    }
+
+    /// Makes the bytes of a file from `offset` appear in the whole range, readable and writable.
+    pub(super) fn map_open(&self, file: &MemoryFile, offset: Bytes) -> Result<()> {
+        self.map(self.start, self.bytes, file, offset)?;
+        self.open(self.start, self.bytes)
     }
 
     /// Makes nothing appear at `at` again.

@@ -1,7 +1,7 @@
 //! Virtual memory management: address space, physical handles, and what is mapped where.
 
 use super::memory::{Memory, Region, RegionKind};
-use super::os::HostRange;
+use super::os::{HostRange, MemoryFile};
 use super::refusal::{Outcome, host_failure, misuse, unsupported};
 use crate::device::HandleId;
 use crate::units::{Address, Bytes, GRANULE};
@@ -10,15 +10,19 @@ use crate::units::{Address, Bytes, GRANULE};
 #[derive(Debug)]
 pub(super) struct Handle {
     device: usize,
-    bytes: Bytes,
-    /// Where its bytes start in the file of its bank.
-    offset: Bytes,
+    pub(super) bytes: Bytes,
+    /// Where its bytes start in their file.
+    pub(super) offset: Bytes,
+    /// The file of the bank that they were imported from; `None`: that of its own.
+    pub(super) imported: Option<MemoryFile>,
+    /// It was exported, so that others may hold it.
+    pub(super) exported: bool,
+    /// Network cards reach it. There is none here, but it has its price.
+    rdma: bool,
     /// At how many addresses it is mapped.
     mappings: usize,
     /// The caller has given it back; it lives on while it is mapped.
     released: bool,
-    /// It could be written to, so it may occupy memory of the host.
-    was_accessible: bool,
 }
 
 /// A handle at an address.
@@ -31,7 +35,7 @@ pub(super) struct Mapping {
 }
 
 impl Memory {
-    fn require_virtual_memory(&self) -> Outcome<()> {
+    pub(super) fn require_virtual_memory(&self) -> Outcome<()> {
         if self.virtual_memory {
             return Ok(());
         }
@@ -45,7 +49,7 @@ impl Memory {
             .map_err(|error| host_failure("reserve address space", &error))?;
         let start = range.start();
         let kind = RegionKind::Reservation;
-        self.regions.insert(start, Region { device, range, kind });
+        self.regions.insert(start, Region { device, range, kind, offset: 0, held: None });
         Ok(start)
     }
 
@@ -74,20 +78,41 @@ impl Memory {
         Ok(())
     }
 
-    pub(super) fn create(&mut self, device: usize, bytes: Bytes) -> Outcome<HandleId> {
+    pub(super) fn create(&mut self, device: usize, bytes: Bytes, rdma: bool) -> Outcome<HandleId> {
         self.require_virtual_memory()?;
         check_granules("a handle", bytes)?;
         let bank = &mut self.banks[device];
         bank.check_room(bytes)?;
-        bank.take(bytes);
-        let offset = bank.next_offset;
-        bank.next_offset += bytes;
+        let offset = bank.take(bytes);
+        let id = self.add_handle(device, bytes, offset, None);
+        if let Some(handle) = self.handles.get_mut(&id) {
+            handle.rdma = rdma;
+        }
+        Ok(id)
+    }
+
+    /// Notes a handle of memory that is there.
+    pub(super) fn add_handle(
+        &mut self,
+        device: usize,
+        bytes: Bytes,
+        offset: Bytes,
+        imported: Option<MemoryFile>,
+    ) -> HandleId {
         let id = HandleId(self.next_handle);
         self.next_handle += 1;
-        let handle =
-            Handle { device, bytes, offset, mappings: 0, released: false, was_accessible: false };
+        let handle = Handle {
+            device,
+            bytes,
+            offset,
+            imported,
+            exported: false,
+            rdma: false,
+            mappings: 0,
+            released: false,
+        };
         self.handles.insert(id, handle);
-        Ok(id)
+        id
     }
 
     /// Gives a handle back and returns its length.
@@ -102,16 +127,16 @@ impl Memory {
         Ok(bytes)
     }
 
+    /// Maps a handle, and returns whether network cards reach it.
     pub(super) fn map(
         &mut self,
         device: usize,
         address: Address,
         bytes: Bytes,
         id: HandleId,
-    ) -> Outcome<()> {
+    ) -> Outcome<bool> {
         self.require_virtual_memory()?;
-        let handle = self.live_handle(device, id)?;
-        let (whole, offset) = (handle.bytes, handle.offset);
+        let whole = self.live_handle(device, id)?.bytes;
         if bytes != whole {
             return Err(misuse(format!(
                 "a handle of {whole} bytes is mapped whole or not at all, not {bytes} bytes of it"
@@ -126,16 +151,20 @@ impl Memory {
                 "{bytes} bytes at {address:#x} overlap with what is mapped at {mapped:#x}"
             )));
         }
-        region
-            .range
-            .map(address, bytes, &self.banks[device].file, offset)
-            .map_err(|error| host_failure("map memory", &error))?;
+        if let Some(handle) = self.handles.get(&id) {
+            let file = handle.imported.as_ref().unwrap_or(&self.banks[device].file);
+            region
+                .range
+                .map(address, bytes, file, handle.offset)
+                .map_err(|error| host_failure("map memory", &error))?;
+        }
         let mapping = Mapping { bytes, handle: id, accessible: false };
         self.mappings.insert(address, mapping);
-        if let Some(handle) = self.handles.get_mut(&id) {
-            handle.mappings += 1;
-        }
-        Ok(())
+        let Some(handle) = self.handles.get_mut(&id) else {
+            return Ok(false);
+        };
+        handle.mappings += 1;
+        Ok(handle.rdma)
     }
 
     /// Opens whole mappings. `each` is told the length of every one.
@@ -157,20 +186,18 @@ impl Memory {
         {
             mapping.accessible = true;
             each(mapping.bytes);
-            if let Some(handle) = self.handles.get_mut(&mapping.handle) {
-                handle.was_accessible = true;
-            }
         }
         Ok(())
     }
 
-    /// Unmaps whole mappings. `each` is told the length of every one.
+    /// Unmaps whole mappings. `each` is told the length of every one, and whether network cards
+    /// reached it.
     pub(super) fn unmap(
         &mut self,
         device: usize,
         address: Address,
         bytes: Bytes,
-        mut each: impl FnMut(Bytes),
+        mut each: impl FnMut(Bytes, bool),
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
         let region = self.reservation(device, address, bytes)?;
@@ -184,7 +211,8 @@ impl Memory {
             let Some(mapping) = self.mappings.remove(&start) else {
                 break;
             };
-            each(mapping.bytes);
+            let rdma = self.handles.get(&mapping.handle).is_some_and(|handle| handle.rdma);
+            each(mapping.bytes, rdma);
             self.forget_mapping(mapping.handle);
         }
         Ok(())
@@ -207,17 +235,15 @@ impl Memory {
         let Some(handle) = self.handles.remove(&id) else {
             return;
         };
-        let bank = &mut self.banks[handle.device];
-        bank.give_back(handle.bytes);
-        if handle.was_accessible {
-            // Its offset is never used again, so where the host does not take the pages back
-            // nothing but its own memory is lost.
-            let _lost = bank.file.discard(handle.offset, handle.bytes);
+        // What is imported ends with its file.
+        if handle.imported.is_none() {
+            let Handle { device, offset, bytes, exported, .. } = handle;
+            self.banks[device].give_back(offset, bytes, exported);
         }
     }
 
     /// The handle, if it is this device's and was not released.
-    fn live_handle(&mut self, device: usize, id: HandleId) -> Outcome<&mut Handle> {
+    pub(super) fn live_handle(&mut self, device: usize, id: HandleId) -> Outcome<&mut Handle> {
         let number = id.0;
         match self.handles.get_mut(&id) {
             None => Err(misuse(format!("handle {number} does not exist, or was released before"))),

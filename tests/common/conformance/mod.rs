@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
+mod ipc;
 mod memory;
 mod work;
 
@@ -46,10 +47,18 @@ macro_rules! conformance_cases {
             waiting_for_a_capturing_stream_spoils_the_capture,
             virtual_memory_can_be_managed_during_a_capture,
             threads_may_share_the_device,
+            imported_memory_is_the_same_memory,
+            exported_memory_lives_while_somebody_has_it,
+            what_nobody_exported_is_not_imported,
+            a_released_handle_is_not_exported,
+            a_handle_type_works_or_is_unsupported,
+            a_process_opens_no_handle_of_its_own,
+            mapped_memory_has_no_legacy_handle,
         }
     };
 }
 pub(crate) use conformance_cases;
+pub(crate) use ipc::*;
 pub(crate) use memory::*;
 pub(crate) use work::*;
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod server;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -108,20 +110,6 @@ fn a_consumer_builds_the_package_as_a_part_of_itself() {
         .build_target("consumer")
         .build();
     run(&mut Command::new(out.join("build/consumer")));
-}
-
-#[test]
-fn the_example_server_serves() {
-    let Some(package) = package() else { return };
-    let out = package.work.join("server");
-    std::fs::create_dir_all(&out).expect("a folder");
-    configured(&source().join("examples/cpp_server"), &out)
-        .define("CMAKE_PREFIX_PATH", &package.prefix)
-        .build_target("all")
-        .build();
-    let mut server = Command::new(out.join("build/cpp_server"));
-    let text = run(server.args(["--device", "sim", "--requests", "200"]));
-    assert!(text.contains("caching") && text.contains("pluggable"), "{text}");
 }
 
 #[test]

@@ -1,0 +1,175 @@
+//! Memory that passes from heap to heap where it is: the addresses stay, and with them what is
+//! mapped there, so that no call to the driver is needed.
+
+use super::block::{Block, BlockId, NONE, State};
+use super::layout::ViewId;
+use super::{ArenaKind, Heap, join};
+use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
+
+/// A view on its way to another heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ceded {
+    /// The range in which it lies: base and bytes.
+    range: (Address, Bytes),
+    kind: ArenaKind,
+    address: Address,
+    bytes: Bytes,
+    /// The memory there; `None` for a hole.
+    handle: Option<u32>,
+}
+
+impl Heap {
+    /// Hands over a view on which nothing lives: its addresses are another heap's from now on.
+    /// `None` where something lives there, or where it has to stay.
+    pub(crate) fn cede(&mut self, view: ViewId) -> Option<Ceded> {
+        let handle = self.view(view).filter(|view| !self.holds.at(view.address))?.handle;
+        let id = self.isolate(view)?;
+        let block = &self.blocks[id];
+        self.remove_slots(block.range, block.start, block.bytes);
+        self.views[view as usize] = None;
+        self.vacant_views.push(view);
+        self.give_away(id, Some(handle))
+    }
+
+    /// Hands over what of a span is one hole, whose first or last granule the hole must hold.
+    pub(crate) fn cede_hole(
+        &mut self,
+        kind: ArenaKind,
+        (from, to): (Address, Address),
+        at_end: bool,
+    ) -> Option<Ceded> {
+        let within = if at_end { to - GRANULE } else { from };
+        let (_, &hole) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
+        let block = &self.blocks[hole];
+        if block.state != State::Hole || block.end() <= within {
+            return None;
+        }
+        let (from, to) = (from.max(block.start), to.min(block.end()));
+        let id = self.cut_hole(kind, from, to - from)?;
+        self.arenas[kind as usize].gaps.remove(&from);
+        self.give_away(id, None)
+    }
+
+    /// Makes a block that is in no index another heap's.
+    fn give_away(&mut self, id: BlockId, handle: Option<u32>) -> Option<Ceded> {
+        let block = &mut self.blocks[id];
+        block.state = State::Ceded;
+        let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
+        self.arenas[kind as usize].ceded.insert(address, id);
+        self.join_ceded(kind, id);
+        let range = self.ranges[range as usize].as_ref()?;
+        Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handle })
+    }
+
+    /// Takes over what another heap ceded: a view's addresses are free memory of this heap, a hole
+    /// is a hole of it. Gives the view and the page slots.
+    pub(crate) fn adopt(&mut self, ceded: Ceded) -> Option<(ViewId, Vec<(Address, u32)>)> {
+        let Ceded { range, kind, address, bytes, handle } = ceded;
+        if self.arena_of(address).is_none() {
+            let id = self.new_range(range.0, range.1, kind, State::Ceded);
+            self.arenas[kind as usize].ceded.insert(range.0, id);
+        }
+        let id = self.cut_ceded(kind, address, bytes)?;
+        let Some(handle) = handle else {
+            self.blocks[id].state = State::Hole;
+            self.arenas[kind as usize].gaps.insert(address, id);
+            self.join_holes(kind, id);
+            return None;
+        };
+        Some(self.back(id, handle))
+    }
+
+    /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.
+    fn cut_ceded(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
+        let (_, &over) = self.arenas[kind as usize].ceded.range(..=address).next_back()?;
+        let block = &self.blocks[over];
+        if address + bytes > block.end() {
+            return None;
+        }
+        let mut id = over;
+        if block.start < address {
+            id = self.split(id, address - block.start);
+        } else {
+            self.arenas[kind as usize].ceded.remove(&address);
+        }
+        if self.blocks[id].bytes > bytes {
+            let rest = self.split(id, bytes);
+            self.arenas[kind as usize].ceded.insert(address + bytes, rest);
+        }
+        Some(id)
+    }
+
+    fn join_ceded(&mut self, kind: ArenaKind, mut id: BlockId) {
+        let previous = self.blocks[id].previous;
+        if previous != NONE && self.blocks[previous].state == State::Ceded {
+            let start = self.blocks[id].start;
+            self.arenas[kind as usize].ceded.remove(&start);
+            join(&mut self.blocks, previous, id);
+            id = previous;
+        }
+        let next = self.blocks[id].next;
+        if next != NONE && self.blocks[next].state == State::Ceded {
+            let start = self.blocks[next].start;
+            self.arenas[kind as usize].ceded.remove(&start);
+            join(&mut self.blocks, id, next);
+        }
+    }
+
+    /// Where a request of `reach` bytes that begins or ends in a free block runs into what is
+    /// another heap's: the span that it would need there, and whether it comes to it from the end.
+    pub(crate) fn in_the_way(
+        &self,
+        kind: ArenaKind,
+        reach: Bytes,
+    ) -> Vec<((Address, Address), bool)> {
+        let arena = &self.arenas[kind as usize];
+        let mut found = Vec::new();
+        for id in arena.free.at_least(&self.blocks, 1) {
+            let (from, to) = (self.blocks[id].start, self.blocks[id].end());
+            if let Some(ceded) = self.next_ceded(id, |block| block.next) {
+                let end = align_up(from + reach, GRANULE).min(ceded.end());
+                found.push(((ceded.start, end), false));
+            }
+            if let Some(ceded) = self.next_ceded(id, |block| block.previous) {
+                let start = align_down(to.saturating_sub(reach), GRANULE).max(ceded.start);
+                found.push(((start, ceded.end()), true));
+            }
+        }
+        found.retain(|((from, to), _)| from < to);
+        found
+    }
+
+    /// The first ceded block on the way from a free one over free blocks and holes.
+    fn next_ceded(&self, from: BlockId, step: impl Fn(&Block) -> BlockId) -> Option<&Block> {
+        let mut id = step(&self.blocks[from]);
+        while id != NONE {
+            let block = &self.blocks[id];
+            match block.state {
+                State::Ceded => return Some(block),
+                State::Free | State::Hole => id = step(block),
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// Bytes of the free blocks that end at `from` and begin at `to`, between which all is another
+    /// heap's.
+    pub(crate) fn free_beside(
+        &self,
+        kind: ArenaKind,
+        from: Address,
+        to: Address,
+    ) -> (Bytes, Bytes) {
+        let ceded = &self.arenas[kind as usize].ceded;
+        let free = |id: BlockId| match id {
+            NONE => 0,
+            id if self.blocks[id].state == State::Free => self.blocks[id].bytes,
+            _ => 0,
+        };
+        let before = ceded.get(&from).map_or(0, |&id| free(self.blocks[id].previous));
+        let last = ceded.range(..to).next_back().map(|(_, &id)| &self.blocks[id]);
+        let after = last.filter(|block| block.end() == to).map_or(0, |block| free(block.next));
+        (before, after)
+    }
+}

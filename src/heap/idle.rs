@@ -1,0 +1,72 @@
+//! What of a heap's memory nobody needs: whole views on which nothing lives, and how much was free
+//! all the time.
+
+use super::Heap;
+use super::block::Block;
+use super::layout::IdleView;
+use super::size::ArenaKind;
+use crate::units::{Bytes, GRANULE};
+
+impl Heap {
+    /// Every active view on which nothing lives and that may move.
+    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
+        if self.holds.everything() {
+            return;
+        }
+        for arena in &self.arenas {
+            for id in arena.free.at_least(&self.blocks, GRANULE) {
+                self.idle_views_in(&self.blocks[id], out);
+            }
+        }
+    }
+
+    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
+        let Some(range) = &self.ranges[block.range as usize] else {
+            return;
+        };
+        let mut at = block.start.next_multiple_of(GRANULE);
+        while at + GRANULE <= block.end() {
+            let slot = range.slots[((at - range.base) / GRANULE) as usize];
+            let id = self.slots[slot as usize].view;
+            let Some(view) = self.view(id) else { return };
+            let end = view.address + view.bytes;
+            let inside = view.address >= block.start && end <= block.end();
+            if inside && !self.holds.at(view.address) {
+                out.push(IdleView {
+                    view: id,
+                    handle: view.handle,
+                    address: view.address,
+                    bytes: view.bytes,
+                    kind: view.kind,
+                    block: (block.start, block.bytes),
+                });
+            }
+            at = end;
+        }
+    }
+
+    /// How many bytes were free ever since the last look, as far as they can be given back now:
+    /// `idle` of them lie in whole views or segments on which nothing lives. What is kept aside for
+    /// requests of its size counts as used until it goes back to the index here.
+    pub(crate) fn unneeded(&mut self, idle: Bytes) -> Bytes {
+        let mut free = 0;
+        let mut low = 0;
+        for arena in &self.arenas {
+            free += arena.free.bytes;
+            low += arena.free.low.min(arena.free.bytes);
+        }
+        self.flush_quick();
+        for arena in &mut self.arenas {
+            arena.free.low = arena.free.bytes;
+        }
+        let pinned = free.saturating_sub(idle);
+        low.saturating_sub(pinned).min(idle)
+    }
+
+    /// Notes how much is left in the index, once memory was taken out of it.
+    #[inline]
+    pub(super) fn note_low(&mut self, kind: ArenaKind) {
+        let free = &mut self.arenas[kind as usize].free;
+        free.low = free.low.min(free.bytes);
+    }
+}

@@ -1,0 +1,310 @@
+//! Memory that was pinned stays in place, and observers are told of all that appears and
+//! disappears: before it is used, and before it is unmapped.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use common::{A, B, C, GPU, Random, capacity, config, fault, plain};
+use parking_lot::Mutex;
+use plugalloc::device::Device;
+use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
+use plugalloc::error::{DriverCall, Error, PointerFault};
+use plugalloc::units::{Address, Bytes, GIB, MIB};
+use plugalloc::{Allocator, Config, MappingChange};
+
+fn open(options: SimOptions, config: Config) -> (Arc<SimDevice>, Arc<Allocator>) {
+    let machine = SimMachine::new(options).unwrap();
+    let allocator = Arc::new(Allocator::new(machine.as_devices(), config).unwrap());
+    (machine.device(0), allocator)
+}
+
+#[track_caller]
+fn finish(device: &SimDevice, allocator: &Allocator) {
+    allocator.process_events().unwrap();
+    allocator.is_quiescent().unwrap();
+    allocator.empty_cache().unwrap();
+    assert_eq!(device.ledger().used, 0);
+}
+
+#[test]
+fn pinned_memory_is_neither_moved_nor_given_back() {
+    let (device, allocator) = open(capacity(64 * MIB), Config::default());
+    let block = allocator.allocate(GPU, 40 * MIB, A).unwrap();
+    let pin = allocator.pin(block).unwrap();
+    assert_eq!((pin.address(), pin.bytes(), pin.device()), (block, 40 * MIB, GPU));
+    device.fill_async(block, 0x5a, 40 * MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    allocator.empty_cache().unwrap();
+    assert_eq!(device.ledger().used, 40 * MIB);
+    assert!(allocator.allocate(GPU, 40 * MIB, B).unwrap_err().is_out_of_memory());
+    // Its own stream may use it, in place.
+    assert_eq!(allocator.allocate(GPU, 50 * MIB, A).unwrap(), block);
+    allocator.free(block).unwrap();
+    assert!(allocator.is_quiescent().unwrap_err().to_string().contains("pinned"));
+    drop(pin);
+    let other = allocator.allocate(GPU, 60 * MIB, B).unwrap();
+    allocator.free(other).unwrap();
+    finish(&device, &allocator);
+}
+
+#[test]
+fn pins_are_counted_and_cover_what_lies_under_the_allocation_only() {
+    let (device, allocator) = open(capacity(64 * MIB), Config::default());
+    let blocks = [0; 3].map(|_| allocator.allocate(GPU, 8 * MIB, A).unwrap());
+    let first = allocator.pin(blocks[1]).unwrap();
+    let second = allocator.pin(blocks[1] + 5).unwrap();
+    assert_eq!((first.address(), first.bytes()), (second.address(), second.bytes()));
+    blocks.iter().for_each(|&block| allocator.free(block).unwrap());
+    allocator.empty_cache().unwrap();
+    assert_eq!(device.ledger().used, 8 * MIB);
+    drop(first);
+    allocator.empty_cache().unwrap();
+    assert_eq!(device.ledger().used, 8 * MIB);
+    drop(second);
+    finish(&device, &allocator);
+}
+
+#[test]
+fn a_segment_is_pinned_whole() {
+    let (device, allocator) = open(plain(GIB), Config::default());
+    let block = allocator.allocate(GPU, 3 * MIB, A).unwrap();
+    let pin = allocator.pin(block).unwrap();
+    assert_eq!((pin.address(), pin.bytes()), (block, 20 * MIB));
+    allocator.free(block).unwrap();
+    allocator.empty_cache().unwrap();
+    assert_eq!(device.ledger().used, 20 * MIB);
+    drop(pin);
+    finish(&device, &allocator);
+}
+
+#[test]
+fn only_live_memory_with_a_cache_behind_it_can_be_pinned() {
+    let (device, allocator) = open(capacity(GIB), Config::default());
+    let block = allocator.allocate(GPU, MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    assert_eq!(fault(allocator.pin(block)), PointerFault::DoubleFree);
+    assert_eq!(fault(allocator.pin(0x1000)), PointerFault::Foreign);
+    allocator.set_caching(false);
+    let direct = allocator.allocate(GPU, MIB, A).unwrap();
+    let error = allocator.pin(direct).unwrap_err();
+    assert!(
+        matches!(&error, Error::Unsupported { operation, .. } if operation == "pinning memory")
+    );
+    allocator.free(direct).unwrap();
+    finish(&device, &allocator);
+}
+
+#[test]
+fn pinned_memory_stays_through_random_traffic_that_needs_everything() {
+    let seed = Random::seed(0x51d);
+    let mut random = Random::new(seed);
+    let (device, allocator) = open(capacity(96 * MIB), Config::default());
+    let registered = allocator.allocate(GPU, 5 * MIB, A).unwrap();
+    let pin = allocator.pin(registered).unwrap();
+    // What a network card would write, whoever the memory belongs to now.
+    let (at, bytes) = (pin.address(), pin.bytes());
+    allocator.free(registered).unwrap();
+    let mut live: Vec<(Address, Bytes)> = Vec::new();
+    for step in 0..2000 {
+        if live.len() > 12 || (random.below(2) == 0 && !live.is_empty()) {
+            let (block, _) = live.swap_remove(random.below(live.len() as u64) as usize);
+            allocator.free(block).unwrap();
+        } else if let Ok(block) = {
+            let stream = [A, B, C][random.below(3) as usize];
+            let bytes = random.size(40 * MIB);
+            allocator.allocate(GPU, bytes, stream).inspect(|&block| live.push((block, bytes)))
+        } {
+            assert_ne!(block, 0);
+        }
+        if step % 50 == 0 {
+            device.fill_async(at, step as u8, bytes, C).unwrap();
+            allocator.empty_cache().unwrap();
+            allocator.is_valid().unwrap();
+        }
+        // Nothing lies on it at other addresses: a fill of the pinned span shows nowhere else.
+        if step % 200 == 7 {
+            device.fill_async(at, 0xee, bytes, C).unwrap();
+            for &(block, length) in &live {
+                if block < at + bytes && at < block + length {
+                    continue;
+                }
+                device.fill_async(block, 0x11, length, C).unwrap();
+            }
+            let mut seen = vec![0u8; bytes as usize];
+            device.copy_async(seen.as_mut_ptr() as Address, at, bytes, C).unwrap();
+            let free = live.iter().all(|&(b, l)| b >= at + bytes || at >= b + l);
+            assert!(!free || seen.iter().all(|&byte| byte == 0xee), "step {step}");
+        }
+    }
+    live.iter().for_each(|&(block, _)| allocator.free(block).unwrap());
+    drop(pin);
+    finish(&device, &allocator);
+}
+
+/// What an observer knows to be mapped.
+#[derive(Default)]
+struct Seen {
+    spans: BTreeMap<Address, Bytes>,
+    mapped: usize,
+    unmapped: usize,
+}
+
+impl Seen {
+    fn covers(&self, address: Address, bytes: Bytes) -> bool {
+        let mut at = address;
+        while at < address + bytes {
+            match self.spans.range(..=at).next_back() {
+                Some((&start, &length)) if at < start + length => at = start + length,
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+/// An observer that keeps books, and fails where an event makes no sense: also where memory that is
+/// about to disappear cannot be read any more.
+fn observe(allocator: &Arc<Allocator>, device: &Arc<SimDevice>) -> Arc<Mutex<Seen>> {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let (books, device) = (Arc::clone(&seen), Arc::clone(device));
+    allocator.observe_mappings(move |event| {
+        let mut seen = books.lock();
+        let mut byte = [0u8; 1];
+        for at in [event.address, event.address + event.bytes - 1] {
+            device.copy_async(byte.as_mut_ptr() as Address, at, 1, C).expect("memory is there");
+        }
+        match event.change {
+            MappingChange::Mapped => {
+                assert_eq!(seen.spans.insert(event.address, event.bytes), None);
+                seen.mapped += 1;
+            }
+            MappingChange::Unmapping => {
+                assert_eq!(seen.spans.remove(&event.address), Some(event.bytes));
+                seen.unmapped += 1;
+            }
+        }
+    });
+    seen
+}
+
+#[test]
+fn observers_know_of_all_memory_that_is_handed_out_and_of_nothing_that_is_gone() {
+    let options = [capacity(96 * MIB), plain(96 * MIB)];
+    let configs = [
+        Config::default(),
+        config(|c| {
+            (c.garbage_collection_threshold, c.memory_fraction) = (0.4, 0.9);
+        }),
+        config(|c| c.caching = false),
+    ];
+    for (options, config) in options.iter().flat_map(|o| configs.iter().map(move |c| (o, c))) {
+        let mut random = Random::new(Random::seed(11));
+        let (device, allocator) = open(options.clone(), config.clone());
+        let early = allocator.allocate(GPU, 3 * MIB, A).unwrap();
+        let seen = observe(&allocator, &device);
+        assert!(seen.lock().covers(early, 3 * MIB), "what was there before is told first");
+        let mut live: Vec<Address> = vec![early];
+        for step in 0..600 {
+            if live.len() > 10 || (random.below(2) == 0 && !live.is_empty()) {
+                let block = live.swap_remove(random.below(live.len() as u64) as usize);
+                allocator.free(block).unwrap();
+            } else {
+                let (bytes, stream) = (random.size(30 * MIB), [A, B, C][random.below(3) as usize]);
+                if let Ok(block) = allocator.allocate(GPU, bytes, stream) {
+                    assert!(seen.lock().covers(block, bytes), "step {step}: {bytes} at {block:#x}");
+                    live.push(block);
+                }
+            }
+            if step % 100 == 99 {
+                allocator.empty_cache().unwrap();
+                allocator.is_valid().unwrap();
+            }
+        }
+        live.iter().for_each(|&block| allocator.free(block).unwrap());
+        allocator.empty_cache().unwrap();
+        let seen = seen.lock();
+        assert!(seen.spans.is_empty(), "{:?}", seen.spans);
+        assert!(seen.mapped > 20 && seen.mapped == seen.unmapped);
+        drop(seen);
+        finish(&device, &allocator);
+    }
+}
+
+#[test]
+fn nothing_runs_out_of_memory_because_observers_have_to_be_told_first() {
+    for options in [capacity(64 * MIB), plain(64 * MIB)] {
+        let (device, allocator) = open(options, Config::default());
+        let seen = observe(&allocator, &device);
+        // Pieces of other sizes have to be given back before the last request fits.
+        let blocks: Vec<Address> =
+            (0..16).map(|_| allocator.allocate(GPU, 4 * MIB, A).unwrap_or(0)).collect();
+        blocks.iter().for_each(|&block| allocator.free(block).unwrap());
+        let block = allocator.allocate(GPU, 63 * MIB, B).unwrap();
+        assert!(seen.lock().covers(block, 63 * MIB));
+        allocator.free(block).unwrap();
+        finish(&device, &allocator);
+        assert!(seen.lock().spans.is_empty());
+    }
+}
+
+#[test]
+fn an_observer_may_call_the_allocator() {
+    let (device, allocator) = open(capacity(64 * MIB), Config::default());
+    let weak: Weak<Allocator> = Arc::downgrade(&allocator);
+    let calls = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&calls);
+    let id = allocator.observe_mappings(move |event| {
+        *counter.lock() += 1;
+        let Some(allocator) = weak.upgrade() else { return };
+        // Others may have moved it on since.
+        let _ = allocator.owns(event.address);
+        assert!(allocator.statistics(GPU).unwrap().reserved_bytes.all.current >= 0);
+        allocator.largest_free_block(GPU).unwrap();
+        allocator.is_valid().unwrap();
+        allocator.process_events().unwrap();
+        allocator.empty_cache().unwrap();
+        let block = allocator.allocate(GPU, MIB, C).unwrap();
+        allocator.free(block).unwrap();
+    });
+    std::thread::scope(|scope| {
+        for stream in [A, B] {
+            let allocator = &allocator;
+            scope.spawn(move || {
+                for round in 1..40 {
+                    let block = allocator.allocate(GPU, round * 300_000, stream).unwrap();
+                    allocator.free(block).unwrap();
+                    allocator.empty_cache().unwrap();
+                }
+            });
+        }
+    });
+    assert!(*calls.lock() > 10);
+    assert!(allocator.unobserve_mappings(id));
+    assert!(!allocator.unobserve_mappings(id));
+    let before = *calls.lock();
+    let block = allocator.allocate(GPU, 40 * MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    finish(&device, &allocator);
+    assert_eq!(*calls.lock(), before);
+}
+
+#[test]
+fn what_could_not_be_given_back_is_told_as_mapped_again() {
+    let (device, allocator) = open(plain(64 * MIB), Config::default());
+    let seen = observe(&allocator, &device);
+    let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    device.fail_nth(DriverCall::Free, 1);
+    allocator.empty_cache().unwrap_err();
+    allocator.is_valid().unwrap();
+    let counts = |seen: &Seen| (seen.mapped, seen.unmapped);
+    assert_eq!(counts(&seen.lock()), (2, 1));
+    assert_eq!(allocator.allocate(GPU, 30 * MIB, A).unwrap(), block);
+    allocator.free(block).unwrap();
+    finish(&device, &allocator);
+    assert!(seen.lock().spans.is_empty());
+}
