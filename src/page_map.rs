@@ -20,7 +20,7 @@ const ROOT: usize = 1 << (ADDRESS_BITS - LEAF_BITS - GRANULE.trailing_zeros());
 
 /// To whom a granule belongs: the owner, or null, and the page slot in its heap. The slot is
 /// written before the owner and read after it: a new owner comes with its own slot. Who reads the
-/// old owner may read a newer slot with it, and sees that in that heap it describes another granule.
+/// old owner may read a newer slot with it, and sees that in that heap it describes another place.
 /// A granule has a heap's address only as long as it is the heap's, so that this happens to
 /// addresses alone that are not live.
 struct Entry<T> {
