@@ -24,12 +24,13 @@ use super::padded::Padded;
 use super::shards::{Shards, thread_number};
 use crate::heap::{Heap, METRICS};
 
-/// Two threads that need more than is left within this time of each other work at the same time.
+/// Two threads of which one needs more than is left within this time after the other was served
+/// work at the same time.
 const SAME_TIME_NS: u128 = 20_000;
 /// How often that must be seen in a row, and for how long it is taken to go on, since the last need
 /// of any of them.
 const SAME_TIME_COUNT: u32 = 8;
-const CROWD: Duration = Duration::from_millis(10);
+const CROWD: Duration = Duration::from_millis(100);
 /// How often a heap is tried whose lock another thread has: it has it for some tens of
 /// instructions, or for a driver call.
 const TRIES: u32 = 200;
@@ -49,7 +50,7 @@ struct State {
     peak: [i64; METRICS],
     /// The heaps whose leases may be above their values, by number.
     holders: Vec<u32>,
-    /// Who needed more than was left last, and when.
+    /// Who needed more than was left last, and when that was served.
     thread: usize,
     since: Instant,
     in_a_row: u32,
@@ -102,14 +103,18 @@ impl Peaks {
     fn extend(&self, shards: &Shards, heap: &mut Heap) {
         let mut state = self.state.lock();
         state.register(heap);
-        let mut crowd = false;
-        if state.is_short(heap) {
+        let (mut crowd, short) = (false, state.is_short(heap));
+        if short {
             crowd = state.at_the_same_time();
             if !crowd || !state.settled {
                 state.settled = state.reclaim(shards, heap.turn.number) && crowd;
             }
         }
         state.grant(heap, crowd);
+        if short {
+            // From here on: serving a need may take longer than what tells threads at work.
+            state.since = Instant::now();
+        }
     }
 
     /// Totals and peaks now; every heap is locked for it.
@@ -198,7 +203,7 @@ impl State {
         }
         let close = now.duration_since(self.since).as_nanos() < SAME_TIME_NS;
         self.in_a_row = if close && thread != self.thread { self.in_a_row + 1 } else { 0 };
-        (self.thread, self.since) = (thread, now);
+        self.thread = thread;
         self.crowd_until = (self.in_a_row > SAME_TIME_COUNT).then(|| now + CROWD);
         self.crowd_until.is_some()
     }
