@@ -5,6 +5,7 @@
 //     plugalloc_host --mode pairs N           N hot pairs of 512 bytes and nothing else
 //     plugalloc_host --mode replace N         N replacements among 512 live blocks and nothing else
 //     plugalloc_host --mode threads N         N threads on streams of their own, and nothing else
+//     plugalloc_host --mode shared N          N threads on one stream, and nothing else
 #include <plugalloc/plugalloc.h>
 
 #include <cstdio>
@@ -111,9 +112,10 @@ int run(const bench::CommandLine& line) {
   }
   Calls client{allocator.get()};
   const bench::Report report("plugalloc C++");
-  if (line.mode == "threads") {
+  if (line.mode == "threads" || line.mode == "shared") {
     const int count = line.rest.empty() ? 1 : std::atoi(line.rest[0].c_str());
-    report.rate("threads", bench::threadsRate(line.effort, client, streams(count), count));
+    const auto own = streams(line.mode == "threads" ? count : 1);
+    report.rate(line.mode, bench::threadsRate(line.effort, client, own, count));
     return 0;
   }
   return bench::runSuite(line, report, client, streams) ? 0 : 2;

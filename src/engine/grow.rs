@@ -83,7 +83,11 @@ impl Engine {
         let Some(shard) = self.shards.get(request.shard) else {
             return Ok(None);
         };
-        if let Some(address) = self.serve_from_lanes(shard, request, effort)? {
+        // Only before the request fails: a lane that lived on what others have free would come here
+        // with each request. Whole views of theirs pass to it like those of any heap.
+        if effort == Effort::Reshape
+            && let Some(address) = self.serve_from_lanes(shard, request)?
+        {
             return Ok(Some(address));
         }
         let mut heap = shard.heap.lock();
@@ -110,14 +114,9 @@ impl Engine {
         }
     }
 
-    /// Serves a request from what another lane of its stream has free; before the request fails,
-    /// however long that takes to find.
-    fn serve_from_lanes(
-        &self,
-        own: &Shard,
-        request: Request,
-        effort: Effort,
-    ) -> Result<Option<Address>> {
+    /// Serves a request from what another lane of its stream has free, however long that takes to
+    /// find.
+    fn serve_from_lanes(&self, own: &Shard, request: Request) -> Result<Option<Address>> {
         let Some(first) = self.shards.for_stream(own.stream) else {
             return Ok(None);
         };
@@ -131,7 +130,7 @@ impl Engine {
             let mut heap = lane.heap.lock();
             if self.peaks.enter(&mut heap) {
                 let mut found = heap.allocate(request.requested, request.bytes);
-                if found.is_none() && effort == Effort::Reshape {
+                if found.is_none() {
                     found = heap.allocate_any(request.requested, request.bytes);
                 }
                 self.peaks.leave(&self.shards, &mut heap);
