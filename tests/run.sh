@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in, in one command:
 #
-#     tests/run.sh [STEP...]     # steps: format lint rust model races docs cpp speed (default: all, in this order)
+#     tests/run.sh [STEP...]     # steps: format lint rust model races docs cpp speed (default: all)
 #
 # Needs Rust with rustfmt and clippy, a C++ compiler, make, and Python with pip; what else it needs
 # (cmake, clang-format, clang-tidy, doctest) it fetches into the target folder. The last line is

@@ -245,7 +245,7 @@ fn sixteen_threads_do_everything_at_once() {
     let seed = Random::seed(31);
     for options in [capacity(8 * GIB), plain(8 * GIB)] {
         let yard = Yard::new(options);
-        yard.run(seed, 1200, 4 * MIB);
+        yard.run(seed, 500, 4 * MIB);
         assert_eq!(yard.failures.load(Ordering::Relaxed), 0, "the device has plenty");
         yard.finish();
     }
@@ -256,7 +256,7 @@ fn sixteen_threads_do_everything_where_memory_is_short() {
     let seed = Random::seed(32);
     for options in [capacity(64 * MIB), plain(96 * MIB)] {
         let yard = Yard::new(options);
-        yard.run(seed, 600, 16 * MIB);
+        yard.run(seed, 250, 16 * MIB);
         assert!(yard.failures.load(Ordering::Relaxed) > 0, "the device was to be too small");
         yard.finish();
     }
