@@ -69,8 +69,7 @@ pub struct Allocator {
     direct: AtomicBool,
     /// Whether anything was allocated.
     used: AtomicBool,
-    /// After the engines, which still look at the streams when they go.
-    owners: Owners,
+    owners: Owners, // goes after the engines, which look at streams when they go
 }
 
 impl Allocator {
@@ -289,8 +288,7 @@ impl Allocator {
     /// [`Error::Device`] where no event can be recorded on the stream, because it is being captured
     /// for instance.
     pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
-        // Dropped at the end, where this is the last of it.
-        let _owner = self.owners.take(device, stream);
+        let _goes_last = self.owners.take(device, stream);
         self.engine(device)?.retire_stream(stream)
     }
 

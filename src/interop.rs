@@ -5,8 +5,8 @@
 //!
 //! - A [`Stream`] of a `CudaStream` keeps that alive, and destroys nothing itself. A `CudaStream`
 //!   of a [`Stream`] destroys nothing either, and must not outlive it.
-//! - An allocator keeps each `CudaStream` that it has served alive, until it is the only one to have
-//!   it and next serves another, or goes itself.
+//! - An allocator keeps each `CudaStream` that it has served alive, until it is the only one to
+//!   have it and next serves another, or goes itself.
 //! - A [`Slice`] owns memory of an allocator, and gives it back there when it is dropped, after all
 //!   work that `cudarc` knows of, in the order of its stream. A bare `CudaSlice` of such memory
 //!   must not be dropped: it would give memory to the driver that is not the driver's to take. It

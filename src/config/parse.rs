@@ -131,8 +131,8 @@ impl Config {
 
     /// The options in force as a text that [`parse`](Config::parse) turns into an equal `Config`.
     ///
-    /// Every key that has an effect is written, save those that are off and have no word for it, and
-    /// `expandable_segments:True` where that is not to hold under tools.
+    /// Every key that has an effect is written, save those that are off and have no word for it,
+    /// and `expandable_segments:True` where that is not to hold under tools.
     /// Sizes that are no multiple of 1 MiB, which only a program can set, are written rounded down.
     ///
     /// ```

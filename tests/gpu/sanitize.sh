@@ -68,7 +68,6 @@ fi
 tests=(
   captures::a_graph_over_allocated_blocks_replays_rightly_while_others_allocate
   engine::blocks_keep_their_bytes_while_others_come_and_go
-  engine::a_small_share_of_the_memory_runs_out_and_comes_back
   engine::a_request_larger_than_the_device_is_out_of_memory
   interop::streams_go_to_cudarc_and_come_back
   interop::values_go_to_cudarc_and_come_back_in_place
@@ -77,7 +76,10 @@ tests=(
   work::a_graph_of_kernels_replays_rightly_while_others_allocate
   work::patterns_survive_on_busy_streams_that_share_little_memory
 )
+# Segments of 20 MiB leave more of a small share unused than this allows.
+mapped_only=engine::a_small_share_of_the_memory_runs_out_and_comes_back
 for conf in expandable_segments:True ""; do
+  if [ -n "$conf" ]; then tests+=("$mapped_only"); else unset 'tests[-1]'; fi
   PLUGALLOC_CONF=$conf under_tool --exact --test-threads=1 "${tests[@]}"
   expect_nothing $? "tests of the GPU, configuration '$conf'" || failed=1
   if ! grep -q "test result: ok. ${#tests[@]} passed" "$log"; then
