@@ -21,6 +21,7 @@
 //! listed here in the order in which they build on each other.
 
 pub mod units;
+mod sync;
 pub mod error;
 mod stat;
 pub mod config;

@@ -6,10 +6,11 @@
 //! run, then after sleeps of up to a tenth of a millisecond. It is taken for less than that, save
 //! while the driver is called under it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::lock_api::{self, GuardNoSend, RawMutex};
+
+use crate::sync::{AtomicBool, Ordering, sleep, spin_loop, yield_now};
 
 /// A value behind such a lock.
 pub(crate) type Mutex<T> = lock_api::Mutex<PollingLock, T>;
@@ -31,7 +32,7 @@ impl PollingLock {
     #[cold]
     fn lock_contended(&self) {
         let mut looks = 0;
-        let mut sleep = FIRST_SLEEP;
+        let mut pause = FIRST_SLEEP;
         loop {
             // Looking leaves the line shared; only a lock that is free is worth a write.
             if !self.0.load(Ordering::Relaxed) && self.try_lock() {
@@ -39,12 +40,12 @@ impl PollingLock {
             }
             looks += 1;
             if looks < SPINS {
-                std::hint::spin_loop();
+                spin_loop();
             } else if looks < SPINS + YIELDS {
-                std::thread::yield_now();
+                yield_now();
             } else {
-                std::thread::sleep(sleep);
-                sleep = (sleep * 2).min(LONGEST_SLEEP);
+                sleep(pause);
+                pause = (pause * 2).min(LONGEST_SLEEP);
             }
         }
     }
@@ -81,6 +82,9 @@ unsafe impl RawMutex for PollingLock {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(all(test, loom))]
+mod model;
 
 #[cfg(test)]
 mod tests {

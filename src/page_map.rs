@@ -9,19 +9,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use parking_lot::Mutex;
-
+use crate::sync::{AtomicPtr, AtomicU32, MODEL, Mutex, Ordering};
 use crate::units::{Address, GRANULE, boxed};
 
-const LEAF_BITS: u32 = 13;
+const ADDRESS_BITS: u32 = if MODEL { 23 } else { 47 };
+const LEAF_BITS: u32 = if MODEL { 1 } else { 13 };
 const LEAF: usize = 1 << LEAF_BITS;
-const ROOT: usize = 1 << (47 - LEAF_BITS - GRANULE.trailing_zeros());
+const ROOT: usize = 1 << (ADDRESS_BITS - LEAF_BITS - GRANULE.trailing_zeros());
 
-/// To whom a granule belongs: the owner, or null, and the page slot in its heap. The two are
-/// written one after the other; who reads an old slot with a new owner sees that the slot describes
-/// another granule.
+/// To whom a granule belongs: the owner, or null, and the page slot in its heap. The slot is
+/// written before the owner and read after it: a new owner comes with its own slot. Who reads the
+/// old owner may read a newer slot with it, and sees that in that heap it describes another place.
+/// A granule has a heap's address only as long as it is the heap's, so that this happens to
+/// addresses alone that are not live.
 struct Entry<T> {
     owner: AtomicPtr<T>,
     slot: AtomicU32,
@@ -109,6 +110,9 @@ fn new_leaf<T>() -> Arc<Leaf<T>> {
     let vacant = |_| Entry { owner: AtomicPtr::default(), slot: AtomicU32::new(0) };
     Arc::from(boxed((0..LEAF).map(vacant)))
 }
+
+#[cfg(all(test, loom))]
+mod model;
 
 #[cfg(test)]
 mod tests {

@@ -38,8 +38,8 @@ const CHURNS: usize = 200;
 /// some are kept aside when freed. 26 MiB in all.
 const HELD: [(Bytes, usize); 4] = [(40 * KIB, 50), (MIB, 4), (5 * MIB, 2), (10 * MIB, 1)];
 
-/// Sixteen threads churn until there are so many heaps, fill most of the device, free all of it, and
-/// sleep with it in the cache. Then each of these streams gets the whole device in one piece.
+/// Sixteen threads churn until there are so many heaps, fill most of the device, free all of it,
+/// and sleep with it in the cache. Then each of these streams gets the whole device in one piece.
 fn take_what_sleeping_threads_cached(
     config: Config,
     heaps: usize,

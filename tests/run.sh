@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in, in one command:
 #
-#     tests/run.sh [STEP...]     # steps: format lint rust docs cpp speed (default: all, in this order)
+#     tests/run.sh [STEP...]     # steps: format lint rust model races docs cpp speed (default: all, in this order)
 #
 # Needs Rust with rustfmt and clippy, a C++ compiler, make, and Python with pip; what else it needs
 # (cmake, clang-format, clang-tidy, doctest) it fetches into the target folder. The last line is
@@ -117,6 +117,14 @@ run_rust() {
     cargo test --locked -j "$jobs" --all-features --lib --bins --tests --examples --no-fail-fast
 }
 
+# Code without locks in every order of its steps (docs/ARCHITECTURE.md).
+run_model() {
+  RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}" CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom" \
+    step "Model checking" count_cargo cargo test --locked -j "$jobs" --lib -- ::model::
+}
+
+run_races() { step "ThreadSanitizer" count_cargo tests/tsan.sh; }
+
 run_docs() {
   step "Documentation tests" count_cargo cargo test --locked -j "$jobs" --all-features --doc
   RUSTDOCFLAGS="-D warnings" step "Documentation" count_one \
@@ -149,10 +157,10 @@ run_speed() {
 
 heading "Tools"
 install_tools
-[ "$#" -gt 0 ] || set -- format lint rust docs cpp speed
+[ "$#" -gt 0 ] || set -- format lint rust model races docs cpp speed
 for name in "$@"; do
   case "$name" in
-    format | lint | rust | docs | cpp | speed) "run_$name" ;;
+    format | lint | rust | model | races | docs | cpp | speed) "run_$name" ;;
     *) echo "unknown step $name" && exit 2 ;;
   esac
 done

@@ -1,7 +1,7 @@
-//! Everything at once: sixteen threads on streams of their own and on shared ones, whose work is held
-//! back at random, free each other's memory while the cache is emptied and statistics are read.
+//! Everything at once: sixteen threads on streams of their own and on shared ones, whose work is
+//! held back at random, free each other's memory while the cache is emptied and statistics read.
 //!
-//! Nothing here waits before it frees or reuses memory. Work is queued, as a program would queue it,
+//! Nothing here waits before it frees or reuses memory. Work is queued, as a program would do it,
 //! that fills a block, reads it on its stream or on a recorded one, and leaves what it read in a
 //! journal. Had memory been handed on too early, or to two at once, a journal would show it.
 

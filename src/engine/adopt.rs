@@ -51,6 +51,7 @@ impl Engine {
                 return Ok(None);
             }
         }
+        growth.moving_us += self.policy.adopt_us;
         let Request { requested, bytes, kind, .. } = request;
         let found = heap.allocate_at(window.start, requested, bytes, kind);
         self.peaks.leave(&self.shards, heap);

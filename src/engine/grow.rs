@@ -148,26 +148,36 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        effort: Effort,
+        asked: Effort,
     ) -> Result<Option<Address>> {
         let (live, peak) = self.peaks.estimate(&self.shards, metric::BYTES, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
-        let free = match effort {
+        let free = match asked {
             Effort::Usual => self.total.saturating_sub(reserved),
             // Others may hold memory of the device, or have given some back.
             Effort::Reshape => self.device.memory_info()?.free,
         };
         let most = growth.store.headroom().min(free);
+        let now = self.clock.now_us();
+        let may_move = self.policy.may_move(growth.moving_us, now);
         let mut ready = self.policy.free_growth(reserved, live_peak);
-        if !self.policy.may_move(growth.moving_us, self.clock.now_us()) {
+        if !may_move {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let now = self.clock.now_us();
         let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
         let longest = self.policy.longest_moved(live_peak, grain);
-        let mut idle = self.all_idle(request.shard, heap);
+        if !may_move {
+            // Not even a look at the others: they are at work, too.
+            let idle = own_idle(request.shard, heap);
+            let effort = Effort::Usual;
+            let supply = Supply { idle, ready, most: ready, cut: 0, effort, grain, longest };
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
+                return Ok(Some(address));
+            }
+        }
+        let mut idle = self.all_idle(request.shard, heap, asked);
         if let Some(address) = self.adopt(growth, heap, request, &idle)? {
             return Ok(Some(address));
         }
@@ -185,7 +195,7 @@ impl Engine {
             let supply = Supply { idle: idle_now, ready, most, cut: 0, effort, grain, longest };
             match self.grow_from(growth, heap, request, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
-                Grown::Changed => idle = self.all_idle(request.shard, heap),
+                Grown::Changed => idle = self.all_idle(request.shard, heap, asked),
                 Grown::Unchanged => {}
             }
         }
@@ -208,15 +218,17 @@ impl Engine {
     }
 
     /// The idle views of all heaps whose memory may serve this one.
-    fn all_idle(&self, own: u32, heap: &Heap) -> Vec<Idle> {
+    fn all_idle(&self, own: u32, heap: &Heap, effort: Effort) -> Vec<Idle> {
         let mut idle = own_idle(own, heap);
-        self.idle_of_others(own, &mut idle);
+        self.idle_of_others(own, &mut idle, effort);
         idle
     }
 
-    /// Adds the idle views of other heaps, whose kept blocks are given back first: of all of them,
-    /// or where stealing is off of those of the same stream.
-    pub(super) fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>) {
+    /// Adds the idle views of other heaps: of all of them, or where stealing is off of those of the
+    /// same stream. The large block that each has kept aside is given back for it, since it may be
+    /// all that stands in the way of much; the small ones only before a request fails, since their
+    /// heaps are at work with them.
+    pub(super) fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>, effort: Effort) {
         let mut found = Vec::new();
         let stream = self.shards.get(own).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
@@ -224,7 +236,10 @@ impl Engine {
         });
         for (index, shard) in others {
             let mut heap = shard.heap.lock();
-            heap.flush_quick();
+            match effort {
+                Effort::Usual => heap.flush_large(),
+                Effort::Reshape => _ = heap.flush_quick(),
+            }
             heap.idle_views(&mut found);
             idle.extend(found.drain(..).map(|view| Idle { shard: index, view }));
         }

@@ -16,7 +16,7 @@
 //! and again. Where that is seen, a lease is extended by raising the peak, which then is an upper
 //! bound: at most the sum of the heaps' own peaks.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -26,9 +26,10 @@ use crate::heap::{Heap, METRICS};
 
 /// Two threads that need more than is left within this time of each other work at the same time.
 const SAME_TIME_NS: u128 = 20_000;
-/// How often that must be seen in a row, and how often at most it is remembered.
+/// How often that must be seen in a row, and for how long it is taken to go on, since the last need
+/// of any of them.
 const SAME_TIME_COUNT: u32 = 8;
-const SAME_TIME_MOST: u32 = 64;
+const CROWD: Duration = Duration::from_millis(10);
 /// How often a heap is tried whose lock another thread has: it has it for some tens of
 /// instructions, or for a driver call.
 const TRIES: u32 = 200;
@@ -52,6 +53,8 @@ struct State {
     thread: usize,
     since: Instant,
     in_a_row: u32,
+    /// Until when threads are taken to be at work at the same time.
+    crowd_until: Option<Instant>,
     /// Whether every holder's surplus was taken since threads were seen to work at the same time.
     settled: bool,
 }
@@ -66,6 +69,7 @@ impl Peaks {
                 thread: 0,
                 since: Instant::now(),
                 in_a_row: 0,
+                crowd_until: None,
                 settled: false,
             })),
         }
@@ -181,18 +185,22 @@ impl State {
     }
 
     /// Whether this thread's need follows another's so closely, again and again, that both are at
-    /// work.
+    /// work; or did so a moment ago.
     fn at_the_same_time(&mut self) -> bool {
         let thread = thread_number();
-        if thread == self.thread {
+        if thread == self.thread && self.crowd_until.is_none() {
             return false;
         }
         let now = Instant::now();
+        if self.crowd_until.is_some_and(|until| now < until) {
+            self.crowd_until = Some(now + CROWD);
+            return true;
+        }
         let close = now.duration_since(self.since).as_nanos() < SAME_TIME_NS;
+        self.in_a_row = if close && thread != self.thread { self.in_a_row + 1 } else { 0 };
         (self.thread, self.since) = (thread, now);
-        self.in_a_row =
-            if close { (self.in_a_row + 1).min(SAME_TIME_MOST) } else { self.in_a_row / 2 };
-        self.in_a_row > SAME_TIME_COUNT
+        self.crowd_until = (self.in_a_row > SAME_TIME_COUNT).then(|| now + CROWD);
+        self.crowd_until.is_some()
     }
 
     /// Takes the surplus of all holders but one; false where the lock of one could not be had.

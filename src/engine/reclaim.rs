@@ -52,18 +52,21 @@ impl Engine {
             }
             std::thread::yield_now();
         }
-        if self.virtual_memory
-            && let Some(address) = self.use_room_in_place(growth, request)?
-        {
-            return Ok(address);
-        }
         // Segments are all there is without virtual memory, and with it some pools have them.
         if self.release_segments(growth, Bytes::MAX, None)? > 0
             && let Some(address) = self.attempt(growth, request, Effort::Reshape)?
         {
             return Ok(address);
         }
-        while self.announce(growth)? {
+        loop {
+            if self.virtual_memory
+                && let Some(address) = self.use_room_in_place(growth, request)?
+            {
+                return Ok(address);
+            }
+            if !self.announce(growth)? {
+                break;
+            }
             if let Some(address) = self.attempt(growth, request, Effort::Reshape)? {
                 return Ok(address);
             }

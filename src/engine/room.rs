@@ -44,16 +44,17 @@ impl Engine {
         let headroom = growth.store.headroom().min(self.device.memory_info()?.free);
         let spare = growth.store.spare.iter().filter_map(|&number| growth.store.handle(number));
         let mut idle = Vec::new();
-        self.idle_of_others(request.shard, &mut idle);
+        self.idle_of_others(request.shard, &mut idle, Effort::Reshape);
         let own = self.shards.get(request.shard).map_or(0, |shard| shard.heap.lock().cached());
         let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
         Ok(headroom + spare.map(|handle| handle.bytes).sum::<Bytes>() + idle + own)
     }
 
     /// Unmaps every dormant view whose stream is not being captured; work that may use it is waited
-    /// for. None while a capture may be under way, nor where observers would have to be told first.
+    /// for. None while a capture may be under way; what observers have to be told of first is put
+    /// on their list.
     fn unmap_dormant(&self, growth: &mut Growth) -> DeviceResult<()> {
-        if self.is_watched() || self.captures.may_be_under_way(self.device.as_ref())? {
+        if self.captures.may_be_under_way(self.device.as_ref())? {
             return Ok(());
         }
         let mut drained = Vec::new();
@@ -70,8 +71,10 @@ impl Engine {
         for (number, place) in dormant {
             if let Some(shard) = self.shards.get(place.shard)
                 && drained.contains(&place.shard)
+                && self.may_unmap_place(growth, number, place.address)
             {
                 growth.store.unmap_dormant(number, place)?;
+                self.note_unmapped(growth, place.address);
                 shard.heap.lock().drop_dormant(place.view);
             }
         }

@@ -5,15 +5,15 @@
 //! gets more, its *lanes*, among which threads are spread: they are heaps of one stream, so that
 //! memory moves between them with nothing to wait for.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::Heap;
 use crate::lock;
+use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, OnceLock, Ordering};
 use crate::units::{Bytes, PoolId, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
@@ -39,7 +39,7 @@ pub(crate) struct Shard {
 /// The most lanes of a stream.
 const LANES: usize = 16;
 /// After so many collisions the lanes are doubled.
-const COLLISIONS: u32 = 64;
+const COLLISIONS: u32 = if MODEL { 1 } else { 64 };
 
 impl Shard {
     fn new(device: u32, number: u32, stream: StreamId, whole: Option<(Bytes, Bytes)>) -> Self {
@@ -90,9 +90,9 @@ impl Shard {
     }
 }
 
-const CHUNK: usize = 256;
+const CHUNK: usize = if MODEL { 2 } else { 256 };
 /// Chunks of shards: 2^20 in all, fewer than the page map can name.
-const CHUNKS: usize = 4096;
+const CHUNKS: usize = if MODEL { 4 } else { 4096 };
 
 type Chunk = Box<[OnceLock<Arc<Shard>>; CHUNK]>;
 
@@ -198,8 +198,12 @@ impl Shards {
 
     #[inline(never)]
     fn lane_of_thread<'a>(&'a self, first: &'a Shard) -> &'a Shard {
+        self.lane_of(first, thread_number())
+    }
+
+    fn lane_of<'a>(&'a self, first: &'a Shard, thread: usize) -> &'a Shard {
         let lanes = first.lanes.load(Ordering::Acquire) as usize;
-        let number = first.lane_numbers[thread_number() & (lanes - 1)].load(Ordering::Relaxed);
+        let number = first.lane_numbers[thread & (lanes - 1)].load(Ordering::Relaxed);
         self.get(number).map_or(first, Arc::as_ref)
     }
 
@@ -229,7 +233,7 @@ impl Shards {
 
 thread_local! {
     static THREAD: usize = {
-        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
     };
 }
@@ -257,9 +261,9 @@ struct Directory {
 /// A stream's first heap. It is filled under the lock of `Shards`.
 type Entry = OnceLock<Arc<Shard>>;
 
-const FRONT_BITS: u32 = 12;
+const FRONT_BITS: u32 = if MODEL { 1 } else { 12 };
 const FRONT: usize = 1 << FRONT_BITS;
-const FIRST_TABLE: usize = 64;
+const FIRST_TABLE: usize = if MODEL { 2 } else { 64 };
 
 impl Directory {
     fn new() -> Self {
@@ -338,6 +342,9 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 fn hash(stream: StreamId) -> u64 {
     stream.0.wrapping_mul(GOLDEN) >> 40
 }
+
+#[cfg(all(test, loom))]
+mod model;
 
 #[cfg(test)]
 mod tests {

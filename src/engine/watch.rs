@@ -197,6 +197,17 @@ impl Engine {
         false
     }
 
+    /// The same of a handle at an address.
+    pub(super) fn may_unmap_place(
+        &self,
+        growth: &mut Growth,
+        number: u32,
+        address: Address,
+    ) -> bool {
+        let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
+        self.may_unmap(growth, address, bytes)
+    }
+
     /// A span was unmapped.
     pub(super) fn note_unmapped(&self, growth: &mut Growth, address: Address) {
         growth.parting.wanted.retain(|&(at, _)| at != address);

@@ -326,13 +326,7 @@ pub(crate) mod ffi {
         include!("mapping_observer.h");
 
         type CppObserver;
-        fn tell_observer(
-            observer: &CppObserver,
-            mapped: bool,
-            device: i32,
-            address: u64,
-            bytes: u64,
-        );
+        fn tell_observer(to: &CppObserver, mapped: bool, device: i32, address: u64, bytes: u64);
 
         include!("drive_pools.h");
 
@@ -346,41 +340,31 @@ pub(crate) mod ffi {
         ) -> AllocResult;
         fn segment_free(source: &CUDAAllocator, device: i32, address: u64) -> u32;
         fn begin_pool(
-            allocator: &CUDAAllocator,
+            on: &CUDAAllocator,
             device: i32,
             pool: PoolKey,
             filter: Box<RustFilter>,
         ) -> u32;
-        fn end_pool(allocator: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
-        fn release_pool(allocator: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
-        fn pool_use_count(
-            allocator: &CUDAAllocator,
-            device: i32,
-            pool: PoolKey,
-            out: &mut i32,
-        ) -> u32;
+        fn end_pool(on: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn release_pool(on: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn pool_use_count(on: &CUDAAllocator, device: i32, pool: PoolKey, out: &mut i32) -> u32;
         fn create_pool(
-            allocator: &CUDAAllocator,
+            on: &CUDAAllocator,
             device: i32,
             pool: PoolKey,
             source: SharedPtr<CUDAAllocator>,
         ) -> u32;
-        fn set_use_on_oom(
-            allocator: &CUDAAllocator,
-            device: i32,
-            pool: PoolKey,
-            use_on_oom: bool,
-        ) -> u32;
-        fn set_no_split(allocator: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
+        fn set_use_on_oom(on: &CUDAAllocator, device: i32, pool: PoolKey, use_on_oom: bool) -> u32;
+        fn set_no_split(on: &CUDAAllocator, device: i32, pool: PoolKey) -> u32;
         fn pool_holds_exactly(
-            allocator: &CUDAAllocator,
+            on: &CUDAAllocator,
             device: i32,
             pool: PoolKey,
             expected: &[u64],
             out: &mut bool,
         ) -> u32;
-        fn empty_pool(allocator: &CUDAAllocator, pool: PoolKey) -> u32;
-        fn mark_capture(allocator: &CUDAAllocator, device: i32, begin: bool) -> u32;
+        fn empty_pool(on: &CUDAAllocator, pool: PoolKey) -> u32;
+        fn mark_capture(on: &CUDAAllocator, device: i32, begin: bool) -> u32;
     }
 }
 

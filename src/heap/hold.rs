@@ -137,6 +137,7 @@ mod tests {
         assert_eq!(pinned, Some((BASE + GRANULE, GRANULE)));
         assert_eq!(idle(&heap), [BASE, BASE + 2 * GRANULE]);
         assert!(!heap.detach(1));
+        assert_eq!(heap.cede(1), None);
         assert!(heap.detach(0));
         heap.unpin(BASE + GRANULE + MIB, 4096);
         assert!(heap.detach(1));
@@ -180,6 +181,7 @@ mod tests {
         heap.hold_all(true);
         assert!(idle(&heap).is_empty());
         assert!(!heap.detach(0));
+        assert_eq!(heap.cede(0), None);
         heap.hold_all(false);
         assert_eq!(idle(&heap).len(), 3);
     }

@@ -229,6 +229,13 @@ impl Heap {
         id
     }
 
+    /// Gives the large block that is kept aside back to the free index, if there is one.
+    pub(crate) fn flush_large(&mut self) {
+        if let Some(id) = self.quick.pop_large() {
+            self.give_back(id);
+        }
+    }
+
     /// Gives everything kept aside back to the free index; true where there was something.
     pub(crate) fn flush_quick(&mut self) -> bool {
         let mut any = false;
