@@ -122,6 +122,10 @@ fn calls_are_made_in_the_primary_context_and_leave_none_behind() {
         assert!(current().is_null());
         assert!(device.free(0).is_err());
         assert!(current().is_null());
+        let mut seen = None;
+        device.in_context(&mut || seen = Some(current())).unwrap();
+        assert_eq!(seen, Some(primary));
+        assert!(current().is_null());
         // In a context of the program's, the same device is used in its primary one all the same.
         let own = create_context();
         device.malloc(MIB).unwrap();
