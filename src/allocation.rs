@@ -1,9 +1,8 @@
 //! Memory and streams that give themselves back.
 
-use std::any::Any;
 use std::sync::Arc;
 
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, Owner};
 use crate::device::{Device, HostFunction};
 use crate::error::Result;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
@@ -60,6 +59,11 @@ impl Allocation {
     /// The device itself.
     pub(crate) fn device_ref(&self) -> Result<&dyn Device> {
         Ok(&**self.allocator.device(self.device)?)
+    }
+
+    /// Has the allocator keep a stream that works on the memory.
+    pub(crate) fn keep_stream(&self, owner: Owner, stream: StreamId) {
+        self.allocator.keep_stream(self.device, stream, owner);
     }
 
     /// Tells that `stream` uses the memory too: once freed, it is not used again before what is
@@ -143,7 +147,7 @@ pub struct Stream {
     device: Arc<dyn Device>,
     id: StreamId,
     /// Who owns the stream, where it is not this.
-    owner: Option<Arc<dyn Any + Send + Sync>>,
+    owner: Option<Owner>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -169,10 +173,11 @@ impl Stream {
         allocator: &Arc<Allocator>,
         device: DeviceId,
         id: StreamId,
-        owner: Arc<dyn Any + Send + Sync>,
+        owner: Owner,
     ) -> Result<Stream> {
-        let device = Arc::clone(allocator.device(device)?);
-        Ok(Stream { allocator: Arc::clone(allocator), device, id, owner: Some(owner) })
+        let on = Arc::clone(allocator.device(device)?);
+        allocator.keep_stream(device, id, Arc::clone(&owner));
+        Ok(Stream { allocator: Arc::clone(allocator), device: on, id, owner: Some(owner) })
     }
 
     /// The device that it is of.
@@ -232,10 +237,10 @@ impl Drop for Stream {
             }
             // It ends here, too, where nobody else has its owner; a stream of the driver itself
             // never ends, and loses nothing by this.
-            Some(owner) if Arc::strong_count(&owner) == 1 => {
-                let _ = self.allocator.retire_stream(self.device.id(), self.id);
+            Some(owner) => {
+                drop(owner);
+                self.allocator.let_go_of_streams();
             }
-            Some(_) => {}
         }
     }
 }
@@ -244,6 +249,48 @@ impl Drop for Stream {
 mod tests {
     use super::*;
     use crate::device::sim::{SimMachine, SimOptions};
+    use std::any::Any;
+
+    /// Destroys a stream at its end.
+    struct Ending(Arc<dyn Device>, StreamId);
+
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            self.0.stream_destroy(self.1).unwrap();
+        }
+    }
+
+    /// The simulated device refuses streams that were destroyed, as the driver need not.
+    #[test]
+    fn a_stream_of_another_owner_lives_while_its_memory_is_cached() {
+        let options = SimOptions { adopt_streams: false, ..SimOptions::default() };
+        let machine = SimMachine::new(options).unwrap();
+        let builder = Allocator::builder().devices(machine.as_devices());
+        let allocator = builder.conf("").build().unwrap();
+        let device: Arc<dyn Device> = machine.device(0);
+        let start = || {
+            let id = device.stream_create().unwrap();
+            let owner: Owner = Arc::new(Ending(Arc::clone(&device), id));
+            let stream = Stream::of_another(&allocator, DeviceId(0), id, Arc::clone(&owner));
+            (owner, stream.unwrap())
+        };
+        let (owner, stream) = start();
+        let id = stream.id();
+        drop(allocator.alloc(DeviceId(0), 4096, id).unwrap());
+        // The owner goes last, and tells nobody.
+        drop(stream);
+        drop(owner);
+        device.stream_synchronize(id).unwrap();
+        // The next one lets it go, after it was retired.
+        let (owner, stream) = start();
+        assert!(device.stream_synchronize(id).is_err(), "it was destroyed");
+        drop(allocator.alloc(DeviceId(0), 4096, stream.id()).unwrap());
+        drop((stream, owner));
+        allocator.is_quiescent().unwrap();
+        // The last one lives until the allocator has given its memory back.
+        drop(allocator);
+        assert_eq!(machine.device(0).ledger().used, 0);
+    }
 
     #[test]
     fn a_stream_of_another_owner_is_not_destroyed() {

@@ -1,6 +1,7 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
 mod hot_path;
+mod owners;
 mod pins;
 mod pools;
 mod shared;
@@ -18,6 +19,8 @@ use crate::error::{Error, Result};
 use crate::observe::DeviceStatistics;
 use crate::page_map::PageMap;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
+pub(crate) use owners::Owner;
+use owners::Owners;
 
 /// The most devices that one allocator serves.
 const MAX_DEVICES: usize = 255;
@@ -66,6 +69,7 @@ pub struct Allocator {
     direct: AtomicBool,
     /// Whether anything was allocated.
     used: AtomicBool,
+    owners: Owners, // goes after the engines, which look at streams when they go
 }
 
 impl Allocator {
@@ -90,7 +94,8 @@ impl Allocator {
         };
         let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
         let direct = AtomicBool::new(!config.caching);
-        Ok(Allocator { engines, map, config, clock, direct, used: AtomicBool::new(false) })
+        let (used, owners) = (AtomicBool::new(false), Owners::default());
+        Ok(Allocator { engines, map, config, clock, direct, used, owners })
     }
 
     /// Whether anything was ever allocated.
@@ -283,6 +288,7 @@ impl Allocator {
     /// [`Error::Device`] where no event can be recorded on the stream, because it is being captured
     /// for instance.
     pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
+        let _goes_last = self.owners.take(device, stream);
         self.engine(device)?.retire_stream(stream)
     }
 

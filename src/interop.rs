@@ -5,6 +5,8 @@
 //!
 //! - A [`Stream`] of a `CudaStream` keeps that alive, and destroys nothing itself. A `CudaStream`
 //!   of a [`Stream`] destroys nothing either, and must not outlive it.
+//! - An allocator keeps each `CudaStream` that it has served alive, until it is the only one to
+//!   have it and next serves another, or goes itself.
 //! - A [`Slice`] owns memory of an allocator, and gives it back there when it is dropped, after all
 //!   work that `cudarc` knows of, in the order of its stream. A bare `CudaSlice` of such memory
 //!   must not be dropped: it would give memory to the driver that is not the driver's to take. It
@@ -142,6 +144,7 @@ impl<T> Slice<T> {
                 expected: "a type whose values have a size".to_owned(),
             });
         }
+        allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream));
         // Freed, the memory is not used again before this stream has passed.
         allocation.record_stream(stream_id(stream))?;
         let length = allocation.bytes() as usize / size_of::<T>();
@@ -209,7 +212,9 @@ impl<T> Slice<T> {
         let address = slice_address(&slice);
         let found = match allocator.adopt(address) {
             Ok(allocation) => {
-                allocation.record_stream(stream_id(slice.stream())).map(|()| allocation)
+                let stream = slice.stream();
+                allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream));
+                allocation.record_stream(stream_id(stream)).map(|()| allocation)
             }
             refused => refused,
         };
@@ -273,6 +278,7 @@ impl Allocator {
         let bytes = (length as Bytes).saturating_mul(size_of::<T>() as Bytes);
         check_context(&**self.device(device)?, stream.context())?;
         let id = stream_id(stream);
+        self.keep_stream(device, id, Arc::clone(stream) as _);
         let allocation = self.alloc(device, bytes, id)?;
         self.device(device)?.fill_async(allocation.address(), 0, bytes, id)?;
         // SAFETY: zeros are valid values of this type, and are written on the stream of the slice.

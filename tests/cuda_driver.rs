@@ -12,7 +12,7 @@ use std::thread;
 
 use cudarc::driver::sys;
 use plugalloc::device::cuda::{CudaDevice, CudaMachine};
-use plugalloc::device::{Device, HandleType, IpcHandle, ShareableHandle};
+use plugalloc::device::{Device, HandleId, HandleType, IpcHandle, ShareableHandle};
 use plugalloc::error::{DeviceError, DeviceErrorKind};
 use plugalloc::units::{MIB, StreamId};
 
@@ -121,6 +121,10 @@ fn calls_are_made_in_the_primary_context_and_leave_none_behind() {
         assert_eq!(device.native_context().unwrap(), Some(primary as u64));
         assert!(current().is_null());
         assert!(device.free(0).is_err());
+        assert!(current().is_null());
+        let mut seen = None;
+        device.in_context(&mut || seen = Some(current())).unwrap();
+        assert_eq!(seen, Some(primary));
         assert!(current().is_null());
         // In a context of the program's, the same device is used in its primary one all the same.
         let own = create_context();
@@ -237,6 +241,45 @@ fn memory_is_exportable_in_every_way_that_works() {
     }
 }
 
+#[track_caller]
+fn assert_misuse<T: std::fmt::Debug>(result: Result<T, DeviceError>, words: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind, DeviceErrorKind::Misuse, "{error}");
+    assert!(error.detail.contains(words), "{error}");
+}
+
+#[test]
+fn the_driver_sees_no_handle_that_is_not_alive() {
+    let test = "the_driver_sees_no_handle_that_is_not_alive";
+    with_driver(test, &[("FABRIC", "refused")], || {
+        let (_, device) = open();
+        let handle = device.create(2 * MIB).unwrap();
+        let shared = device.export_handle(handle, HandleType::FileDescriptor).unwrap();
+        let imports =
+            [device.import_handle(&shared).unwrap(), device.import_handle(&shared).unwrap()];
+        device.map(4 * MIB, 2 * MIB, handle).unwrap();
+        assert_eq!(
+            device.ipc_get_handle(5 * MIB).unwrap_err().kind,
+            DeviceErrorKind::Unsupported,
+            "it is mapped memory"
+        );
+        device.release(handle).unwrap();
+        for gone in [handle, HandleId(0), HandleId(u64::MAX)] {
+            let words = "none of this device, or was released";
+            assert_misuse(device.export_handle(gone, HandleType::FileDescriptor), words);
+            assert_misuse(device.map(8 * MIB, 2 * MIB, gone), words);
+            assert_misuse(device.release(gone), words);
+        }
+        for import in imports {
+            device.map(8 * MIB, 2 * MIB, import).unwrap();
+            device.release(import).unwrap();
+        }
+        assert_misuse(device.release(imports[0]), "released before");
+        break_work();
+        assert_lost(device.create(2 * MIB), "CUDA_ERROR_ILLEGAL_ADDRESS");
+    });
+}
+
 #[test]
 fn network_cards_reach_memory_only_where_that_was_asked_for() {
     let test = "network_cards_reach_memory_only_where_that_was_asked_for";
@@ -270,8 +313,15 @@ fn legacy_handles_pass_through_and_those_of_this_process_are_named() {
         assert!(error.detail.contains("of this process"), "{error}");
         let at = device.ipc_open_handle(IpcHandle([9; 64])).unwrap();
         device.ipc_close_handle(at).unwrap();
-        let error = device.ipc_close_handle(at + 1).unwrap_err();
-        assert_eq!(error.kind, DeviceErrorKind::Misuse, "{error}");
+        assert_misuse(device.ipc_close_handle(at), "was closed as often");
+        assert_misuse(device.ipc_close_handle(at + 1), "no legacy handle");
+        // Opened twice, it is closed twice, and is nobody's to free here.
+        assert_eq!(device.ipc_open_handle(IpcHandle([9; 64])).unwrap(), at);
+        assert_eq!(device.ipc_open_handle(IpcHandle([9; 64])).unwrap(), at);
+        device.ipc_close_handle(at).unwrap();
+        assert_misuse(device.free(at), "another process's");
+        device.ipc_close_handle(at).unwrap();
+        device.free(at).unwrap();
         break_work();
         assert_lost(device.ipc_open_handle(handle), "CUDA_ERROR_ILLEGAL_ADDRESS");
     });

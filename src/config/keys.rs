@@ -22,6 +22,8 @@ pub(super) enum Value {
     Backend,
     /// `True` or `False`.
     Flag(Option<fn(&mut Config) -> &mut bool>),
+    /// `True` or `False`, of [`Config::expandable_segments`], which also knows not to be named.
+    Expandable,
     /// A whole number of MiB.
     Mebibytes(Rule, Option<fn(&mut Config) -> &mut Bytes>),
     /// A whole number of MiB, where the field also knows "no limit", which has no text.
@@ -107,7 +109,7 @@ pub(super) const KEYS: &[Key] = &[
         "garbage_collection_threshold",
         Value::Fraction { ends: false, field: |c| &mut c.garbage_collection_threshold },
     ),
-    key("expandable_segments", Value::Flag(Some(|c| &mut c.expandable_segments))),
+    key("expandable_segments", Value::Expandable),
     key(
         "per_process_memory_fraction",
         Value::Fraction { ends: true, field: |c| &mut c.memory_fraction },

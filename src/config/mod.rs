@@ -35,7 +35,14 @@ pub struct Config {
     pub garbage_collection_threshold: f64,
     /// Whether memory is taken through virtual memory management where the device has it. Key
     /// `expandable_segments`.
+    ///
+    /// Under a tool that is told of memory ([`nvtx`](crate::nvtx)) whole segments are taken all the
+    /// same, unless [`expandable_with_tools`](Config::expandable_with_tools) says otherwise.
     pub expandable_segments: bool,
+    /// Whether `expandable_segments` holds under a tool that is told of memory, too. It is not told
+    /// of blocks then, because the tools take no mapped memory. A text that names the key
+    /// `expandable_segments` sets this to the same.
+    pub expandable_with_tools: bool,
     /// The share of a device's memory that may be taken; 1: all. Key `per_process_memory_fraction`.
     pub memory_fraction: f64,
     /// Fail at once, waiting for no stream, where the memory fraction would be exceeded. Key
@@ -68,6 +75,7 @@ impl Default for Config {
             roundup_power2_divisions: [0; 16],
             garbage_collection_threshold: 0.0,
             expandable_segments: true,
+            expandable_with_tools: false,
             memory_fraction: 1.0,
             fail_at_limit: false,
             graph_capture_record_stream_reuse: false,

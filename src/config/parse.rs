@@ -18,7 +18,7 @@
 //! | `max_non_split_rounding_mb` | MiB, at least the large segment's | the large segment's | [`Config::max_non_split_rounding`] |
 //! | `roundup_power2_divisions` | 0, a power of two, or `[256:1,512:2,>:8]` | 0 | [`Config::roundup_power2_divisions`] |
 //! | `garbage_collection_threshold` | above 0, below 1 | off | [`Config::garbage_collection_threshold`] |
-//! | `expandable_segments` | boolean | `True` | [`Config::expandable_segments`] |
+//! | `expandable_segments` | boolean | `True` | [`Config::expandable_segments`], and with tools ([`Config::expandable_with_tools`]) only where it is written |
 //! | `per_process_memory_fraction` | 0 to 1 | 1 | [`Config::memory_fraction`] |
 //! | `throw_on_cudamalloc_oom` | boolean | `False` | [`Config::fail_at_limit`] |
 //! | `graph_capture_record_stream_reuse` | boolean | `False` | [`Config::graph_capture_record_stream_reuse`] |
@@ -131,7 +131,8 @@ impl Config {
 
     /// The options in force as a text that [`parse`](Config::parse) turns into an equal `Config`.
     ///
-    /// Every key that has an effect is written, save those that are off and have no word for it.
+    /// Every key that has an effect is written, save those that are off and have no word for it,
+    /// and `expandable_segments:True` where that is not to hold under tools.
     /// Sizes that are no multiple of 1 MiB, which only a program can set, are written rounded down.
     ///
     /// ```

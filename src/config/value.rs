@@ -12,6 +12,10 @@ type Read<T> = Result<T, ConfigError>;
 pub(super) fn read(value: Value, scanner: &mut Scanner<'_>, config: &mut Config) -> Read<()> {
     match value {
         Value::Backend => read_backend(scanner)?,
+        Value::Expandable => {
+            config.expandable_segments = read_flag(scanner)?;
+            config.expandable_with_tools = config.expandable_segments;
+        }
         Value::Flag(field) => {
             let flag = read_flag(scanner)?;
             if let Some(field) = field {
@@ -54,6 +58,12 @@ pub(super) fn show(value: Value, config: &mut Config) -> Option<String> {
             (ends || fraction > 0.0).then(|| fraction.to_string())
         }
         Value::Divisions(field) => Some(show_divisions(field(config))),
+        Value::Expandable => match (config.expandable_segments, config.expandable_with_tools) {
+            (true, true) => Some("True".to_owned()),
+            // Named, it would hold with tools, too.
+            (true, false) => None,
+            (false, _) => Some("False".to_owned()),
+        },
         Value::Backend
         | Value::Flag(None)
         | Value::Mebibytes(_, None)

@@ -89,6 +89,12 @@ pub trait Device: Send + Sync {
     /// The driver's context in which the device works, as the value of its `CUcontext`; `None` for
     /// a device that has none.
     fn native_context(&self) -> DeviceResult<Option<u64>>;
+    /// Runs `body` with that context current in this thread, if there is one, for code that looks
+    /// for it there. Fails without running it where the device is lost.
+    fn in_context(&self, body: &mut dyn FnMut()) -> DeviceResult<()> {
+        body();
+        Ok(())
+    }
     /// The device's memory now.
     fn memory_info(&self) -> DeviceResult<MemoryInfo>;
 

@@ -155,7 +155,12 @@ impl Engine {
     ) -> Result<Engine> {
         let total = device.memory_info()?.total;
         let able = device.capabilities();
-        let virtual_memory = config.expandable_segments && able.virtual_memory.is_some();
+        // The device's context was made above, without which tools do not work.
+        let announcer = Announcer::new(&device).map(Arc::new);
+        // Tools take only segments, so that is what they get unless the user has chosen.
+        let told = announcer.as_ref().is_some_and(|announcer| announcer.takes_memory());
+        let expandable = config.expandable_segments && (config.expandable_with_tools || !told);
+        let virtual_memory = expandable && able.virtual_memory.is_some();
         if virtual_memory && config.gpu_direct_rdma && !able.rdma {
             return Err(no_rdma(&*device));
         }
@@ -164,8 +169,6 @@ impl Engine {
         let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
         let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
         store.rdma = config.gpu_direct_rdma;
-        // The device's context was made above, without which tools do not work.
-        let announcer = Announcer::new(device.id()).map(Arc::new);
         store.announcer = announcer.clone();
         let announced = if announcer.is_some() { flag::ANNOUNCED } else { 0 };
         let captures = Arc::new(Captures::default());

@@ -99,7 +99,7 @@ impl Engine {
                     to move it with."
                 .to_owned();
         }
-        if !self.config.expandable_segments {
+        if !self.virtual_memory {
             return "Cached memory is fragmented, and cannot be moved without virtual memory: \
                     expandable_segments:True would allow it."
                 .to_owned();

@@ -175,7 +175,7 @@ impl Engine {
         base: Address,
         bytes: Bytes,
     ) -> Result<()> {
-        growth.store.tell_unmapping(base);
+        growth.store.tell_segment_end(base);
         let given = match shard.pool().and_then(|pool| pool.source.clone()) {
             None => self.device.free(base).map_err(Into::into),
             Some(source) => {
@@ -184,7 +184,7 @@ impl Engine {
             }
         };
         if given.is_err() {
-            growth.store.tell_mapped(base, bytes);
+            growth.store.tell_segment(base, bytes);
         }
         given
     }

@@ -43,7 +43,7 @@ impl Engine {
             return Ok(None);
         };
         growth.store.count_taken(bytes);
-        growth.store.tell_mapped(base, bytes);
+        growth.store.tell_segment(base, bytes);
         growth.store.count_serving(request.kind, bytes);
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
         let slots = heap.add_segment(base, bytes, request.kind);

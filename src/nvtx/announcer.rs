@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::Tool;
 use super::calls::{CounterId, HeapId};
-use crate::units::{Address, Bytes, DeviceId};
+use crate::device::Device;
+use crate::units::{Address, Bytes};
 
 /// Tells a tool of the memory of one device.
-#[derive(Debug)]
 pub(crate) struct Announcer {
     tool: &'static Tool,
+    device: Arc<dyn Device>,
     /// What the heaps are called.
     name: CString,
     in_use: Option<CounterId>,
@@ -20,9 +22,15 @@ pub(crate) struct Announcer {
     state: Mutex<State>,
 }
 
+impl std::fmt::Debug for Announcer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Announcer").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// Memory that a tool was told of, by where it starts.
+    /// Segments that a tool was told of, by where they start.
     heaps: BTreeMap<Address, Heap>,
     /// Live allocations, by where they start.
     regions: HashMap<Address, Region>,
@@ -45,30 +53,44 @@ struct Region {
 
 impl Announcer {
     /// For one device, if there is a tool that wants to be told.
-    pub(crate) fn new(device: DeviceId) -> Option<Announcer> {
+    pub(crate) fn new(device: &Arc<dyn Device>) -> Option<Announcer> {
         let tool = super::tool().as_ref().ok()?.as_ref()?;
         let functions = &tool.functions;
         if !functions.has_memory() && !functions.has_counters() {
             return None;
         }
+        let id = device.id();
         let counter = |what: &str, description: &CStr| {
-            let name = CString::new(format!("{device}: {what}")).ok()?;
+            let name = CString::new(format!("{id}: {what}")).ok()?;
             functions.register_counter(tool.domain, &name, description)
         };
         Some(Announcer {
             tool,
-            name: CString::new(format!("plugalloc, {device}")).ok()?,
+            device: Arc::clone(device),
+            name: CString::new(format!("plugalloc, {id}")).ok()?,
             in_use: counter("bytes in use", c"requested by live allocations"),
             reserved: counter("bytes reserved", c"taken from the device: in use and cached"),
             state: Mutex::new(State::default()),
         })
     }
 
+    /// Whether the tool wants to know of memory, not of numbers alone.
+    pub(crate) fn takes_memory(&self) -> bool {
+        self.tool.functions.has_memory()
+    }
+
+    /// Tells with the device's context current, in which tools look for the memory. Of a device
+    /// that is lost there is nothing to tell.
+    fn tell(&self, mut body: impl FnMut()) {
+        let _ = self.device.in_context(&mut body);
+    }
+
     /// Memory is accessible here from now on, in which blocks will lie.
     pub(crate) fn mapped(&self, start: Address, bytes: Bytes) {
         let Tool { functions, domain } = self.tool;
         let mut state = self.state.lock();
-        let id = functions.register_heap(*domain, (start, bytes), &self.name);
+        let mut id = None;
+        self.tell(|| id = functions.register_heap(*domain, (start, bytes), &self.name));
         state.heaps.insert(start, Heap { bytes, id });
     }
 
@@ -77,7 +99,7 @@ impl Announcer {
         let Tool { functions, domain } = self.tool;
         let mut state = self.state.lock();
         if let Some(Heap { id: Some(id), .. }) = state.heaps.remove(&start) {
-            functions.unregister_heap(*domain, id);
+            self.tell(|| functions.unregister_heap(*domain, id));
         }
     }
 
@@ -87,7 +109,7 @@ impl Announcer {
         let mut state = self.state.lock();
         let mut pieces = Vec::new();
         for (piece, heap) in state.pieces(start, bytes) {
-            functions.register_region(*domain, heap, piece);
+            self.tell(|| functions.register_region(*domain, heap, piece));
             pieces.push(piece.0);
         }
         state.regions.insert(start, Region { bytes, pieces });
@@ -103,7 +125,7 @@ impl Announcer {
             return;
         };
         if !region.pieces.is_empty() {
-            functions.unregister_regions(*domain, &region.pieces);
+            self.tell(|| functions.unregister_regions(*domain, &region.pieces));
         }
         state.in_use -= region.bytes as i64;
         self.sample(self.in_use, state.in_use);

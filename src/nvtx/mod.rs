@@ -9,9 +9,12 @@
 //! it). It is loaded when the first allocator is made. Without one nothing is loaded or told, and
 //! allocations cost what they cost anyway.
 //!
-//! A tool is told of each mapping of physical memory, and of each segment, as a heap, and of each
-//! allocation with the bytes that were asked for, in as many regions as the mappings in which it
-//! lies. A block counts as in use until it is freed, though other streams may still use it.
+//! A tool is told of each segment as a heap, and of each allocation with the bytes that were asked
+//! for. A block counts as in use until it is freed, though other streams may still use it. The
+//! tools refuse heaps in mapped memory, so that under one which is told of memory an allocator
+//! takes whole segments, unless its configuration names `expandable_segments:True`
+//! ([`expandable_with_tools`](crate::Config::expandable_with_tools)); then a tool that takes
+//! counters gets these, and of blocks nobody is told.
 
 #![deny(unsafe_code)]
 

@@ -128,15 +128,16 @@ impl Store {
         }
     }
 
-    /// Tells of memory in which blocks will lie.
-    pub(crate) fn tell_mapped(&self, address: Address, bytes: Bytes) {
+    /// Tells of a segment in which blocks will lie. Of mapped handles nobody is told: tools refuse
+    /// them.
+    pub(crate) fn tell_segment(&self, address: Address, bytes: Bytes) {
         if let Some(announcer) = &self.announcer {
             announcer.mapped(address, bytes);
         }
     }
 
-    /// Tells that this memory is about to go.
-    pub(crate) fn tell_unmapping(&self, address: Address) {
+    /// Tells that this segment is about to go.
+    pub(crate) fn tell_segment_end(&self, address: Address) {
         if let Some(announcer) = &self.announcer {
             announcer.unmapping(address);
         }
@@ -233,7 +234,6 @@ impl Store {
         self.device.map(address, bytes, id)?;
         self.spent_us += price::MAP_US;
         let Err(error) = self.device.set_access(address, bytes) else {
-            self.tell_mapped(address, bytes);
             return Ok(());
         };
         if self.device.unmap(address, bytes).is_err()
@@ -255,7 +255,6 @@ impl Store {
             && let Some(bytes) = self.handle(number).map(|handle| handle.bytes)
         {
             self.device.set_access(address, bytes)?;
-            self.tell_mapped(address, bytes);
             if let Some(handle) = self.handle_mut(number) {
                 handle.closed.retain(|&closed| closed != address);
             }
@@ -268,13 +267,7 @@ impl Store {
         let Some(bytes) = self.handle(number).map(|handle| handle.bytes) else {
             return Ok(());
         };
-        self.tell_unmapping(place.address);
-        if let Err(error) = self.device.unmap(place.address, bytes) {
-            if !self.is_closed(number, place.address) {
-                self.tell_mapped(place.address, bytes);
-            }
-            return Err(error);
-        }
+        self.device.unmap(place.address, bytes)?;
         self.spent_us += price::UNMAP_US;
         if let Some(handle) = self.handle_mut(number) {
             handle.dormant.retain(|other| *other != place);

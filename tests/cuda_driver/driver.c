@@ -122,6 +122,12 @@ struct properties {
 int cuMemGetAllocationGranularity(size_t* bytes, const struct properties* made, unsigned which) {
   return *bytes = 2 << 20, made->location + 0 * which;
 }
+// How often each handle, 77 or 78, was given out. As the real driver, this one does not survive
+// one that is not alive.
+static int alive[2];
+static void use_handle(uint64_t handle) {
+  if (handle - 77 > 1 || !alive[handle - 77]) abort();
+}
 int cuMemCreate(uint64_t* handle, size_t bytes, const struct properties* made, uint64_t flags) {
   const char* fabric = getenv("FABRIC");
   int status = enter();
@@ -132,18 +138,28 @@ int cuMemCreate(uint64_t* handle, size_t bytes, const struct properties* made, u
   fake_handle_types = made->handle_types;
   fake_rdma = made->rdma;
   *handle = 77;
-  return 0;
+  return alive[0]++, 0;
 }
-int cuMemRelease(uint64_t handle) { return handle ? enter() : INVALID_VALUE; }
+int cuMemRelease(uint64_t handle) {
+  use_handle(handle);
+  return alive[handle - 77]--, enter();
+}
+int cuMemMap(uint64_t address, size_t bytes, size_t offset, uint64_t handle, uint64_t flags) {
+  use_handle(handle);
+  return address && bytes && !offset && !flags ? enter() : INVALID_VALUE;
+}
 int cuMemExportToShareableHandle(void* out, uint64_t handle, unsigned type, uint64_t flags) {
-  if (handle != 77 || flags || enter()) return INVALID_VALUE;
+  use_handle(handle);
+  if (flags || enter()) return INVALID_VALUE;
   if (type == 1) return *(int*)out = memfd_create("exported", MFD_CLOEXEC), 0;
   return type == 8 ? memset(out, 0xfa, 64), 0 : INVALID_VALUE;
 }
 int cuMemImportFromShareableHandle(uint64_t* handle, void* in, unsigned type) {
+  int known = type == 1   ? fcntl((int)(intptr_t)in, F_GETFD) >= 0
+              : type == 8 ? *(uint8_t*)in == 0xfa
+                          : 0;
   *handle = 78;
-  if (type == 1) return fcntl((int)(intptr_t)in, F_GETFD) >= 0 ? enter() : INVALID_VALUE;
-  return type == 8 && *(uint8_t*)in == 0xfa ? enter() : INVALID_VALUE;
+  return known ? alive[1]++, enter() : INVALID_VALUE;
 }
 
 struct ipc {
@@ -153,13 +169,17 @@ int cuIpcGetMemHandle(struct ipc* handle, uint64_t address) {
   memset(handle, (int)address, sizeof *handle);
   return enter();
 }
+static int opened;
 int cuIpcOpenMemHandle_v2(uint64_t* address, struct ipc handle, unsigned flags) {
   *address = 0xabc000;
   if (flags != 1) return INVALID_VALUE;
   // Of this process, it says so in its own way.
-  return handle.bytes[63] == 7 ? INVALID_CONTEXT : enter();
+  return handle.bytes[63] == 7 ? INVALID_CONTEXT : (opened++, enter());
 }
-int cuIpcCloseMemHandle(uint64_t address) { return address == 0xabc000 ? enter() : INVALID_VALUE; }
+int cuIpcCloseMemHandle(uint64_t address) {
+  if (address != 0xabc000 || !opened--) abort();
+  return enter();
+}
 
 int cuEventCreate(void** event, unsigned flags) { return *event = &last_id, enter() + 0 * flags; }
 int cuEventRecord(void* event, void* stream) { return enter() + 0 * (event == stream); }
@@ -170,7 +190,6 @@ UNUSED(cuMemcpyAsync)
 UNUSED(cuMemsetD8Async)
 UNUSED(cuMemAddressReserve)
 UNUSED(cuMemAddressFree)
-UNUSED(cuMemMap)
 UNUSED(cuMemSetAccess)
 UNUSED(cuMemUnmap)
 UNUSED(cuStreamCreate)

@@ -1,5 +1,6 @@
 //! Hand-over to and from cudarc.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use plugalloc::device::Device;
@@ -10,6 +11,11 @@ use plugalloc::units::{MIB, StreamId};
 use plugalloc::{Allocator, Error, Stream};
 
 use crate::{GPU, gpu};
+
+/// Says where a test is, at once: a fault in the driver would take what is captured with it.
+fn step(what: &str) {
+    drop(writeln!(std::io::stderr(), "interop: {what}"));
+}
 
 /// A shared allocator over the device of the tests.
 fn shared_allocator(device: Arc<dyn Device>) -> Arc<Allocator> {
@@ -22,16 +28,20 @@ fn values_go_to_cudarc_and_come_back_in_place() {
     let allocator = shared_allocator(Arc::clone(&gpu.device) as Arc<dyn Device>);
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
+    step("allocate a slice");
     let mut numbers = allocator.alloc_slice::<u32>(GPU, 1 << 20, &stream).unwrap();
     let address = numbers.allocation().address();
     assert_eq!(stream.clone_dtoh(&*numbers).unwrap(), vec![0; 1 << 20]);
+    step("write it");
     let wanted: Vec<u32> = (0..1 << 20).collect();
     stream.memcpy_htod(&wanted, &mut numbers.as_view_mut()).unwrap();
+    step("copy it on another stream");
     // Another stream of cudarc's, ordered after that by cudarc's events.
     let other = context.new_stream().unwrap();
     let copy: CudaSlice<u32> = other.clone_dtod(&*numbers).unwrap();
     assert_eq!(other.clone_dtoh(&copy).unwrap(), wanted);
 
+    step("take the memory out");
     let memory = numbers.into_allocation();
     assert_eq!((memory.address(), memory.bytes()), (address, 4 << 20));
     let mut back = vec![0u32; 1 << 20];
@@ -41,20 +51,29 @@ fn values_go_to_cudarc_and_come_back_in_place() {
     assert_eq!(back, wanted);
     drop(memory);
 
+    step("hand out a bare slice");
     // A bare slice goes out and comes back; cudarc's own is refused, and stays whole.
     let numbers = allocator.alloc_slice::<u32>(GPU, 100, &stream).unwrap();
     // SAFETY: it is handed back below.
     let bare = unsafe { numbers.into_cuda_slice() };
     drop(Slice::from_cuda_slice(&allocator, bare).unwrap());
+    step("hand in a slice of cudarc's own");
     let (copy, error) = *Slice::from_cuda_slice(&allocator, copy).unwrap_err();
     assert!(error.is_invalid_pointer(), "{error}");
     assert_eq!(other.clone_dtoh(&copy).unwrap(), wanted);
+    step("drop everything");
     drop((copy, ours));
     stream.synchronize().unwrap();
     other.synchronize().unwrap();
     context.check_err().unwrap();
     allocator.process_events().unwrap();
     allocator.is_quiescent().unwrap();
+    // The streams go before the allocator, which looks at them when it goes.
+    drop((stream, other));
+    step("drop the allocator");
+    drop(allocator);
+    context.check_err().unwrap();
+    step("done");
 }
 
 #[test]

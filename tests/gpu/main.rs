@@ -61,10 +61,10 @@ pub(crate) fn gpu() -> Option<Gpu> {
 }
 
 impl Gpu {
-    /// An allocator over this device alone.
+    /// An allocator over this device alone, with the configuration of the environment.
     pub(crate) fn allocator(&self) -> Allocator {
         let device = Arc::clone(&self.device) as Arc<dyn Device>;
-        Allocator::new(vec![device], Config::default()).unwrap()
+        Allocator::new(vec![device], Config::from_environment().unwrap()).unwrap()
     }
 
     /// The device's free memory.

@@ -110,6 +110,9 @@ impl Device for Metered {
     fn native_context(&self) -> DeviceResult<Option<u64>> {
         self.device.native_context()
     }
+    fn in_context(&self, body: &mut dyn FnMut()) -> DeviceResult<()> {
+        self.device.in_context(body)
+    }
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {
         let info = self.count(|d| d.memory_info())?;
         let total = info.total.min(self.capacity);

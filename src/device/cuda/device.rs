@@ -1,5 +1,6 @@
 //! A GPU as a [`Device`]: each method leaves the rest to the part that knows.
 
+use super::driver::Code;
 use super::{CudaDevice, events, graphs, ipc, memory, peers, streams, vmm};
 use crate::device::{
     Capabilities, CaptureId, Device, DeviceResult, EventId, HandleId, HandleType, HostFunction,
@@ -24,6 +25,13 @@ impl Device for CudaDevice {
     fn native_context(&self) -> DeviceResult<Option<u64>> {
         let context = self.context(DriverCall::Open)?;
         Ok(Some(context.raw() as usize as u64))
+    }
+
+    fn in_context(&self, body: &mut dyn FnMut()) -> DeviceResult<()> {
+        self.call(DriverCall::Open, |_| {
+            body();
+            Code(0)
+        })
     }
 
     fn memory_info(&self) -> DeviceResult<MemoryInfo> {

@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUresult;
 
 use super::attributes::Attribute;
 use super::driver::{Code, Driver};
-use super::{CudaDevice, vmm};
+use super::{CudaDevice, live, vmm};
 use crate::device::{
     Capabilities, DeviceResult, HandleId, HandleType, HandleTypes, IpcHandle, ShareableHandle,
 };
@@ -84,8 +84,10 @@ fn export(
     handle_type: HandleType,
     place: *mut c_void,
 ) -> DeviceResult<()> {
+    let _alive = live::handles_with(device, DriverCall::ExportHandle, handle)?;
     device.call(DriverCall::ExportHandle, |driver| {
-        // SAFETY: writes one integer or 64 bytes, by the type; the driver checks the handle.
+        // SAFETY: writes one integer or 64 bytes, by the type; the handle is alive while the lock
+        // is held.
         unsafe { (driver.mem_export)(place, handle.0, number(handle_type), 0) }
     })
 }
@@ -113,6 +115,7 @@ pub(super) fn import_handle(
         // one integer.
         unsafe { (driver.mem_import)(&raw mut handle, place, number(handle_type)) }
     })?;
+    device.live.handles().add(handle);
     Ok(HandleId(handle))
 }
 
@@ -140,6 +143,11 @@ fn require_legacy(device: &CudaDevice, call: DriverCall) -> DeviceResult<()> {
 
 pub(super) fn get_handle(device: &CudaDevice, address: Address) -> DeviceResult<IpcHandle> {
     require_legacy(device, DriverCall::IpcGetHandle)?;
+    if device.peers.bank(device.ordinal).is_mapped(address) {
+        let detail =
+            format!("mapped memory, as at {address:#x}, has no legacy handle: export its handles");
+        return Err(device.error(DriverCall::IpcGetHandle, DeviceErrorKind::Unsupported, detail));
+    }
     let mut handle = IpcBytes([0; 64]);
     device.relaxed_call(DriverCall::IpcGetHandle, |driver| {
         // SAFETY: writes 64 bytes; the driver checks the address.
@@ -153,6 +161,7 @@ pub(super) fn open_handle(device: &CudaDevice, handle: IpcHandle) -> DeviceResul
     require_legacy(device, call)?;
     let mut address = 0;
     let mut answer = Code(0);
+    let mut opened = device.live.opened();
     device.relaxed_call(call, |driver| {
         // SAFETY: reads 64 bytes, which the driver checks, and writes one address.
         answer = unsafe { (driver.ipc_open)(&raw mut address, IpcBytes(handle.0), ENABLE_PEER) };
@@ -160,6 +169,7 @@ pub(super) fn open_handle(device: &CudaDevice, handle: IpcHandle) -> DeviceResul
         Code(0)
     })?;
     answer.check().map_err(|code| refused_open(device, code))?;
+    opened.add(address);
     Ok(address)
 }
 
@@ -180,9 +190,12 @@ fn refused_open(device: &CudaDevice, code: Code) -> DeviceError {
 
 pub(super) fn close_handle(device: &CudaDevice, address: Address) -> DeviceResult<()> {
     require_legacy(device, DriverCall::IpcCloseHandle)?;
+    let mut opened = live::opened_with(device, DriverCall::IpcCloseHandle, address)?;
     device.relaxed_call(DriverCall::IpcCloseHandle, |driver| {
-        // SAFETY: the driver checks the address; that no queued work uses the memory any more is
-        // the caller's contract.
+        // SAFETY: the memory is open while the lock is held; that no queued work uses it any more
+        // is the caller's contract.
         unsafe { (driver.ipc_close)(address) }
-    })
+    })?;
+    opened.remove(address);
+    Ok(())
 }

@@ -9,6 +9,7 @@ use super::attributes::Attribute;
 use super::context::Context;
 use super::driver::{Code, Driver};
 use super::graphs::Graphs;
+use super::live::Live;
 use super::peers::Peers;
 use super::{CudaDevice, fork, vmm};
 use crate::device::{Device, DeviceResult};
@@ -138,6 +139,7 @@ impl CudaDevice {
             granularity,
             placements: [OnceLock::new(), OnceLock::new()],
             graphs: Mutex::new(Graphs::default()),
+            live: Live::default(),
             peers: Arc::clone(peers),
             machine: Weak::clone(machine),
         })

@@ -28,6 +28,10 @@ pub(super) fn malloc(device: &CudaDevice, bytes: Bytes) -> DeviceResult<Address>
 }
 
 pub(super) fn free(device: &CudaDevice, address: Address) -> DeviceResult<()> {
+    if device.live.opened().contains(address) {
+        let detail = format!("the memory at {address:#x} is another process's: close its handle");
+        return Err(device.misuse(DriverCall::Free, detail));
+    }
     device.relaxed_call(DriverCall::Free, |driver| {
         // SAFETY: the driver checks the address, and waits for the work that may use it.
         unsafe { (driver.mem_free)(address) }

@@ -29,6 +29,7 @@ mod events;
 mod fork;
 mod graphs;
 mod ipc;
+mod live;
 mod machine;
 mod memory;
 mod peers;
@@ -50,6 +51,7 @@ use crate::units::Bytes;
 use context::{Context, Relaxed};
 use driver::{Code, Driver};
 use graphs::Graphs;
+use live::Live;
 use peers::Peers;
 use vmm::Placement;
 
@@ -72,6 +74,7 @@ pub struct CudaDevice {
     /// network cards reach.
     placements: [OnceLock<Option<Placement>>; 2],
     graphs: Mutex<Graphs>,
+    live: Live,
     peers: Arc<Peers>,
     /// What knows the other devices.
     machine: Weak<CudaMachine>,

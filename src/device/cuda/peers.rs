@@ -45,6 +45,12 @@ impl Bank {
         self.mappings.insert(address, Mapping { bytes, open: false });
     }
 
+    /// Whether something is mapped at an address.
+    pub(super) fn is_mapped(&self, address: Address) -> bool {
+        let before = self.mappings.range(..=address).next_back();
+        before.is_some_and(|(start, mapping)| address - start < mapping.bytes)
+    }
+
     pub(super) fn opened(&mut self, address: Address, bytes: Bytes) {
         for (_, mapping) in self.mappings.range_mut(address..address.saturating_add(bytes)) {
             mapping.open = true;
@@ -164,6 +170,8 @@ mod tests {
             bank.mapped(address, 10);
         }
         bank.opened(10, 20);
+        assert!(bank.is_mapped(10) && bank.is_mapped(39) && !bank.is_mapped(9));
+        assert!(!bank.is_mapped(40));
         let open = |bank: &Bank| bank.mappings.values().filter(|mapping| mapping.open).count();
         assert_eq!(open(&bank), 2);
         bank.unmapped(20, 20);

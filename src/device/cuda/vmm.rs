@@ -6,7 +6,7 @@ use cudarc::driver::sys::{self, CUmemAllocationGranularity_flags as Granularity}
 
 use super::attributes::Attribute;
 use super::driver::{Code, Driver};
-use super::{CudaDevice, ipc, peers};
+use super::{CudaDevice, ipc, live, peers};
 use crate::device::{DeviceResult, HandleId, HandleType, HandleTypes};
 use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
 use crate::units::{Address, Bytes, GRANULE};
@@ -233,14 +233,19 @@ pub(super) fn create(device: &CudaDevice, bytes: Bytes, rdma: bool) -> DeviceRes
             Err(code) => code,
         }
     })?;
+    device.live.handles().add(made.0);
     Ok(made)
 }
 
 pub(super) fn release(device: &CudaDevice, handle: HandleId) -> DeviceResult<()> {
+    let mut handles = live::handles_with(device, DriverCall::Release, handle)?;
     device.call(DriverCall::Release, |driver| {
-        // SAFETY: the driver checks the handle, and keeps the memory while it is mapped.
+        // SAFETY: the handle is alive while the lock is held; the driver keeps the memory while it
+        // is mapped.
         unsafe { (driver.mem_release)(handle.0) }
-    })
+    })?;
+    handles.remove(handle.0);
+    Ok(())
 }
 
 pub(super) fn map(
@@ -249,9 +254,11 @@ pub(super) fn map(
     bytes: Bytes,
     handle: HandleId,
 ) -> DeviceResult<()> {
+    let _alive = live::handles_with(device, DriverCall::Map, handle)?;
     let mut bank = device.peers.bank(device.ordinal);
     device.call(DriverCall::Map, |driver| {
-        // SAFETY: the driver checks the handle, and that the addresses are reserved and unused.
+        // SAFETY: the handle is alive while the lock is held; the driver checks that the addresses
+        // are reserved and unused.
         unsafe { (driver.mem_map)(address, bytes as usize, 0, handle.0, 0) }
     })?;
     bank.mapped(address, bytes);
