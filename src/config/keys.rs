@@ -124,7 +124,7 @@ pub(super) const KEYS: &[Key] = &[
     key("max_handle_mb", Value::Mebibytes(HANDLE_RULE, Some(|c| &mut c.max_handle))),
     key("release_idle_ms", Value::Count(Rule::AtMost(1 << 40), Some(|c| &mut c.release_idle_ms))),
     key("gpu_direct_rdma", Value::Flag(Some(|c| &mut c.gpu_direct_rdma))),
-    // The lock is never held over a driver call here.
+    // A driver call holds up nobody here who finds memory at hand, save on the same stream.
     key_or("release_lock_on_cudamalloc", "release_lock_on_hipmalloc", Value::Flag(None)),
     // Address space is reserved as it is needed, whatever these say.
     key("expandable_segments_reserve", Value::Share),

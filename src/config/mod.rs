@@ -48,7 +48,8 @@ pub struct Config {
     /// Fail at once, waiting for no stream, where the memory fraction would be exceeded. Key
     /// `throw_on_cudamalloc_oom`.
     pub fail_at_limit: bool,
-    /// Let blocks used on several streams be reused within a capture where the graph orders it. Key
+    /// Without effect: PyTorch lets blocks that several streams used be reused within a capture
+    /// where the graph orders it; here they come back when the capture has ended. Key
     /// `graph_capture_record_stream_reuse`.
     pub graph_capture_record_stream_reuse: bool,
     /// Whether freed memory is kept for reuse. Key `caching`; `PYTORCH_NO_CUDA_MEMORY_CACHING=1`

@@ -21,13 +21,13 @@
 //! | `expandable_segments` | boolean | `True` | [`Config::expandable_segments`], and with tools ([`Config::expandable_with_tools`]) only where it is written |
 //! | `per_process_memory_fraction` | 0 to 1 | 1 | [`Config::memory_fraction`] |
 //! | `throw_on_cudamalloc_oom` | boolean | `False` | [`Config::fail_at_limit`] |
-//! | `graph_capture_record_stream_reuse` | boolean | `False` | [`Config::graph_capture_record_stream_reuse`] |
+//! | `graph_capture_record_stream_reuse` | boolean | `False` | no effect: [`Config::graph_capture_record_stream_reuse`] |
 //! | `caching` | boolean | `True` | [`Config::caching`] |
 //! | `steal` | boolean | `True` | [`Config::steal`] |
 //! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 16 | [`Config::max_handle`] |
 //! | `release_idle_ms` | a whole number up to 2^40 | 0 | [`Config::release_idle_ms`] |
 //! | `gpu_direct_rdma` | boolean | `False` | [`Config::gpu_direct_rdma`] |
-//! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: it is always so here |
+//! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: a driver call holds up no other stream that finds memory at hand |
 //! | `expandable_segments_reserve` | fraction, or size such as `40G` | | no effect: addresses are reserved as needed |
 //! | `expandable_segments_reserve_by_class` | `[name:0.25,other:40G]` | | no effect, as above |
 //! | `pinned_use_cuda_host_register`, `pinned_use_hip_host_register` | boolean | | no effect: there is no pinned host memory here, so too for all below |

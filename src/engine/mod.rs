@@ -5,8 +5,9 @@
 //! memory, the heap again after frees that have completed meanwhile; new memory under it, stolen or
 //! made (`grow`); and the ladder before out of memory (`reclaim`).
 //!
-//! Locks are taken in one order: `growth`, then heaps, then `deferred`. Whoever holds `growth` may
-//! hold several heaps; nobody else holds more than one.
+//! Locks are taken in one order: `growth`, then `pools`, then heaps, then `deferred`, then the state
+//! of `peaks`. Whoever holds `growth` may hold several heaps; nobody else holds more than one.
+//! What is shown to observers comes before all of them (`watch`).
 
 #![forbid(unsafe_code)]
 

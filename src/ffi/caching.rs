@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 use crate::open::{SimSize, open_allocator};
 use crate::units::{DeviceId, StreamId};
 
-/// The engine as a C++ object holds it.
-/// and whether C++ declared it to be in use.
+/// The engine as a C++ object holds it, and whether C++ declared it to be in use.
 pub(crate) struct CachingCore(pub(crate) Arc<Allocator>, AtomicBool);
 
 /// Opens devices and builds an engine over them. The error waits in the thread as well.

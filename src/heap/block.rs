@@ -13,7 +13,7 @@ pub(crate) const NONE: BlockId = u32::MAX;
 pub(crate) enum State {
     /// Memory that nobody uses, in the free index.
     Free,
-    /// Memory that nobody uses, kept aside at its exact size for the next request of that size.
+    /// Memory that nobody uses, kept aside for the next request of its size class.
     Quick,
     /// Handed out.
     Live,

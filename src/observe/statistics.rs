@@ -16,7 +16,9 @@ pub struct DeviceStatistics {
     /// Free blocks inside segments that were split; ranges of virtual memory are not counted.
     /// Counted when statistics are read: peaks and sums are those of the reads.
     pub inactive_split: StatArray,
-    /// Bytes of live allocations, rounded as they are served.
+    /// Bytes of live allocations, as they are served: multiples of 512 up to 16 KiB, then 16 sizes
+    /// a power of two up to 1 MiB, then multiples of 4 KiB. A small allocation may be served by a
+    /// block that is up to an eighth longer than that, and counts with the block's size.
     pub allocated_bytes: StatArray,
     /// Bytes taken from the device.
     pub reserved_bytes: StatArray,
