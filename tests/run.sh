@@ -93,7 +93,7 @@ cpp_files() { git ls-files 'cpp/*.h' 'cpp/*.cc' 'tests/*.h' 'tests/*.cc' 'exampl
 
 check_cpp_format() { cpp_files | xargs clang-format --dry-run -Werror; }
 
-# The limits of docs/STYLE: C++ files stay short, and lines fit.
+# C++ files stay short, and lines fit.
 check_cpp_sizes() {
   cpp_files | xargs awk '
     FNR == 300 { print FILENAME ": 300 lines or more"; bad = 1 }

@@ -1,7 +1,7 @@
 //! Where an allocation goes inside address ranges: integers and numbers only. This room knows no
 //! device, lock or clock, so that everything in it can be proven without a machine.
 //!
-//! A heap serves one stream of one pool. It has two arenas, for small and for large requests; an
+//! A heap serves one stream of one pool, or a part of its threads. It has two arenas, for small and for large requests; an
 //! arena is a set of address ranges, and a range is tiled by blocks:
 //!
 //! ```text
@@ -72,7 +72,7 @@ pub(crate) struct BlockView {
     pub(crate) arena: ArenaKind,
 }
 
-/// The blocks of one stream of one pool.
+/// The blocks of one stream of one pool, or of one of its lanes.
 #[derive(Debug)]
 pub(crate) struct Heap {
     blocks: BlockTable,

@@ -1,6 +1,6 @@
 //! The policy of physical memory, in one place: of which sizes handles are made, and when growing
 //! is preferred to stealing. It is judged by two measures, reserved over live peak and driver time;
-//! `docs/BENCHMARKS.md` has the measurements that chose it.
+//! `docs/policy-notes.md` has the measurements that chose it.
 
 use crate::config::Config;
 use crate::units::{Bytes, GRANULE, MIB};
