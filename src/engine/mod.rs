@@ -5,9 +5,9 @@
 //! memory, the heap again after frees that have completed meanwhile; new memory under it, stolen or
 //! made (`grow`); and the ladder before out of memory (`reclaim`).
 //!
-//! Locks are taken in one order: `growth`, then `pools`, then heaps, then `deferred`, then the state
-//! of `peaks`. Whoever holds `growth` may hold several heaps; nobody else holds more than one.
-//! What is shown to observers comes before all of them (`watch`).
+//! Locks are taken in one order: the turn to tell observers (`watch`), then `growth`, then `pools`,
+//! then `ipc`, then heaps, then `deferred`, then the state of `peaks`. Whoever holds `growth` may
+//! hold several heaps; nobody else holds more than one, and others' are only tried for the peaks.
 
 #![forbid(unsafe_code)]
 

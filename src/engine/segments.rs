@@ -1,6 +1,6 @@
-//! Memory without virtual memory management, because the device has none, or for a private pool or a
-//! tool that needs it so: whole segments, split and joined, and given back when nothing in them is
-//! used. The sizes are PyTorch's.
+//! Memory without virtual memory management, because the device has none, or for a private pool or
+//! a tool that needs it so: whole segments, split and joined, and given back when nothing in them
+//! is used. The sizes are PyTorch's.
 
 use super::grow::Request;
 use super::shards::Shard;

@@ -1,8 +1,8 @@
 //! Where an allocation goes inside address ranges: integers and numbers only. This room knows no
 //! device, lock or clock, so that everything in it can be proven without a machine.
 //!
-//! A heap serves one stream of one pool, or a part of its threads. It has two arenas, for small and for large requests; an
-//! arena is a set of address ranges, and a range is tiled by blocks:
+//! A heap serves one stream of one pool, or one of the stream's lanes. It has two arenas, for small
+//! and for large requests; an arena is a set of address ranges, and a range is tiled by blocks:
 //!
 //! ```text
 //!   range   | live | free      | live | hole            | free | dormant | hole ...

@@ -78,8 +78,8 @@ class PLUGALLOC_API DeviceAllocator {
   /// @throws InvalidDeviceError for an unknown device.
   /// @{
 
-  /// The statistics of a device. Holds other threads up only while the counts are read; what they do
-  /// meanwhile may be in it.
+  /// The statistics of a device. Holds other threads up only while the counts are read; what they
+  /// do meanwhile may be in it.
   [[nodiscard]] virtual DeviceStats getDeviceStats(DeviceIndex device) = 0;
   /// Sets `allocated` and `freed` of every statistic, and every counter of events, to 0.
   virtual void resetAccumulatedStats(DeviceIndex device) = 0;
