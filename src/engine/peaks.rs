@@ -14,7 +14,8 @@
 //!
 //! Threads at work on heaps of their own at the same time would take surplus from each other again
 //! and again. Where that is seen, a lease is extended by raising the peak, which then is an upper
-//! bound: at most the sum of the heaps' own peaks.
+//! bound: at most the sum of the heaps' own peaks, once all surplus was taken. A heap whose lock
+//! cannot be had counts with its lease, which may be more than it ever had.
 
 use std::time::{Duration, Instant};
 
