@@ -69,7 +69,7 @@ bool CachingAllocator::checkPoolLiveAllocations(
     const std::unordered_set<void*>& expected_live_allocations) {
   std::vector<std::uint64_t> expected;
   expected.reserve(expected_live_allocations.size());
-  for (void* const pointer : expected_live_allocations) {
+  for (const void* const pointer : expected_live_allocations) {
     expected.push_back(bridge::toNumber(pointer));
   }
   bool same = false;
