@@ -5,7 +5,7 @@
 use super::grow::{Idle, Request};
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::Heap;
+use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes};
 
@@ -51,7 +51,9 @@ impl Engine {
                 return Ok(None);
             }
         }
-        growth.moving_us += self.policy.adopt_us;
+        if request.kind == ArenaKind::Small {
+            growth.moving_us += self.policy.adopt_us;
+        }
         let Request { requested, bytes, kind, .. } = request;
         let found = heap.allocate_at(window.start, requested, bytes, kind);
         self.peaks.leave(&self.shards, heap);

@@ -167,8 +167,8 @@ impl Engine {
         let ready = ready.min(most);
         let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
         let longest = self.policy.longest_moved(live_peak, grain);
-        if !may_move {
-            // Not even a look at the others: they are at work, too.
+        if !may_move && request.kind == ArenaKind::Small {
+            // Not even a look at the others: they are at work, too, and there is little to be had.
             let idle = own_idle(request.shard, heap);
             let effort = Effort::Usual;
             let supply = Supply { idle, ready, most: ready, cut: 0, effort, grain, longest };

@@ -40,7 +40,8 @@ pub(crate) struct Policy {
     /// H100.
     pub(crate) move_us: u64,
     /// What it costs the host, in microseconds, to look at every heap and pass memory from one to
-    /// another where it is: about this with some ten heaps at work.
+    /// another where it is: about this with some ten heaps at work. It counts for small requests:
+    /// large ones are worth it.
     pub(crate) adopt_us: u64,
     /// How many microseconds may be spent on moving at once, and which share of all time.
     pub(crate) moving_burst_us: u64,
