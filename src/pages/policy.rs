@@ -39,9 +39,9 @@ pub(crate) struct Policy {
     /// What moving a handle costs in microseconds: one `cuMemMap` and one `cuMemSetAccess` on an
     /// H100.
     pub(crate) move_us: u64,
-    /// What it costs the host, in microseconds, to look at every heap and pass memory from one to
-    /// another where it is: about this with some ten heaps at work. It counts for small requests:
-    /// large ones are worth it.
+    /// What it counts, in microseconds, that a small request is served by memory that passes from
+    /// another heap: a generous estimate for sixteen threads at work, who wait for each other
+    /// meanwhile. Large requests are worth it.
     pub(crate) adopt_us: u64,
     /// How many microseconds may be spent on moving at once, and which share of all time.
     pub(crate) moving_burst_us: u64,
@@ -63,7 +63,7 @@ impl Policy {
             slack_share: 300,
             piece_bytes: MIB,
             move_us: 30,
-            adopt_us: 10,
+            adopt_us: 100,
             moving_burst_us: 50_000,
             moving_share: 60,
             driver_share: 110,
