@@ -163,10 +163,10 @@ impl Allocator {
         bytes: Bytes,
         stream: StreamId,
     ) -> Result<Address> {
-        let result = self.engine(device)?.allocate(bytes, stream);
+        let address = self.engine(device)?.allocate(bytes, stream)?;
         // The first allocation comes this way.
         self.used.store(true, Ordering::Relaxed);
-        result
+        Ok(address)
     }
 
     /// Frees an allocation, whatever its device. Address 0 is ignored.

@@ -272,6 +272,17 @@ fn current_allocator_can_be_swapped_until_it_is_in_use() {
 }
 
 #[test]
+fn an_allocation_that_fails_does_not_put_an_allocator_in_use() {
+    let rig = rig(1, 64 * MIB);
+    assert!(rig.cpp.raw_alloc(GIB as usize).is_err());
+    assert!(!rig.cpp.initialized());
+    let block = rig.cpp.raw_alloc(MIB as usize).expect("fits");
+    assert!(rig.cpp.initialized());
+    rig.cpp.raw_delete(block).expect("live");
+    rig.engine.is_quiescent().expect("nothing is left");
+}
+
+#[test]
 fn threads_on_their_own_streams_share_one_object() {
     let rig = rig(1, GIB);
     std::thread::scope(|scope| {
