@@ -19,7 +19,7 @@ mod real {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use std::thread::{sleep, yield_now};
 
-    pub(crate) use parking_lot::Mutex;
+    pub(crate) use parking_lot::{Mutex, MutexGuard};
 }
 
 /// The same names over loom's.
@@ -30,7 +30,7 @@ mod checked {
     use std::time::Duration;
 
     pub(crate) use loom::hint::spin_loop;
-    use loom::sync::MutexGuard;
+    pub(crate) use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use loom::thread::yield_now;
 

@@ -14,17 +14,18 @@ impl Engine {
     /// Checks everything with everything locked; the error names the invariant that is broken.
     pub(crate) fn is_valid(&self) -> Result<()> {
         let growth = self.growth.lock();
-        let heaps: Vec<_> = self.shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
-        for heap in &heaps {
+        let all = self.shards.lock_all();
+        let heaps = &all.heaps;
+        for heap in heaps {
             heap.is_valid()?;
         }
-        let all: Vec<&Heap> = heaps.iter().map(|heap| &**heap).collect();
-        if let Some(detail) = self.peaks.fault(&all) {
+        let by_reference: Vec<&Heap> = heaps.iter().map(|heap| &**heap).collect();
+        if let Some(detail) = self.peaks.fault(&by_reference) {
             return broken("each heap keeps to its leases, and they to the peak", detail);
         }
-        self.check_handles(&growth, &heaps)?;
-        self.check_views(&growth, &heaps)?;
-        self.check_reserved(&growth, &heaps)
+        self.check_handles(&growth, heaps)?;
+        self.check_views(&growth, heaps)?;
+        self.check_reserved(&growth, heaps)
     }
 
     fn check_handles(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {

@@ -44,6 +44,15 @@ pub(crate) struct Peaks {
     state: Padded<Mutex<State>>,
 }
 
+/// What all heaps of a device come to.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) current: [i64; METRICS],
+    pub(crate) peak: [i64; METRICS],
+    /// Everything ever allocated, freed or not.
+    pub(crate) added: [i64; METRICS],
+}
+
 #[derive(Debug)]
 struct State {
     /// Sum of the heaps' leases; never above the peak.
@@ -118,22 +127,23 @@ impl Peaks {
         }
     }
 
-    /// Totals and peaks now; every heap is locked for it.
-    pub(crate) fn read(&self, shards: &Shards) -> ([i64; METRICS], [i64; METRICS]) {
-        let heaps: Vec<_> = shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
+    /// Totals, peaks and everything ever added, all of the same moment: every heap is locked for it.
+    pub(crate) fn read(&self, shards: &Shards) -> Reading {
+        let all = shards.lock_all();
         let state = self.state.lock();
-        let mut total = [0; METRICS];
-        for heap in &heaps {
-            add(&mut total, &heap.tally.currents());
+        let mut reading = Reading { peak: state.peak, ..Reading::default() };
+        for heap in &all.heaps {
+            add(&mut reading.current, &heap.tally.currents());
+            add(&mut reading.added, &heap.tally.added());
         }
-        (total, state.peak)
+        reading
     }
 
     /// Sets every peak to the current value.
     pub(crate) fn reset(&self, shards: &Shards) {
-        let mut heaps: Vec<_> = shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
+        let mut all = shards.lock_all();
         let mut state = self.state.lock();
-        for heap in &mut heaps {
+        for heap in &mut all.heaps {
             state.take_surplus(heap);
         }
         state.holders.clear();
@@ -152,7 +162,7 @@ impl Peaks {
         (now, state.peak[metric].max(now))
     }
 
-    /// What is wrong, if anything, given that every heap is locked.
+    /// What is wrong, if anything, given that every heap is locked and none is added.
     pub(crate) fn fault(&self, heaps: &[&Heap]) -> Option<String> {
         let state = self.state.lock();
         let mut total = [0; METRICS];
@@ -304,12 +314,12 @@ mod tests {
         }
 
         fn peak(&self) -> i64 {
-            let locked: Vec<_> = self.shards.iter().map(|(_, shard)| shard.heap.lock()).collect();
-            let heaps: Vec<&Heap> = locked.iter().map(|heap| &**heap).collect();
+            let all = self.shards.lock_all();
+            let heaps: Vec<&Heap> = all.heaps.iter().map(|heap| &**heap).collect();
             assert_eq!(self.peaks.fault(&heaps), None);
             drop(heaps);
-            drop(locked);
-            self.peaks.read(&self.shards).1[metric::BYTES]
+            drop(all);
+            self.peaks.read(&self.shards).peak[metric::BYTES]
         }
     }
 
@@ -356,5 +366,25 @@ mod tests {
         rig.change(1, -20);
         rig.change(0, 20);
         assert_eq!(rig.peak(), 20, "exact again");
+    }
+
+    #[test]
+    fn heaps_that_are_added_meanwhile_are_not_lost() {
+        let rig = Rig::of(1);
+        std::thread::scope(|scope| {
+            let adding = scope.spawn(|| {
+                for stream in 1..600 {
+                    let number = rig.shards.for_stream(StreamId(stream)).unwrap().number;
+                    rig.change(number, 2);
+                    rig.change(number, -1);
+                }
+            });
+            while !adding.is_finished() {
+                rig.peaks.reset(&rig.shards);
+                assert!(rig.peak() >= 0);
+            }
+        });
+        rig.peaks.reset(&rig.shards);
+        assert_eq!(rig.peak(), 599);
     }
 }

@@ -13,7 +13,7 @@ use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::Heap;
 use crate::lock;
-use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, OnceLock, Ordering};
+use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering};
 use crate::units::{Bytes, PoolId, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
@@ -90,6 +90,12 @@ impl Shard {
     }
 }
 
+/// Every heap of a device, each locked.
+pub(crate) struct AllHeaps<'a> {
+    pub(crate) heaps: Vec<lock::MutexGuard<'a, Heap>>,
+    _adding: MutexGuard<'a, ()>,
+}
+
 const CHUNK: usize = if MODEL { 2 } else { 256 };
 /// Chunks of shards: 2^20 in all, fewer than the page map can name.
 const CHUNKS: usize = if MODEL { 4 } else { 4096 };
@@ -119,6 +125,14 @@ impl Shards {
             directory: Directory::new(),
             adding: Mutex::new(()),
         }
+    }
+
+    /// Every heap with its lock, by number; no heap is added as long as they are had. Whoever calls
+    /// this has no heap's lock, and the one on growing wherever another thread may have two.
+    pub(crate) fn lock_all(&self) -> AllHeaps<'_> {
+        let adding = self.adding.lock();
+        let heaps = self.iter().map(|(_, shard)| shard.heap.lock()).collect();
+        AllHeaps { heaps, _adding: adding }
     }
 
     /// The shard of that number.

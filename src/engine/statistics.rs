@@ -1,12 +1,12 @@
 //! Statistics of one device, added up over its heaps.
 
-use super::Engine;
-use crate::heap::{METRICS, metric};
-use crate::observe::{DeviceStatistics, Stat, StatArray};
-use crate::units::Bytes;
 use std::sync::atomic::Ordering;
 
-use crate::heap::ArenaKind;
+use super::Engine;
+use super::peaks::Reading;
+use crate::heap::{ArenaKind, METRICS, metric};
+use crate::observe::{DeviceStatistics, Stat, StatArray};
+use crate::units::Bytes;
 
 /// What is counted under the lock on physical memory, and what was reset when.
 #[derive(Debug, Default)]
@@ -80,8 +80,7 @@ impl Engine {
     pub(crate) fn statistics(&self) -> DeviceStatistics {
         let mut growth = self.growth.lock();
         self.look_at_blocks(&mut growth.counters);
-        let (current, peak) = self.peaks.read(&self.shards);
-        let added = self.added();
+        let Reading { current, peak, added } = self.peaks.read(&self.shards);
         let base = &growth.counters;
         let stat = |k: usize| {
             let allocated = added[k] - base.added[k];
@@ -144,26 +143,14 @@ impl Engine {
     /// Sets every accumulated count to zero.
     pub(crate) fn reset_accumulated(&self) {
         let mut growth = self.growth.lock();
-        let (current, _) = self.peaks.read(&self.shards);
-        growth.counters.added = self.added();
-        growth.counters.current = current;
+        let Reading { current, added, .. } = self.peaks.read(&self.shards);
+        (growth.counters.current, growth.counters.added) = (current, added);
         growth.counters.ooms = self.ooms.load(Ordering::Relaxed) as i64;
         (growth.counters.retries, growth.counters.synchronised) = (0, 0);
         growth.store.reset_accumulated();
         for stat in growth.counters.stats() {
             stat.reset_accumulated();
         }
-    }
-
-    fn added(&self) -> [i64; METRICS] {
-        let mut sum = [0; METRICS];
-        for (_, shard) in self.shards.iter() {
-            let heap = shard.heap.lock();
-            for (sum, value) in sum.iter_mut().zip(heap.tally.added()) {
-                *sum += value;
-            }
-        }
-        sum
     }
 
     /// Bytes that live allocations hold, now.
