@@ -2,7 +2,6 @@
 
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
-use super::layout::{Range, View};
 use super::size::{
     ArenaKind, LARGE_CLASS, SMALL_MAX, bin_of, class_bytes, class_of, classes_near, rounded,
     rounded_large,
@@ -99,17 +98,25 @@ impl Heap {
 
     /// Serves a large request where it takes the least idle memory, whole views on which nothing
     /// lives: those can move elsewhere, while the rest of a view that is partly in use can not, so
-    /// that it is used first. Among equals the smallest block serves.
+    /// that it is used first. Blocks are looked at by size, so that the first that takes none
+    /// serves; among equals the smallest does.
     fn allocate_thrifty(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let ends = self.moves_much();
         let free = &self.arenas[ArenaKind::Large as usize].free;
-        let places = free.at_least(&self.blocks, bytes).take(COMPARED).map(|id| {
+        let mut best = None;
+        let mut least = (Bytes::MAX, Bytes::MAX);
+        for id in free.at_least(&self.blocks, bytes).take(COMPARED) {
             let block = &self.blocks[id];
-            let (front, back) = self.idle_taken(block, bytes);
-            let end = ends && back < front;
-            (if end { back } else { front }, block.bytes, id, end)
-        });
-        let (_, _, id, end) = places.min_by_key(|&(taken, size, ..)| (taken, size))?;
+            let (taken, end) = self.idle_taken(block, bytes, ends);
+            if (taken, block.bytes) < least {
+                least = (taken, block.bytes);
+                best = Some((id, end));
+            }
+            if taken == 0 {
+                break;
+            }
+        }
+        let (id, end) = best?;
         let block = &self.blocks[id];
         if end && block.bytes > bytes {
             let start = block.end() - bytes;
@@ -118,26 +125,27 @@ impl Heap {
         Some(self.carve(id, requested, bytes))
     }
 
-    /// How much idle memory a request takes at the front and at the end of a free block; of
-    /// segments, which have no views, none.
-    fn idle_taken(&self, block: &Block, bytes: Bytes) -> (Bytes, Bytes) {
+    /// How much idle memory a request takes of a free block, of segments, which have no views, none;
+    /// and whether it takes that at the end, which is looked at if `ends` says so.
+    #[inline(always)]
+    fn idle_taken(&self, block: &Block, bytes: Bytes, ends: bool) -> (Bytes, bool) {
         let Some(range) = &self.ranges[block.range as usize] else {
-            return (0, 0);
+            return (0, false);
         };
-        let (from, to) = (block.start, block.end());
-        let (front_cut, back_cut) = (from + bytes, to - bytes);
-        let views = [from, to - 1, front_cut - 1, back_cut].map(|at| self.view_over(range, at));
-        let [Some(first), Some(last), Some(at_front), Some(at_back)] = views else {
-            return (0, 0);
-        };
-        let idle_from = if first.address < from { first.end() } else { from };
-        let idle_to = if last.end() > to { last.address } else { to };
+        let (from, to) = (block.start - range.base, block.end() - range.base);
+        let view = |offset: Bytes| range.spans[(offset / GRANULE) as usize];
+        let (first, last) = (view(from), view(to - 1));
+        let idle_from = if first.0 < from { first.1 } else { from };
+        let idle_to = if last.1 > to { last.0 } else { to };
         if idle_from >= idle_to {
-            return (0, 0);
+            return (0, false);
         }
-        let front = at_front.end().min(idle_to).saturating_sub(idle_from);
-        let back = idle_to.saturating_sub(at_back.address.max(idle_from));
-        (front, back)
+        let front = view(from + bytes - 1).1.min(idle_to).saturating_sub(idle_from);
+        if ends {
+            let back = idle_to.saturating_sub(view(to - bytes).0.max(idle_from));
+            return (front.min(back), back < front);
+        }
+        (front, false)
     }
 
     /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
@@ -165,12 +173,6 @@ impl Heap {
     /// one view in five. Where it does not, fronts alone leave the heap less divided.
     fn moves_much(&self) -> bool {
         self.moves * 5 > self.views.len()
-    }
-
-    /// The view over an address in use.
-    fn view_over(&self, range: &Range, address: Address) -> Option<&View> {
-        let slot = *range.slots.get(((address - range.base) / GRANULE) as usize)?;
-        self.view(self.slots.get(slot as usize)?.view)
     }
 
     /// Takes the front of a free block.

@@ -166,7 +166,9 @@ impl Heap {
                 let index = (view.address - range.base) / GRANULE + k;
                 let slot = range.slots.get(index as usize).copied();
                 let page = slot.and_then(|slot| self.slots.get(slot as usize));
-                if page.is_some_and(|page| page.view == id) != view.active {
+                let from = view.address - range.base;
+                let span = range.spans.get(index as usize) == Some(&(from, from + view.bytes));
+                if page.is_some_and(|page| page.view == id && span) != view.active {
                     return broken("active views are memory", format!("view {id}: {view:?}"));
                 }
             }

@@ -149,25 +149,10 @@ impl FreeIndex {
     }
 
     /// Every block of at least `bytes`, by bin.
-    pub(crate) fn at_least<'a>(
-        &'a self,
-        blocks: &'a BlockTable,
-        bytes: Bytes,
-    ) -> impl Iterator<Item = BlockId> + 'a {
-        let mut bin = self.next_bin(bin_of(bytes));
-        let mut id = bin.map_or(NONE, |bin| self.heads[bin]);
-        std::iter::from_fn(move || {
-            loop {
-                if id != NONE {
-                    let found = id;
-                    id = blocks[found].bin_next;
-                    return Some(found);
-                }
-                bin = self.next_bin(bin? + 1);
-                id = self.heads[bin?];
-            }
-        })
-        .filter(move |&id| blocks[id].bytes >= bytes)
+    #[inline]
+    pub(crate) fn at_least<'a>(&'a self, blocks: &'a BlockTable, bytes: Bytes) -> AtLeast<'a> {
+        let bin = bin_of(bytes);
+        AtLeast { index: self, blocks, bytes, bin, id: self.heads[bin] }
     }
 
     /// The size of the largest block; 0 where there is none.
@@ -185,5 +170,33 @@ impl FreeIndex {
             id = blocks[id].bin_next;
         }
         largest
+    }
+}
+
+/// What [`FreeIndex::at_least`] goes through.
+pub(crate) struct AtLeast<'a> {
+    index: &'a FreeIndex,
+    blocks: &'a BlockTable,
+    bytes: Bytes,
+    bin: usize,
+    id: BlockId,
+}
+
+impl Iterator for AtLeast<'_> {
+    type Item = BlockId;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<BlockId> {
+        loop {
+            while self.id == NONE {
+                self.bin = self.index.next_bin(self.bin + 1)?;
+                self.id = self.index.heads[self.bin];
+            }
+            let (id, block) = (self.id, &self.blocks[self.id]);
+            self.id = block.bin_next;
+            if block.bytes >= self.bytes {
+                return Some(id);
+            }
+        }
     }
 }

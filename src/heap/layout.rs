@@ -23,6 +23,9 @@ pub(crate) struct Range {
     pub(crate) first: BlockId,
     /// The page slot of each granule, as far as any has had memory.
     pub(crate) slots: Vec<u32>,
+    /// The view over each granule that has a slot, as the bytes from the base to its start and to
+    /// its end; of a segment, which is no view, beyond both ends of it.
+    pub(crate) spans: Vec<(Bytes, Bytes)>,
 }
 
 impl Range {
@@ -94,7 +97,8 @@ impl Heap {
         let number = vacant.unwrap_or(self.ranges.len());
         let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
         let (segment, borrowed) = (state == State::Free, state == State::Ceded);
-        let range = Range { base, bytes, kind, segment, borrowed, first, slots: Vec::new() };
+        let (slots, spans) = (Vec::new(), Vec::new());
+        let range = Range { base, bytes, kind, segment, borrowed, first, slots, spans };
         match vacant {
             Some(number) => self.ranges[number] = Some(range),
             None => self.ranges.push(Some(range)),

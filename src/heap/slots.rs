@@ -49,9 +49,13 @@ impl Heap {
             let first = ((address - range.base) / GRANULE) as usize;
             if range.slots.len() < first + granules {
                 range.slots.resize(first + granules, NO_SLOT);
+                range.spans.resize(first + granules, (0, 0));
             }
+            let from = address - range.base;
+            let span = if view == NO_SLOT { (0, Bytes::MAX) } else { (from, from + bytes) };
             for (k, (_, slot)) in added.iter().enumerate() {
                 range.slots[first + k] = *slot;
+                range.spans[first + k] = span;
             }
         }
         added

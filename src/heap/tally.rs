@@ -22,7 +22,7 @@ pub(crate) mod metric {
 ///
 /// The limit is what neither the small pool's lease nor that of everything can be exceeded below,
 /// so that an allocation that exceeds a lease is one that turns the sign of the room. It depends on
-/// the large pool: after an allocation there the limit is found anew.
+/// the large pool: an allocation there lowers it, if need be.
 #[derive(Clone, Copy, Debug, Default)]
 struct Small {
     room: i64,
@@ -46,9 +46,6 @@ struct Large {
 #[repr(align(64))]
 pub(crate) struct Tally {
     small: [Small; 3],
-    /// Negative where the next allocation of the small pool is to be looked at, whatever the room:
-    /// the large pool has grown since the limits were found.
-    look: i64,
     large: [Large; 3],
     /// What both pools together may come to.
     limit_all: [i64; 3],
@@ -79,7 +76,7 @@ impl Tally {
     #[expect(clippy::needless_range_loop, reason = "zipped iterators are not unrolled here")]
     pub(crate) fn allocate_small(&mut self, bytes: Bytes, requested: Bytes) -> bool {
         let values = [1, bytes as i64, requested as i64];
-        let mut signs = self.look;
+        let mut signs = 0;
         for k in 0..3 {
             let small = &mut self.small[k];
             small.added += values[k];
@@ -94,16 +91,18 @@ impl Tally {
     #[expect(clippy::needless_range_loop, reason = "as above")]
     pub(crate) fn allocate_large(&mut self, bytes: Bytes, requested: Bytes) -> bool {
         let values = [1, bytes as i64, requested as i64];
-        let mut higher = false;
+        let mut signs = 0;
         for k in 0..3 {
             let large = &mut self.large[k];
             large.added += values[k];
             large.live += values[k];
-            let all = large.live + self.small[k].limit - self.small[k].room;
-            higher |= large.live > large.limit || all > self.limit_all[k];
+            let small = &mut self.small[k];
+            let lower = (small.limit + large.live - self.limit_all[k]).max(0);
+            small.limit -= lower;
+            small.room -= lower;
+            signs |= (large.limit - large.live) | small.room;
         }
-        self.look = -1;
-        higher
+        signs < 0
     }
 
     /// Finds the limits that the leases come to now, and whether one is exceeded.
@@ -129,7 +128,6 @@ impl Tally {
             (self.large[k].limit, self.limit_all[k]) = (limit_large, limit_all);
             self.exceeded |= live > limit || self.large[k].live > limit_large;
         }
-        self.look = 0;
     }
 
     /// Whether a lease is exceeded, as far as [`find_limits`](Tally::find_limits) saw.
