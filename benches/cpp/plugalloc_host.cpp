@@ -6,6 +6,7 @@
 //     plugalloc_host --mode replace N         N replacements among 512 live blocks and nothing else
 //     plugalloc_host --mode threads N         N threads on streams of their own, and nothing else
 //     plugalloc_host --mode shared N          N threads on one stream, and nothing else
+//     plugalloc_host --mode turns N           hot pairs on N streams in turn, and nothing else
 #include <plugalloc/plugalloc.h>
 
 #include <cstdio>
@@ -116,6 +117,13 @@ int run(const bench::CommandLine& line) {
     const int count = line.rest.empty() ? 1 : std::atoi(line.rest[0].c_str());
     const auto own = streams(line.mode == "threads" ? count : 1);
     report.rate(line.mode, bench::threadsRate(line.effort, client, own, count));
+    return 0;
+  }
+  if (line.mode == "turns") {
+    const int count = line.rest.empty() ? 1 : std::atoi(line.rest[0].c_str());
+    // As in the growth suite, the peak was reached before.
+    { const bench::LiveSet<Calls> high(client, streams(1)[0], 1, 100000, 64 * bench::kKiB); }
+    report.time(line.mode, bench::hotInTurn(line.effort, client, streams(count)));
     return 0;
   }
   return bench::runSuite(line, report, client, streams) ? 0 : 2;

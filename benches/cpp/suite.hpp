@@ -75,6 +75,23 @@ void standardSuite(const CommandLine& line, const Report& report, Client& client
   }
 }
 
+/// A hot pair on each stream in turn; each has 16 blocks live.
+template <typename Client>
+Sampled hotInTurn(const Effort& effort, Client& client, const std::vector<Stream>& streams) {
+  std::vector<std::unique_ptr<LiveSet<Client>>> sets;
+  for (const Stream each : streams) {
+    sets.push_back(std::make_unique<LiveSet<Client>>(client, each, 1, 16, 64 * kKiB));
+  }
+  std::size_t at = 0;
+  return sampleTime(effort, [&](std::uint64_t count) {
+    for (std::uint64_t k = 0; k < count; ++k) {
+      const Stream each = streams[at];
+      client.free(client.alloc(1024, each), 1024, each);
+      at = at + 1 == streams.size() ? 0 : at + 1;
+    }
+  });
+}
+
 /// Does cost grow with what is live, or with the number of streams?
 template <typename Client>
 void growthSuite(const CommandLine& line, const Report& report, Client& client,
@@ -91,19 +108,7 @@ void growthSuite(const CommandLine& line, const Report& report, Client& client,
                 sampleTime(line.effort, [&](std::uint64_t count) { set.replace(count); }));
   }
   for (const int many : {1, 10, 100, 1000}) {
-    const std::vector<Stream> streams = make_streams(many);
-    std::vector<std::unique_ptr<LiveSet<Client>>> sets;
-    for (const Stream each : streams) {
-      sets.push_back(std::make_unique<LiveSet<Client>>(client, each, 1, 16, 64 * kKiB));
-    }
-    std::size_t at = 0;
-    const Sampled ns = sampleTime(line.effort, [&](std::uint64_t count) {
-      for (std::uint64_t k = 0; k < count; ++k) {
-        const Stream each = streams[at];
-        client.free(client.alloc(1024, each), 1024, each);
-        at = at + 1 == streams.size() ? 0 : at + 1;
-      }
-    });
+    const Sampled ns = hotInTurn(line.effort, client, make_streams(many));
     report.time("hot in turn, " + std::to_string(many) + (many == 1 ? " stream" : " streams"), ns);
   }
 }

@@ -5,7 +5,10 @@ use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
 use crate::lock::MutexGuard;
-use crate::units::{Address, Bytes, GRANULE, align_up};
+use crate::units::{Address, Bytes, GRANULE, MIB, align_up};
+
+/// The addresses that a heap reserves first for small requests.
+const FIRST_SMALL_RANGE: Bytes = 64 * MIB;
 
 /// One request on its way through the slow path.
 #[derive(Clone, Copy, Debug)]
@@ -318,11 +321,13 @@ impl Engine {
 
     /// Reserves addresses for the heap: four times the device's whole memory for large requests, so
     /// that a second range is rare and the end of one not in the way, and halved until the system
-    /// grants it.
+    /// grants it. For small requests little at first, then each time as much again: the addresses
+    /// of a thousand heaps are to lie close enough together for their places in the page map to
+    /// share pages of it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
-            ArenaKind::Small => self.total / 16,
+            ArenaKind::Small => heap.reserved(request.kind).max(FIRST_SMALL_RANGE),
             ArenaKind::Large => self.total.saturating_mul(4),
         };
         bytes = align_up(bytes.max(least), GRANULE);

@@ -66,16 +66,27 @@ impl Block {
 }
 
 /// All blocks of a heap; numbers are reused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+#[repr(C)]
 pub(crate) struct BlockTable {
     blocks: Vec<Block>,
-    vacant: Vec<BlockId>,
+    /// The first of the numbers that are not in use, which are linked as blocks of a bin are, and
+    /// how many there are.
+    vacant: BlockId,
+    vacant_count: u32,
 }
 
 impl BlockTable {
+    pub(crate) fn new() -> Self {
+        BlockTable { blocks: Vec::new(), vacant: NONE, vacant_count: 0 }
+    }
+
     pub(crate) fn insert(&mut self, block: Block) -> BlockId {
-        if let Some(id) = self.vacant.pop() {
-            self.blocks[id as usize] = block;
+        let id = self.vacant;
+        if let Some(vacant) = self.blocks.get_mut(id as usize) {
+            self.vacant = vacant.bin_next;
+            self.vacant_count -= 1;
+            *vacant = block;
             return id;
         }
         debug_assert!(self.blocks.len() < NONE as usize);
@@ -90,12 +101,14 @@ impl BlockTable {
     }
 
     pub(crate) fn remove(&mut self, id: BlockId) {
-        self.vacant.push(id);
+        self.blocks[id as usize].bin_next = self.vacant;
+        self.vacant = id;
+        self.vacant_count += 1;
     }
 
     /// How many blocks there are.
     pub(crate) fn len(&self) -> usize {
-        self.blocks.len() - self.vacant.len()
+        self.blocks.len() - self.vacant_count as usize
     }
 }
 

@@ -72,6 +72,13 @@ impl Heap {
         self.arenas[kind as usize].gaps.insert(base, id);
     }
 
+    /// Bytes of all addresses that were reserved for one kind of request.
+    pub(crate) fn reserved(&self, kind: ArenaKind) -> Bytes {
+        let own = self.ranges.iter().flatten();
+        let own = own.filter(|range| range.kind == kind && !range.borrowed && !range.segment);
+        own.map(|range| range.bytes).sum()
+    }
+
     /// Adds a range that is memory throughout, and gives the page slot of each of its granules.
     pub(crate) fn add_segment(
         &mut self,

@@ -17,19 +17,6 @@ pub(crate) mod metric {
     pub(crate) const ACTIVE_BYTES: usize = 12;
 }
 
-/// One quantity of the small pool: how much it may grow before it exceeds its limit, that limit,
-/// and everything ever added. What is live is the limit less the room.
-///
-/// The limit is what neither the small pool's lease nor that of everything can be exceeded below,
-/// so that an allocation that exceeds a lease is one that turns the sign of the room. It depends on
-/// the large pool: an allocation there lowers it, if need be.
-#[derive(Clone, Copy, Debug, Default)]
-struct Small {
-    room: i64,
-    limit: i64,
-    added: i64,
-}
-
 /// One quantity of the large pool.
 #[derive(Clone, Copy, Debug, Default)]
 struct Large {
@@ -38,15 +25,22 @@ struct Large {
     added: i64,
 }
 
-/// Counts of one heap, so laid out that the hot path touches neighbouring lines and branches once.
+/// Counts of one heap, so laid out that the hot path touches one line and branches once.
 ///
 /// Each is an array of three: allocations, their bytes, the bytes asked for (those of blocks that
-/// wait included, as in PyTorch).
+/// wait included, as in PyTorch). Of the small pool it is kept how much each may grow before it
+/// exceeds its limit, and everything ever added; what is live is the limit less the room.
+///
+/// The limit is what neither the small pool's lease nor that of everything can be exceeded below,
+/// so that an allocation that exceeds a lease is one that turns the sign of the room. It depends on
+/// the large pool: an allocation there lowers it, if need be.
 #[derive(Clone, Debug, Default)]
-#[repr(align(64))]
+#[repr(C)]
 pub(crate) struct Tally {
-    small: [Small; 3],
+    room: [i64; 3],
+    added: [i64; 3],
     large: [Large; 3],
+    limit: [i64; 3],
     /// What both pools together may come to.
     limit_all: [i64; 3],
     /// Whether an allocation exceeded a lease, which is to be extended before the heap's lock is
@@ -59,6 +53,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// The bytes in front that the hot path touches.
+    pub(crate) const HOT: usize = std::mem::offset_of!(Tally, large);
+
     /// Counts an allocation.
     pub(crate) fn allocate(&mut self, arena: ArenaKind, bytes: Bytes, requested: Bytes) {
         let look = match arena {
@@ -78,10 +75,9 @@ impl Tally {
         let values = [1, bytes as i64, requested as i64];
         let mut signs = 0;
         for k in 0..3 {
-            let small = &mut self.small[k];
-            small.added += values[k];
-            small.room -= values[k];
-            signs |= small.room;
+            self.added[k] += values[k];
+            self.room[k] -= values[k];
+            signs |= self.room[k];
         }
         signs < 0
     }
@@ -96,11 +92,10 @@ impl Tally {
             let large = &mut self.large[k];
             large.added += values[k];
             large.live += values[k];
-            let small = &mut self.small[k];
-            let lower = (small.limit + large.live - self.limit_all[k]).max(0);
-            small.limit -= lower;
-            small.room -= lower;
-            signs |= (large.limit - large.live) | small.room;
+            let lower = (self.limit[k] + large.live - self.limit_all[k]).max(0);
+            self.limit[k] -= lower;
+            self.room[k] -= lower;
+            signs |= (large.limit - large.live) | self.room[k];
         }
         signs < 0
     }
@@ -124,7 +119,7 @@ impl Tally {
                 };
             let live = self.live_small(k);
             let limit = limit_small.min(limit_all - self.large[k].live);
-            (self.small[k].limit, self.small[k].room) = (limit, limit - live);
+            (self.limit[k], self.room[k]) = (limit, limit - live);
             (self.large[k].limit, self.limit_all[k]) = (limit_large, limit_all);
             self.exceeded |= live > limit || self.large[k].live > limit_large;
         }
@@ -150,9 +145,9 @@ impl Tally {
     /// Counts the end of an allocation of the small pool.
     #[inline(always)]
     pub(crate) fn free_small(&mut self, bytes: Bytes, requested: Bytes) {
-        self.small[0].room += 1;
-        self.small[1].room += bytes as i64;
-        self.small[2].room += requested as i64;
+        self.room[0] += 1;
+        self.room[1] += bytes as i64;
+        self.room[2] += requested as i64;
     }
 
     /// Counts the end of an allocation of the large pool.
@@ -167,7 +162,7 @@ impl Tally {
     fn subtract(&mut self, arena: ArenaKind, values: [i64; 3]) {
         for (k, value) in values.into_iter().enumerate() {
             match arena {
-                ArenaKind::Small => self.small[k].room += value,
+                ArenaKind::Small => self.room[k] += value,
                 ArenaKind::Large => self.large[k].live -= value,
             }
         }
@@ -179,7 +174,7 @@ impl Tally {
     }
 
     fn live_small(&self, k: usize) -> i64 {
-        self.small[k].limit - self.small[k].room
+        self.limit[k] - self.room[k]
     }
 
     /// What is live of one pool.
@@ -223,7 +218,7 @@ impl Tally {
     /// Everything ever added, by quantity.
     pub(crate) fn added(&self) -> [i64; METRICS] {
         let [count, bytes, requested] = [0, 1, 2].map(|k| {
-            let (small, large) = (self.small[k].added, self.large[k].added);
+            let (small, large) = (self.added[k], self.large[k].added);
             [small + large, small, large]
         });
         gather([count, bytes, requested, count, bytes])
