@@ -125,7 +125,7 @@ impl Heap {
         Some(self.carve(id, requested, bytes))
     }
 
-    /// How much idle memory a request takes of a free block, of segments, which have no views, none;
+    /// How much idle memory a request takes of a free block, none of segments, which have no views;
     /// and whether it takes that at the end, which is looked at if `ends` says so.
     #[inline(always)]
     fn idle_taken(&self, block: &Block, bytes: Bytes, ends: bool) -> (Bytes, bool) {

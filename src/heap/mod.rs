@@ -74,8 +74,8 @@ pub(crate) struct BlockView {
 
 /// The blocks of one stream of one pool, or of one of its lanes.
 ///
-/// What every call touches comes first, so that it lies with the lock in front of it in two lines of
-/// the cache: a program with a thousand streams has the heap of none of them in the first level.
+/// What every call touches comes first, so that it lies with the lock in front of it in two lines
+/// of the cache: with a thousand streams, their heaps do not all stay in its first level.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Heap {
