@@ -9,18 +9,19 @@ use plugalloc::units::{Address, Bytes, MIB, StreamId};
 use plugalloc::{Allocator, DeviceId};
 
 use crate::conformance::{self, read, write};
+use crate::scenarios::skip;
 use crate::{Gpu, Numbers, gpu};
 
 /// The first GPU and a second one that it can reach, or `None` with a printed reason.
-fn pair() -> Option<(Gpu, Arc<CudaDevice>)> {
+pub(crate) fn pair() -> Option<(Gpu, Arc<CudaDevice>)> {
     let gpu = gpu()?;
     let machine = CudaMachine::open().unwrap();
     let Some(peer) = machine.devices().get(1) else {
-        println!("skipped: this machine has one GPU only");
+        skip("this machine has one GPU only");
         return None;
     };
     if !gpu.device.can_access_peer(peer.id()).unwrap() {
-        println!("skipped: {} cannot reach {}", gpu.device.id(), peer.id());
+        skip(&format!("{} cannot reach {}", gpu.device.id(), peer.id()));
         return None;
     }
     Some((gpu, Arc::clone(peer)))
