@@ -25,10 +25,20 @@ impl Allocator {
                 let guest = self.guest_of(engine, stream)?;
                 engine.record_stream(entry, address, (stream, guest))
             }
-            // The device's own free waits for all streams.
-            None if self.direct_block(address).is_some() => Ok(()),
-            None => Err(foreign(address)),
+            None => self.record_outside(address, stream),
         }
+    }
+
+    #[cold]
+    fn record_outside(&self, address: Address, stream: StreamId) -> Result<()> {
+        let Some(block) = self.direct_block(address) else {
+            return Err(foreign(address));
+        };
+        let engine = self.engine(block.device)?;
+        if let Some(guest) = self.guest_of(engine, stream)? {
+            engine.record_direct(address, guest);
+        }
+        Ok(())
     }
 
     /// The device that a stream belongs to, where that is another one than the engine's.
@@ -57,6 +67,10 @@ impl Allocator {
     /// because it is being captured for instance.
     pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
         let _goes_last = self.owners.take(device, stream);
-        self.engine(device)?.retire_stream(stream)
+        let engine = self.engine(device)?;
+        for other in self.engines.iter().filter(|other| other.id() != device) {
+            other.retire_guest(engine.id(), stream)?;
+        }
+        engine.retire_stream(stream)
     }
 }

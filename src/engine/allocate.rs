@@ -7,7 +7,7 @@ use crate::error::{Error, InvalidPointer, PointerFault, Result};
 use crate::heap::{BlockView, Heap, Lookup, SMALL_MAX, class_of};
 use crate::lock::MutexGuard;
 use crate::streams::{Guest, Ticket};
-use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
+use crate::units::{Address, Bytes, DeviceId, MAX_REQUEST, StreamId};
 
 /// How far an allocation got on the hot path.
 pub(crate) enum Look<'a> {
@@ -245,6 +245,11 @@ impl Engine {
             self.peaks.retire(&mut shard.heap.lock());
         }
         Ok(())
+    }
+
+    /// Takes note that a stream of another device is about to be destroyed.
+    pub(crate) fn retire_guest(&self, device: DeviceId, stream: StreamId) -> Result<()> {
+        Ok(self.deferred.lock().retire_guest(device.0 as u32, stream)?)
     }
 
     /// Looks which deferred frees have completed, and completes them.

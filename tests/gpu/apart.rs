@@ -16,7 +16,7 @@ pub(crate) fn path(module: &str) -> &str {
 }
 
 /// Runs `body` in a child, which is this executable with the same test.
-fn apart(module: &str, test: &str, body: impl FnOnce()) {
+pub(crate) fn apart(module: &str, test: &str, body: impl FnOnce()) {
     if is_child(test) {
         limit_life();
         body();

@@ -20,6 +20,11 @@ impl Deferred {
         Ok(())
     }
 
+    /// The same of a stream of another device: frees that wait for it are covered by an event.
+    pub(crate) fn retire_guest(&mut self, index: u32, stream: StreamId) -> DeviceResult<()> {
+        self.record_open(User { guest: Some(index), stream })
+    }
+
     /// A retired stream's handle is in use again: the new stream waits for what the old one left.
     pub(crate) fn revive(&mut self, stream: StreamId) -> DeviceResult<()> {
         if let Some(&event) = self.retired.get(&stream) {

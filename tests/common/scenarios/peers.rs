@@ -1,5 +1,6 @@
 //! One allocator over two devices that reach each other.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -186,12 +187,12 @@ pub(crate) fn a_free_waits_while_the_recorded_stream_of_the_other_device_is_capt
         assert_eq!(owner.active(), 1, "the stream is being captured");
     }
     let graph = guest.device().capture_end(theirs).unwrap();
-    allocator(&pair).process_events().unwrap();
+    // Nothing was recorded on the stream so far.
+    guest.end_stream(theirs);
     guest.device().synchronize().unwrap();
     allocator(&pair).process_events().unwrap();
     assert_eq!(owner.active(), 0, "the capture has ended");
     guest.device().graph_destroy(graph).unwrap();
-    guest.end_stream(theirs);
     finish(&pair);
 }
 
@@ -212,6 +213,35 @@ pub(crate) fn a_recorded_stream_of_the_other_device_may_be_destroyed(
         guest.device().synchronize().unwrap();
         allocator(&pair).process_events().unwrap();
         assert_eq!(owner.active(), 0, "the stream has ended, and its work has run");
+    }
+    finish(&pair);
+}
+
+pub(crate) fn without_caching_a_free_waits_for_the_other_device_too(
+    places: &[Place; 2],
+    kind: Kind,
+) {
+    let Some(pair) = pair(places, kind) else { return };
+    allocator(&pair).set_caching(false);
+    for (owner, guest) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {
+        guest.device().enable_peer_access(owner.device().id()).unwrap();
+        let theirs = guest.stream();
+        let opened = AtomicBool::new(false);
+        let block = owner.allocate(4 * MIB, StreamId::DEFAULT);
+        while_blocked(guest.device(), theirs, |open| {
+            guest.paint(block, 4 * MIB, 0xdd, theirs);
+            owner.allocator.record_stream(block, theirs).unwrap();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(100));
+                    opened.store(true, Ordering::SeqCst);
+                    open.send(()).unwrap();
+                });
+                owner.free(block);
+                assert!(opened.load(Ordering::SeqCst), "{} was not waited for", guest.id);
+            });
+        });
+        guest.end_stream(theirs);
     }
     finish(&pair);
 }
@@ -273,6 +303,7 @@ macro_rules! peer_scenarios {
             a_block_waits_for_a_recorded_stream_of_the_other_device,
             a_free_waits_while_the_recorded_stream_of_the_other_device_is_captured,
             a_recorded_stream_of_the_other_device_may_be_destroyed,
+            without_caching_a_free_waits_for_the_other_device_too,
             statistics_limits_and_free_memory_are_each_devices_own,
             a_pool_of_the_second_device_serves_its_graphs,
         }

@@ -2,7 +2,7 @@
 //! which runs in a child as well, with the other part.
 
 use plugalloc::error::{Error, PointerFault};
-use plugalloc::units::{Address, Bytes, MIB, StreamId};
+use plugalloc::units::{Address, Bytes, KIB, MIB, StreamId};
 use plugalloc::{ImportedMemory, SharedMemory};
 
 use super::processes::{Other, hear, limit_life, part_in, say};
@@ -10,6 +10,18 @@ use super::{Kind, Place, Site, skip};
 
 /// Several handles long.
 const BYTES: Bytes = 40 * MIB + 4096;
+
+/// A block that shares its page with others.
+const SMALL: Bytes = 512 * KIB;
+
+/// A block is painted in stripes of different values, so that parts of it that change places show.
+fn stripes(at: Address, value: u8) -> impl Iterator<Item = (Address, Bytes, u8)> {
+    let stripe = move |index: u64| {
+        let start = index * MIB;
+        (at + start, MIB.min(BYTES - start), value.wrapping_add(index as u8))
+    };
+    (0..BYTES.div_ceil(MIB)).map(stripe)
+}
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -45,12 +57,18 @@ impl Party {
         Party { site, stream }
     }
 
-    /// A painted block.
-    fn block(&self, bytes: Bytes, value: u8) -> Address {
-        let at = self.site.allocate(bytes, self.stream);
-        self.site.paint(at, bytes, value, self.stream);
-        self.site.device().stream_synchronize(self.stream).unwrap();
+    /// A painted block of [`BYTES`].
+    fn block(&self, value: u8) -> Address {
+        let at = self.site.allocate(BYTES, self.stream);
+        self.repaint(at, value, "a new block");
         at
+    }
+
+    /// Uses the device once, so that what that takes of it is not missed later.
+    fn warm_up(&self) {
+        let at = self.block(0);
+        self.site.free(at);
+        self.site.allocator.empty_cache().unwrap();
     }
 
     /// Shares a block with the parent.
@@ -63,12 +81,17 @@ impl Party {
 
     #[track_caller]
     fn assert_painted(&self, at: Address, value: u8, what: &str) {
-        self.site.assert_painted((at, BYTES), value, self.stream, what);
+        for (index, (at, bytes, value)) in stripes(at, value).enumerate() {
+            let what = format!("stripe {index} of {what}");
+            self.site.assert_painted((at, bytes), value, self.stream, &what);
+        }
     }
 
     #[track_caller]
     fn repaint(&self, at: Address, value: u8, what: &str) {
-        self.site.paint(at, BYTES, value, self.stream);
+        for (at, bytes, value) in stripes(at, value) {
+            self.site.paint(at, bytes, value, self.stream);
+        }
         self.assert_painted(at, value, what);
     }
 
@@ -116,19 +139,27 @@ pub(crate) fn a_shared_block_stays_in_place_while_its_owner_moves_other_memory(
     }
     let mut other = Other::start(test, "share");
     let (offset, handle) = shared_by(&mut other);
+    let (small_offset, small_handle) = shared_by(&mut other);
     let Some(opened) = party.open(&handle) else { return other.kill() };
-    assert!(opened.bytes() >= offset + BYTES, "{opened:?}");
+    let small = party.open(&small_handle).unwrap();
+    for (opened, offset) in [(&opened, offset), (&small, small_offset)] {
+        println!("{} bytes at {:#x}, {offset} bytes in", opened.bytes(), opened.address());
+    }
+    assert!(opened.bytes() >= offset + BYTES && small.bytes() >= small_offset + SMALL);
+    assert!(small_offset > 0, "something lies before it");
     let at = opened.address() + offset;
-    let own = party.block(BYTES, 0x33);
+    let small_span = (small.address() + small_offset, SMALL);
+    let own = party.block(0x33);
     party.assert_painted(at, 0x5a, "what the owner wrote");
     other.tell("opened");
     other.line("MOVED");
     party.assert_painted(at, 0x5a, "what the owner wrote, after it has moved other memory");
+    party.site.assert_painted(small_span, 0x66, party.stream, "the small block");
     party.repaint(at, 0xa5, "what was written to the opened memory");
     let error = party.site.allocator.free(opened.address()).unwrap_err();
     let foreign = |fault| fault == PointerFault::Foreign;
     assert!(matches!(&error, Error::InvalidPointer(e) if foreign(e.fault)), "{error}");
-    drop(opened);
+    drop((opened, small));
     other.tell("closed");
     other.line("ENDED");
     other.end();
@@ -141,12 +172,15 @@ pub(crate) fn a_shared_block_stays_in_place_while_its_owner_moves_other_memory(
 fn move_memory_beside_a_shared_block(party: Party, kind: Kind) {
     let Party { site, stream } = &party;
     site.limit(160 * MIB);
-    let before = party.block(24 * MIB, 1);
-    let block = party.block(BYTES, 0x5a);
-    let after = party.block(24 * MIB, 2);
+    let beside = [0; 2].map(|_| site.allocate(SMALL, *stream));
+    site.paint(beside[1], SMALL, 0x66, *stream);
+    let before = site.allocate(24 * MIB, *stream);
+    let block = party.block(0x5a);
+    let after = site.allocate(24 * MIB, *stream);
     party.share(block, kind);
+    party.share(beside[1], kind);
     hear("opened");
-    [before, after].into_iter().for_each(|at| site.free(at));
+    [beside[0], before, after].into_iter().for_each(|at| site.free(at));
     let thief = site.stream();
     for round in 0..3 {
         // Longer than what is free side by side.
@@ -165,7 +199,7 @@ fn move_memory_beside_a_shared_block(party: Party, kind: Kind) {
     say("MOVED", "");
     hear("closed");
     party.assert_painted(block, 0xa5, "what the other process wrote");
-    site.free(block);
+    [block, beside[1]].into_iter().for_each(|at| site.free(at));
     site.end_stream(thief);
     party.finish();
     say("ENDED", "");
@@ -197,13 +231,10 @@ pub(crate) fn memory_given_back_by_its_owner_lives_on_where_it_is_open(place: &P
 }
 
 fn give_shared_memory_back(party: Party) {
-    let Party { site, stream } = &party;
-    // What the first use of the device takes is not missed later.
-    let warm = party.block(MIB, 0);
-    site.free(warm);
-    site.allocator.empty_cache().unwrap();
+    let site = &party.site;
+    party.warm_up();
     let before = site.free_memory();
-    let block = party.block(BYTES, 0x5a);
+    let block = party.block(0x5a);
     party.share(block, Kind::Handles);
     hear("opened");
     site.free(block);
@@ -212,10 +243,10 @@ fn give_shared_memory_back(party: Party) {
     assert_eq!(site.reserved(), 0);
     let free = site.free_memory();
     assert!(free + BYTES <= before + 8 * MIB, "{free} bytes free of {before}, and it is open");
-    let other = party.block(BYTES, 0x11);
+    let other = party.block(0x11);
     say("FREED", "");
     hear("closed");
-    site.assert_painted((other, BYTES), 0x11, *stream, "memory that was taken after that");
+    party.assert_painted(other, 0x11, "memory that was taken after that");
     site.free(other);
     site.allocator.empty_cache().unwrap();
     site.await_free(before, "after the other process has closed the memory");
@@ -225,7 +256,7 @@ fn give_shared_memory_back(party: Party) {
 
 /// The owner's part in the scenarios below: shares a block, and looks what is in it at the end.
 fn share_until_closed(party: Party, kind: Kind) {
-    let block = party.block(BYTES, 0x5a);
+    let block = party.block(0x5a);
     party.share(block, kind);
     hear("closed");
     party.assert_painted(block, 0xa5, "what the other process wrote last");
@@ -289,9 +320,7 @@ pub(crate) fn what_a_process_shared_cannot_be_opened_once_it_has_ended(
         limit_life();
         return share_until_closed(party, kind);
     }
-    let warm = party.block(MIB, 0);
-    party.site.free(warm);
-    party.site.allocator.empty_cache().unwrap();
+    party.warm_up();
     let before = party.site.free_memory();
     let mut other = Other::start(test, "share");
     let (offset, handle) = shared_by(&mut other);
@@ -312,7 +341,7 @@ pub(crate) fn what_a_process_shared_cannot_be_opened_once_it_has_ended(
     println!("as wanted: {error}");
     assert!(matches!(error, Error::Unsupported { .. } | Error::Device(_)), "{error}");
     // The failed call has changed nothing.
-    let block = party.block(BYTES, 0x44);
+    let block = party.block(0x44);
     party.assert_painted(block, 0x44, "a block of the process that is left");
     party.site.free(block);
     party.site.allocator.empty_cache().unwrap();
@@ -325,7 +354,7 @@ pub(crate) fn a_process_opens_its_own_handles_but_no_legacy_ones(place: &Place, 
         return;
     }
     let (owner, beside) = (Party::new(place, kind), Party::new(place, kind));
-    let block = owner.block(BYTES, 0x5a);
+    let block = owner.block(0x5a);
     let SharedMemory { offset, handle, .. } = owner.site.allocator.share(block).unwrap();
     if kind == Kind::Segments {
         let error = owner.site.allocator.open_shared(owner.site.id, &handle).unwrap_err();
@@ -409,7 +438,7 @@ pub(crate) fn a_corrupted_handle_is_refused_and_harms_nothing(
 fn open_corrupted_handles(place: &Place, kind: Kind, test: &str) {
     let party = Party::new(place, kind);
     let owner = Party::new(place, kind);
-    let block = owner.block(BYTES, 0x5a);
+    let block = owner.block(0x5a);
     let mut other = (kind == Kind::Segments).then(|| Other::start(test, "share"));
     let (offset, handle) = match &mut other {
         Some(other) => shared_by(other),
@@ -423,7 +452,7 @@ fn open_corrupted_handles(place: &Place, kind: Kind, test: &str) {
         println!("trying {what}");
         let error = match party.site.allocator.open_shared(party.site.id, &bytes) {
             Err(error) => error,
-            Ok(opened) => panic!("{what} was opened as {opened:?}"),
+            Ok(opened) => panic!("{what} was opened, at {:#x}", opened.address()),
         };
         println!("as wanted: {error}");
         party.site.device().memory_info().unwrap();
