@@ -361,7 +361,6 @@ pub(crate) fn a_graph_that_still_runs_keeps_the_memory_of_its_released_pool(site
                 open.send(()).unwrap();
             });
             site.device().graph_launch(graph, unknown).unwrap();
-            site.device().graph_destroy(graph).unwrap();
             site.allocator.release_pool(site.id, POOL).unwrap();
             // No stream that the allocator knows has anything to wait for.
             let block = site.allocate(BYTES, taker);
@@ -371,6 +370,7 @@ pub(crate) fn a_graph_that_still_runs_keeps_the_memory_of_its_released_pool(site
             site.assert_painted((block, BYTES), 6, taker, "memory that the graph had");
             assert!(waited, "the graph had not run when its memory was handed on");
             site.free(block);
+            site.device().graph_destroy(graph).unwrap();
         });
     });
     [stream, unknown, taker].into_iter().for_each(|stream| site.end_stream(stream));
