@@ -5,6 +5,7 @@ mod owners;
 mod pins;
 mod pools;
 mod shared;
+mod streams;
 
 pub use pins::{ObserverId, Pin};
 pub use shared::{ImportedMemory, SharedMemory};
@@ -203,23 +204,6 @@ impl Allocator {
         Err(foreign(address))
     }
 
-    /// Tells that `stream` uses the allocation too: once freed, it is not used again before what is
-    /// queued there by then has run. Address 0 is ignored, and so is the allocation's own stream.
-    ///
-    /// # Errors
-    /// [`Error::InvalidPointer`] where the address is not the start of a live allocation.
-    pub fn record_stream(&self, address: Address, stream: StreamId) -> Result<()> {
-        if address == 0 {
-            return Ok(());
-        }
-        match self.owner(address) {
-            Some((engine, entry)) => engine.record_stream(entry, address, stream),
-            // The device's own free waits for all streams.
-            None if self.direct_block(address).is_some() => Ok(()),
-            None => Err(foreign(address)),
-        }
-    }
-
     /// Whether the address lies in memory that this allocator holds. Takes no lock.
     #[inline]
     pub fn owns(&self, address: Address) -> bool {
@@ -275,21 +259,6 @@ impl Allocator {
     pub fn empty_cache(&self) -> Result<()> {
         let results: Vec<_> = self.engines.iter().map(Engine::empty_cache).collect();
         results.into_iter().collect()
-    }
-
-    /// Takes note that a stream of `device` is about to be destroyed. Its cached memory then serves
-    /// other streams, ordered after what was queued on it, and nothing more is asked of its handle;
-    /// if the handle comes back for a new stream, that stream waits for what the old one left. A
-    /// stream that is destroyed without this costs a wait for the whole device when its memory is
-    /// needed elsewhere, as far as the driver recognises handles that are no longer valid.
-    /// [`Stream`](crate::Stream) does it when dropped.
-    ///
-    /// # Errors
-    /// [`Error::Device`] where no event can be recorded on the stream, because it is being captured
-    /// for instance.
-    pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
-        let _goes_last = self.owners.take(device, stream);
-        self.engine(device)?.retire_stream(stream)
     }
 
     /// Looks which frees that wait for other streams have completed, on all devices, and gives

@@ -272,6 +272,7 @@ pub enum DriverCall {
     IpcCloseHandle,
     MemoryInfo,
     StreamCreate,
+    HasStream,
     StreamDestroy,
     StreamSynchronize,
     StreamWaitEvent,
@@ -295,7 +296,7 @@ pub enum DriverCall {
 
 impl DriverCall {
     /// Every call, in declaration order.
-    pub const ALL: [DriverCall; 35] = [
+    pub const ALL: [DriverCall; 36] = [
         DriverCall::Reserve,
         DriverCall::FreeAddress,
         DriverCall::Create,
@@ -312,6 +313,7 @@ impl DriverCall {
         DriverCall::IpcCloseHandle,
         DriverCall::MemoryInfo,
         DriverCall::StreamCreate,
+        DriverCall::HasStream,
         DriverCall::StreamDestroy,
         DriverCall::StreamSynchronize,
         DriverCall::StreamWaitEvent,

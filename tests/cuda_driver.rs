@@ -326,3 +326,24 @@ fn legacy_handles_pass_through_and_those_of_this_process_are_named() {
         assert_lost(device.ipc_open_handle(handle), "CUDA_ERROR_ILLEGAL_ADDRESS");
     });
 }
+
+#[test]
+fn a_stream_is_known_by_its_context() {
+    let test = "a_stream_is_known_by_its_context";
+    with_driver(test, &[], || {
+        let (_, device) = open();
+        let belongs = |context: sys::CUcontext| {
+            // SAFETY: the variable lives as long as the driver, and no call is under way.
+            unsafe { variable::<sys::CUcontext>("fake_stream_context").write(context) };
+            device.has_stream(StreamId(0x5000)).unwrap()
+        };
+        let own = device.native_context().unwrap().unwrap() as usize as sys::CUcontext;
+        assert!(belongs(own));
+        assert!(!belongs((own as usize + 64) as sys::CUcontext));
+        assert!(current().is_null());
+        // The default streams are every device's, and what the driver does not know may be.
+        for number in [0, 1, 2, 0xbad] {
+            assert!(device.has_stream(StreamId(number)).unwrap(), "{number:#x}");
+        }
+    });
+}

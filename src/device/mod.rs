@@ -155,6 +155,12 @@ pub trait Device: Send + Sync {
 
     /// Makes a stream that does not synchronise with the default stream.
     fn stream_create(&self) -> DeviceResult<StreamId>;
+    /// False where the stream is known to be another device's. The default streams are every
+    /// device's.
+    fn has_stream(&self, stream: StreamId) -> DeviceResult<bool> {
+        let _ = stream;
+        Ok(true)
+    }
     /// Destroys a stream; what is queued on it still runs.
     fn stream_destroy(&self, stream: StreamId) -> DeviceResult<()>;
     /// Waits until everything queued on the stream has run.

@@ -6,8 +6,8 @@ use super::{Engine, PageEntry, flag};
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
 use crate::heap::{BlockView, Heap, Lookup, SMALL_MAX, class_of};
 use crate::lock::MutexGuard;
-use crate::streams::Ticket;
-use crate::units::{Address, Bytes, MAX_REQUEST, StreamId};
+use crate::streams::{Guest, Ticket};
+use crate::units::{Address, Bytes, DeviceId, MAX_REQUEST, StreamId};
 
 /// How far an allocation got on the hot path.
 pub(crate) enum Look<'a> {
@@ -199,12 +199,13 @@ impl Engine {
         InvalidPointer { address, fault }.into()
     }
 
-    /// Notes that `stream` uses the live allocation at `address` too. Its own stream needs no note.
+    /// Notes that `stream`, of another device where a guest is given, uses the live allocation at
+    /// `address` too. Its own stream needs no note.
     pub(crate) fn record_stream(
         &self,
         at: PageEntry<'_>,
         address: Address,
-        stream: StreamId,
+        (stream, guest): (StreamId, Option<Guest>),
     ) -> Result<()> {
         let mut heap = at.shard.heap.lock();
         let found = heap.lookup(at.slot, address);
@@ -212,9 +213,9 @@ impl Engine {
             drop(heap);
             return Err(self.refused(address, found));
         };
-        if stream != at.shard.stream {
+        if stream != at.shard.stream || guest.is_some() {
             heap.set_shared(block);
-            self.deferred.lock().record(address, stream);
+            self.deferred.lock().record(address, stream, guest);
         }
         Ok(())
     }
@@ -244,6 +245,11 @@ impl Engine {
             self.peaks.retire(&mut shard.heap.lock());
         }
         Ok(())
+    }
+
+    /// Takes note that a stream of another device is about to be destroyed.
+    pub(crate) fn retire_guest(&self, device: DeviceId, stream: StreamId) -> Result<()> {
+        Ok(self.deferred.lock().retire_guest(device.0 as u32, stream)?)
     }
 
     /// Looks which deferred frees have completed, and completes them.

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::{Engine, Growth};
+use crate::device::DeviceResult;
 use crate::error::{DeviceErrorKind, Result};
 use crate::heap::{ArenaKind, Heap};
+use crate::streams::Guest;
 use crate::units::{Address, Bytes, StreamId};
 
 /// One allocation of the device's own.
@@ -20,9 +22,11 @@ pub(crate) struct DirectBlock {
 }
 
 /// All of them, by address.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Direct {
     blocks: Mutex<HashMap<Address, DirectBlock>>,
+    /// Which other devices use some of them.
+    guests: Mutex<HashMap<Address, Vec<Guest>>>,
 }
 
 impl Engine {
@@ -80,13 +84,15 @@ impl Engine {
         let Some(block) = self.direct.blocks.lock().remove(&address) else {
             return Ok(false);
         };
-        if let Err(error) = self.device.free(address) {
+        let waited = self.wait_for_guests(address);
+        if let Err(error) = waited.and_then(|()| self.device.free(address)) {
             self.direct.blocks.lock().insert(address, block);
             self.note_mapped(address, block.bytes);
             drop(growth);
             self.tell_observers();
             return Err(error.into());
         }
+        self.direct.guests.lock().remove(&address);
         self.tell_freed(address);
         growth.store.count_given(block.bytes);
         growth.store.count_idle(block.kind, block.bytes);
@@ -95,6 +101,21 @@ impl Engine {
             heap.free_outside(block.kind, block.bytes, block.requested);
         });
         Ok(true)
+    }
+
+    /// Notes that a stream of another device uses an allocation of the device's own. Streams of
+    /// the device itself need no note: its free waits for all of them.
+    pub(crate) fn record_direct(&self, address: Address, guest: Guest) {
+        let mut guests = self.direct.guests.lock();
+        let users = guests.entry(address).or_default();
+        if !users.iter().any(|user| user.index == guest.index) {
+            users.push(guest);
+        }
+    }
+
+    fn wait_for_guests(&self, address: Address) -> DeviceResult<()> {
+        let guests = self.direct.guests.lock().get(&address).cloned();
+        guests.iter().flatten().try_for_each(|guest| guest.device.synchronize())
     }
 
     /// An allocation of the device's own.

@@ -54,7 +54,7 @@ use crate::heap::{ArenaKind, Divisions};
 use crate::nvtx::Announcer;
 use crate::page_map::PageMap;
 use crate::pages::{Policy, Store};
-use crate::streams::{Captures, Deferred};
+use crate::streams::{Captures, Deferred, Guest};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
 use ipc::Ipc;
@@ -217,6 +217,12 @@ impl Engine {
     /// The device.
     pub(crate) fn device(&self) -> &Arc<dyn Device> {
         &self.device
+    }
+
+    /// The device as one whose streams use memory of others.
+    pub(crate) fn as_guest(&self) -> Guest {
+        let (device, captures) = (Arc::clone(&self.device), Arc::clone(&self.captures));
+        Guest { index: self.index, device, captures }
     }
 
     /// The device's number.

@@ -1,5 +1,7 @@
 //! Frees that wait for streams.
 
+mod order;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -25,6 +27,29 @@ struct Epoch {
     asked: bool,
 }
 
+/// A stream that uses a block: of the block's own device, or of another one of the allocator's,
+/// by its place there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct User {
+    guest: Option<u32>,
+    stream: StreamId,
+}
+
+impl User {
+    fn own(stream: StreamId) -> User {
+        User { guest: None, stream }
+    }
+}
+
+/// Another device of the allocator, streams of which use blocks of this one.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    /// Its place among the allocator's devices.
+    pub(crate) index: u32,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) captures: Arc<Captures>,
+}
+
 /// What one stream is waited for.
 #[derive(Debug, Default)]
 struct Tracker {
@@ -38,13 +63,16 @@ struct Tracker {
 pub(crate) struct Deferred {
     device: Arc<dyn Device>,
     captures: Arc<Captures>,
+    /// The other devices of which streams were recorded.
+    guests: BTreeMap<u32, Guest>,
     /// The streams recorded for live blocks, by address, without the block's own.
-    users: HashMap<Address, Vec<StreamId>>,
-    trackers: BTreeMap<StreamId, Tracker>,
+    users: HashMap<Address, Vec<User>>,
+    trackers: BTreeMap<User, Tracker>,
     /// For how many streams each waiting block waits.
     waits: HashMap<Ticket, usize>,
     /// Streams that are about to be destroyed, with an event at the end of their work.
     retired: HashMap<StreamId, EventId>,
+    /// Events of this device that wait for nothing. Those of guests are given back at once.
     idle_events: Vec<EventId>,
 }
 
@@ -59,6 +87,7 @@ impl Deferred {
         Deferred {
             device,
             captures,
+            guests: BTreeMap::new(),
             users: HashMap::new(),
             trackers: BTreeMap::new(),
             waits: HashMap::new(),
@@ -67,12 +96,26 @@ impl Deferred {
         }
     }
 
-    /// Notes that `stream` uses the live block at `address`. Noting it twice changes nothing.
-    pub(crate) fn record(&mut self, address: Address, stream: StreamId) {
-        let users = self.users.entry(address).or_default();
-        if !users.contains(&stream) {
-            users.push(stream);
+    /// Notes that `stream`, of another device where a guest is given, uses the live block at
+    /// `address`. Noting it twice changes nothing.
+    pub(crate) fn record(&mut self, address: Address, stream: StreamId, guest: Option<Guest>) {
+        let user = User { guest: guest.as_ref().map(|guest| guest.index), stream };
+        if let Some(guest) = guest {
+            self.guests.entry(guest.index).or_insert(guest);
         }
+        let users = self.users.entry(address).or_default();
+        if !users.contains(&user) {
+            users.push(user);
+        }
+    }
+
+    fn guest(&self, user: User) -> Option<&Guest> {
+        self.guests.get(&user.guest?)
+    }
+
+    /// The device that has a user's stream, and the events recorded there.
+    fn device_of(&self, user: User) -> Arc<dyn Device> {
+        Arc::clone(self.guest(user).map_or(&self.device, |guest| &guest.device))
     }
 
     /// Starts the wait of a block that was freed; false where nobody was recorded for it. The event
@@ -83,10 +126,10 @@ impl Deferred {
             return false;
         };
         self.waits.insert(ticket, users.len());
-        for stream in users {
-            self.trackers.entry(stream).or_default().open.push(ticket);
+        for user in users {
+            self.trackers.entry(user).or_default().open.push(ticket);
             // What cannot be recorded now is tried again at the next look.
-            let _ = self.record_open(stream);
+            let _ = self.record_open(user);
         }
         true
     }
@@ -122,70 +165,75 @@ impl Deferred {
         if self.must_not_ask()? {
             return Ok(());
         }
-        let streams: Vec<StreamId> = self.trackers.keys().copied().collect();
-        for stream in streams {
-            self.record_open(stream)?;
-            let Some(tracker) = self.trackers.get_mut(&stream) else {
+        let users: Vec<User> = self.trackers.keys().copied().collect();
+        for user in users {
+            if self.guest_captures(user)? {
                 continue;
-            };
-            while let Some(epoch) = tracker.epochs.front_mut() {
+            }
+            self.record_open(user)?;
+            let device = self.device_of(user);
+            while let Some(tracker) = self.trackers.get_mut(&user)
+                && let Some(epoch) = tracker.epochs.front_mut()
+            {
                 epoch.asked = true;
-                if !over(self.device.as_ref(), epoch.event)? {
+                if !over(device.as_ref(), epoch.event)? {
                     break;
                 }
                 if let Some(epoch) = tracker.epochs.pop_front() {
-                    self.idle_events.push(epoch.event);
                     end_waits(&mut self.waits, epoch.tickets, done);
+                    self.put_back(user, epoch.event);
                 }
             }
-            if tracker.open.is_empty() && tracker.epochs.is_empty() {
-                self.trackers.remove(&stream);
+            let over = |tracker: &Tracker| tracker.open.is_empty() && tracker.epochs.is_empty();
+            if self.trackers.get(&user).is_some_and(over) {
+                self.trackers.remove(&user);
             }
         }
         Ok(())
     }
 
     /// Covers the open frees of a stream by an event, unless it is being captured.
-    fn record_open(&mut self, stream: StreamId) -> DeviceResult<()> {
-        if self.trackers.get(&stream).is_none_or(|tracker| tracker.open.is_empty()) {
+    fn record_open(&mut self, user: User) -> DeviceResult<()> {
+        if self.trackers.get(&user).is_none_or(|tracker| tracker.open.is_empty()) {
             return Ok(());
         }
-        match self.is_capturing(stream)? {
+        match self.status_of(user)? {
             Status::Capturing => return Ok(()),
             Status::Gone => {
                 // All of the device's work has been waited for: a new event is over at once.
-                let event = self.event()?;
-                return self.close_epoch(stream, event, Ok(()));
+                let event = self.event_for(user)?;
+                return self.close_epoch(user, event, Ok(()));
             }
             Status::Usual => {}
         }
-        let Some(tracker) = self.trackers.get_mut(&stream) else {
+        let device = self.device_of(user);
+        let Some(tracker) = self.trackers.get_mut(&user) else {
             return Ok(());
         };
         if let Some(last) = tracker.epochs.back_mut().filter(|epoch| !epoch.asked) {
-            self.device.event_record(last.event, stream)?;
+            device.event_record(last.event, user.stream)?;
             last.tickets.append(&mut tracker.open);
             return Ok(());
         }
-        let event = self.event()?;
-        let recorded = self.device.event_record(event, stream);
-        self.close_epoch(stream, event, recorded)
+        let event = self.event_for(user)?;
+        let recorded = device.event_record(event, user.stream);
+        self.close_epoch(user, event, recorded)
     }
 
     fn close_epoch(
         &mut self,
-        stream: StreamId,
+        user: User,
         event: EventId,
         recorded: DeviceResult<()>,
     ) -> DeviceResult<()> {
-        match (recorded, self.trackers.get_mut(&stream)) {
+        match (recorded, self.trackers.get_mut(&user)) {
             (Ok(()), Some(tracker)) => {
                 let tickets = std::mem::take(&mut tracker.open);
                 tracker.epochs.push_back(Epoch { event, tickets, asked: false });
                 Ok(())
             }
             (recorded, _) => {
-                self.idle_events.push(event);
+                self.put_back(user, event);
                 recorded
             }
         }
@@ -207,18 +255,32 @@ impl Deferred {
         self.captures.may_be_under_way(self.device.as_ref())
     }
 
-    /// What may be done with a stream now.
+    /// Whether a capture may be under way on the other device that a user's stream belongs to.
+    fn guest_captures(&self, user: User) -> DeviceResult<bool> {
+        match self.guest(user) {
+            Some(guest) => guest.captures.may_be_under_way(guest.device.as_ref()),
+            None => Ok(false),
+        }
+    }
+
+    /// What may be done with a stream of this device now.
     fn is_capturing(&self, stream: StreamId) -> DeviceResult<Status> {
-        match self.device.capture_status(stream) {
+        self.status_of(User::own(stream))
+    }
+
+    /// What may be done with a stream now.
+    fn status_of(&self, user: User) -> DeviceResult<Status> {
+        let device = self.guest(user).map_or(&self.device, |guest| &guest.device);
+        match device.capture_status(user.stream) {
             Ok(Some(_)) => Ok(Status::Capturing),
             Ok(None) => Ok(Status::Usual),
             Err(error) if error.kind == DeviceErrorKind::Misuse => {
                 // The stream was destroyed. Its work may still run, and nothing is left to ask but
                 // the device as a whole, which a capture does not survive.
-                if self.must_not_ask()? {
+                if self.must_not_ask()? || self.guest_captures(user)? {
                     return Ok(Status::Capturing);
                 }
-                self.device.synchronize()?;
+                device.synchronize()?;
                 Ok(Status::Gone)
             }
             Err(error) => Err(error),
@@ -232,102 +294,20 @@ impl Deferred {
         }
     }
 
-    /// Takes note that `stream` is about to be destroyed: what it leaves is ordered by an event
-    /// from now on, and nothing more is asked of it.
-    pub(crate) fn retire(&mut self, stream: StreamId) -> DeviceResult<()> {
-        self.record_open(stream)?;
-        let event = self.event()?;
-        if let Err(error) = self.device.event_record(event, stream) {
-            self.idle_events.push(event);
-            return Err(error);
+    fn event_for(&mut self, user: User) -> DeviceResult<EventId> {
+        match self.guest(user) {
+            Some(guest) => guest.device.event_create(),
+            None => self.event(),
         }
-        if let Some(old) = self.retired.insert(stream, event) {
-            self.idle_events.push(old);
-        }
-        Ok(())
     }
 
-    /// A retired stream's handle is in use again: the new stream waits for what the old one left.
-    pub(crate) fn revive(&mut self, stream: StreamId) -> DeviceResult<()> {
-        if let Some(&event) = self.retired.get(&stream) {
-            self.device.stream_wait_event(stream, event)?;
-            self.retired.remove(&stream);
-            self.idle_events.push(event);
+    /// An event is not needed any more.
+    fn put_back(&mut self, user: User, event: EventId) {
+        match self.guest(user) {
+            // Nothing depends on the success.
+            Some(guest) => drop(guest.device.event_destroy(event)),
+            None => self.idle_events.push(event),
         }
-        Ok(())
-    }
-
-    /// Makes `later` wait for what is queued on `earlier` now, unless that has run already. False
-    /// where one of them is being captured, so that nothing may be recorded or made to wait. That
-    /// holds for one stream too: what is captured runs when its graph does, on any stream, and not
-    /// after what is queued here.
-    pub(crate) fn order(&mut self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
-        if !self.can_order(earlier, later)? {
-            return Ok(false);
-        }
-        if earlier == later {
-            return Ok(true);
-        }
-        let ask = !self.must_not_ask()?;
-        self.at_end_of(earlier, |device, event| {
-            if !(ask && device.event_query(event)?) {
-                device.stream_wait_event(later, event)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Whether [`order`](Deferred::order) would not refuse.
-    pub(crate) fn can_order(&self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
-        let free = |stream| Ok(!matches!(self.is_capturing(stream)?, Status::Capturing));
-        Ok((earlier == later || self.retired.contains_key(&earlier) || free(earlier)?)
-            && free(later)?)
-    }
-
-    /// Waits on the host for everything queued on `stream`. False where it is being captured, or
-    /// no event may be waited for.
-    pub(crate) fn drain(&mut self, stream: StreamId) -> DeviceResult<bool> {
-        if self.must_not_ask()? {
-            return Ok(false);
-        }
-        self.at_end_of(stream, |device, event| device.event_synchronize(event))
-    }
-
-    /// Whether everything queued on `stream` has run; nothing is waited for. False where it is
-    /// being captured, or no event may be asked.
-    pub(crate) fn is_idle(&mut self, stream: StreamId) -> DeviceResult<bool> {
-        if self.must_not_ask()? {
-            return Ok(false);
-        }
-        let mut passed = true;
-        let asked = self.at_end_of(stream, |device, event| {
-            passed = device.event_query(event)?;
-            Ok(())
-        })?;
-        Ok(asked && passed)
-    }
-
-    /// Calls `then` with an event at the end of what is queued on `stream` now. False, without a
-    /// call, where it is being captured.
-    fn at_end_of(
-        &mut self,
-        stream: StreamId,
-        then: impl FnOnce(&dyn Device, EventId) -> DeviceResult<()>,
-    ) -> DeviceResult<bool> {
-        if let Some(&event) = self.retired.get(&stream) {
-            then(self.device.as_ref(), event)?;
-            return Ok(true);
-        }
-        match self.is_capturing(stream)? {
-            Status::Capturing => return Ok(false),
-            Status::Gone => return Ok(true),
-            Status::Usual => {}
-        }
-        let event = self.event()?;
-        let recorded = self.device.event_record(event, stream);
-        let result = recorded.and_then(|()| then(self.device.as_ref(), event));
-        self.idle_events.push(event);
-        result.map(|()| true)
     }
 
     /// Gives the events back. Errors are of no consequence any more.

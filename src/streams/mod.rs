@@ -12,4 +12,4 @@ mod captures;
 mod deferred;
 
 pub(crate) use captures::Captures;
-pub(crate) use deferred::{Deferred, Ticket};
+pub(crate) use deferred::{Deferred, Guest, Ticket};

@@ -54,18 +54,27 @@ fn capture_mode() -> sys::CUstreamCaptureMode {
 
 /// Runs `body` with the primary context of device 0 current, as the CUDA runtime leaves it.
 pub(crate) fn with_primary_context(body: impl FnOnce()) {
+    with_primary_context_of(0, |_| body());
+}
+
+/// Runs `body` with the primary context of a device current, which it is told.
+pub(crate) fn with_primary_context_of<T>(
+    ordinal: i32,
+    body: impl FnOnce(sys::CUcontext) -> T,
+) -> T {
     let before = current();
     let mut primary = std::ptr::null_mut();
     // SAFETY: writes one pointer.
-    let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut primary, 0) };
+    let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut primary, ordinal) };
     assert_eq!(code, CUDA_SUCCESS);
     set_current(primary);
-    body();
+    let result = body(primary);
     assert_eq!(current(), primary);
     set_current(before);
     // SAFETY: gives back what was retained above.
-    let code = unsafe { sys::cuDevicePrimaryCtxRelease_v2(0) };
+    let code = unsafe { sys::cuDevicePrimaryCtxRelease_v2(ordinal) };
     assert_eq!(code, CUDA_SUCCESS);
+    result
 }
 
 /// A context of the program, which is current from here on.

@@ -16,6 +16,8 @@ pub(crate) struct Kernels {
 
 // SAFETY: the driver lets every thread use modules and functions.
 unsafe impl Sync for Kernels {}
+// SAFETY: as above.
+unsafe impl Send for Kernels {}
 
 impl Kernels {
     /// Loads them into the current context, which must stay current for every call.

@@ -8,18 +8,25 @@
 
 #[path = "../common/conformance/mod.rs"]
 mod conformance;
+#[path = "../common/scenarios/mod.rs"]
+mod scenarios;
 
+mod apart;
+mod brush;
 mod captures;
 mod contexts;
+mod devices;
 mod engine;
 mod interop;
 mod ipc;
 mod kernels;
 mod memory;
 mod peers;
+mod pools;
 mod prices;
 mod processes;
 mod sanitizer;
+mod sharing;
 mod threads;
 mod work;
 

@@ -68,7 +68,8 @@ class PLUGALLOC_API DeviceAllocator {
   virtual void emptyCache(MempoolId_t mempool_id = {0, 0}) = 0;
   /// Tells that `stream` uses the memory too: once freed, it is not reused before what is queued
   /// there by then has run. Null, memory with another deleter and the stream of the allocation
-  /// itself are ignored. The stream must live until the memory is freed.
+  /// itself are ignored. The stream must live until the memory is freed. It may be another
+  /// device's, save that a default stream is taken for that of the memory's device.
   virtual void recordStream(const DataPtr& pointer, cudaStream_t stream) = 0;
   /// Bytes of a device, free and in all, as its driver counts them.
   [[nodiscard]] virtual std::pair<std::size_t, std::size_t> getMemoryInfo(DeviceIndex device);

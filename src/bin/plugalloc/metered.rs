@@ -180,6 +180,9 @@ impl Device for Metered {
     fn stream_create(&self) -> DeviceResult<StreamId> {
         self.count(|d| d.stream_create())
     }
+    fn has_stream(&self, stream: StreamId) -> DeviceResult<bool> {
+        self.device.has_stream(stream)
+    }
     fn stream_destroy(&self, stream: StreamId) -> DeviceResult<()> {
         self.count(|d| d.stream_destroy(stream))
     }

@@ -106,6 +106,10 @@ impl Device for CudaDevice {
         streams::create(self)
     }
 
+    fn has_stream(&self, stream: StreamId) -> DeviceResult<bool> {
+        streams::belongs(self, stream)
+    }
+
     fn stream_destroy(&self, stream: StreamId) -> DeviceResult<()> {
         streams::destroy(self, stream)
     }

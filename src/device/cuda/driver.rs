@@ -129,6 +129,7 @@ required {
 // What older drivers lack and can do without.
 optional {
     context_id = "cuCtxGetId"(CUcontext, *mut u64);
+    stream_context = "cuStreamGetCtx"(CUstream, *mut CUcontext);
 }
 }
 

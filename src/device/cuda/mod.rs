@@ -103,6 +103,7 @@ fn is_checked(call: DriverCall) -> bool {
             | DriverCall::EventQuery
             | DriverCall::StreamWaitEvent
             | DriverCall::CaptureStatus
+            | DriverCall::HasStream
             | DriverCall::Copy
             | DriverCall::Fill
             | DriverCall::HostFunction

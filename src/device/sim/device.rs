@@ -211,6 +211,10 @@ impl Device for SimDevice {
         self.call(DriverCall::StreamCreate, |state| Ok(state.work.create_stream(self.index)))
     }
 
+    fn has_stream(&self, stream: StreamId) -> DeviceResult<bool> {
+        self.call(DriverCall::HasStream, |state| Ok(state.work.may_have(self.index, stream)))
+    }
+
     fn stream_destroy(&self, stream: StreamId) -> DeviceResult<()> {
         self.call(DriverCall::StreamDestroy, |state| state.work.destroy_stream(self.index, stream))
     }

@@ -115,6 +115,12 @@ impl Work {
         }
     }
 
+    /// False where the id is that of a stream which another device has created.
+    pub(super) fn may_have(&self, device: usize, id: StreamId) -> bool {
+        let has = |names: &BTreeMap<StreamId, Name>| matches!(names.get(&id), Some(Name::Live(_)));
+        has(&self.names[device]) || !self.is_created(id) || !self.names.iter().any(has)
+    }
+
     /// Whether the id is one that `create_stream` has given, on whichever device.
     fn is_created(&self, id: StreamId) -> bool {
         (FIRST_CREATED..FIRST_CREATED + self.created * STEP).contains(&id.0)

@@ -1,0 +1,110 @@
+//! One stream of a device after another, and streams that end.
+
+use super::{Deferred, Status, User};
+use crate::device::{Device, DeviceResult, EventId};
+use crate::units::StreamId;
+
+impl Deferred {
+    /// Takes note that `stream` is about to be destroyed: what it leaves is ordered by an event
+    /// from now on, and nothing more is asked of it.
+    pub(crate) fn retire(&mut self, stream: StreamId) -> DeviceResult<()> {
+        self.record_open(User::own(stream))?;
+        let event = self.event()?;
+        if let Err(error) = self.device.event_record(event, stream) {
+            self.idle_events.push(event);
+            return Err(error);
+        }
+        if let Some(old) = self.retired.insert(stream, event) {
+            self.idle_events.push(old);
+        }
+        Ok(())
+    }
+
+    /// The same of a stream of another device: frees that wait for it are covered by an event.
+    pub(crate) fn retire_guest(&mut self, index: u32, stream: StreamId) -> DeviceResult<()> {
+        self.record_open(User { guest: Some(index), stream })
+    }
+
+    /// A retired stream's handle is in use again: the new stream waits for what the old one left.
+    pub(crate) fn revive(&mut self, stream: StreamId) -> DeviceResult<()> {
+        if let Some(&event) = self.retired.get(&stream) {
+            self.device.stream_wait_event(stream, event)?;
+            self.retired.remove(&stream);
+            self.idle_events.push(event);
+        }
+        Ok(())
+    }
+
+    /// Makes `later` wait for what is queued on `earlier` now, unless that has run already. False
+    /// where one of them is being captured, so that nothing may be recorded or made to wait. That
+    /// holds for one stream too: what is captured runs when its graph does, on any stream, and not
+    /// after what is queued here.
+    pub(crate) fn order(&mut self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
+        if !self.can_order(earlier, later)? {
+            return Ok(false);
+        }
+        if earlier == later {
+            return Ok(true);
+        }
+        let ask = !self.must_not_ask()?;
+        self.at_end_of(earlier, |device, event| {
+            if !(ask && device.event_query(event)?) {
+                device.stream_wait_event(later, event)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether [`order`](Deferred::order) would not refuse.
+    pub(crate) fn can_order(&self, earlier: StreamId, later: StreamId) -> DeviceResult<bool> {
+        let free = |stream| Ok(!matches!(self.is_capturing(stream)?, Status::Capturing));
+        Ok((earlier == later || self.retired.contains_key(&earlier) || free(earlier)?)
+            && free(later)?)
+    }
+
+    /// Waits on the host for everything queued on `stream`. False where it is being captured, or
+    /// no event may be waited for.
+    pub(crate) fn drain(&mut self, stream: StreamId) -> DeviceResult<bool> {
+        if self.must_not_ask()? {
+            return Ok(false);
+        }
+        self.at_end_of(stream, |device, event| device.event_synchronize(event))
+    }
+
+    /// Whether everything queued on `stream` has run; nothing is waited for. False where it is
+    /// being captured, or no event may be asked.
+    pub(crate) fn is_idle(&mut self, stream: StreamId) -> DeviceResult<bool> {
+        if self.must_not_ask()? {
+            return Ok(false);
+        }
+        let mut passed = true;
+        let asked = self.at_end_of(stream, |device, event| {
+            passed = device.event_query(event)?;
+            Ok(())
+        })?;
+        Ok(asked && passed)
+    }
+
+    /// Calls `then` with an event at the end of what is queued on `stream` now. False, without a
+    /// call, where it is being captured.
+    fn at_end_of(
+        &mut self,
+        stream: StreamId,
+        then: impl FnOnce(&dyn Device, EventId) -> DeviceResult<()>,
+    ) -> DeviceResult<bool> {
+        if let Some(&event) = self.retired.get(&stream) {
+            then(self.device.as_ref(), event)?;
+            return Ok(true);
+        }
+        match self.is_capturing(stream)? {
+            Status::Capturing => return Ok(false),
+            Status::Gone => return Ok(true),
+            Status::Usual => {}
+        }
+        let event = self.event()?;
+        let recorded = self.device.event_record(event, stream);
+        let result = recorded.and_then(|()| then(self.device.as_ref(), event));
+        self.idle_events.push(event);
+        result.map(|()| true)
+    }
+}
