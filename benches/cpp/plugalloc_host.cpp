@@ -3,7 +3,9 @@
 //     plugalloc_host --mode calls|dataptr|pluggable|malloc [--suite ...] [--device auto|cuda|sim]
 //     plugalloc_host --mode which-device      prints cuda or sim
 //     plugalloc_host --mode pairs N           N hot pairs of 512 bytes and nothing else
-//     plugalloc_host --mode replace N         N replacements among 512 live blocks and nothing else
+//     plugalloc_host --mode replace N [LIVE [KIB [AHEAD]]]
+//                                             N replacements among LIVE (512) blocks of up to KIB
+//                                             (8192) where AHEAD (0) MiB were in use before
 //     plugalloc_host --mode threads N         N threads on streams of their own, and nothing else
 //     plugalloc_host --mode shared N          N threads on one stream, and nothing else
 //     plugalloc_host --mode turns N           hot pairs on N streams in turn, and nothing else
@@ -76,7 +78,15 @@ int runPairs(const bench::CommandLine& line) {
   const long count = line.rest.empty() ? 0 : std::strtol(line.rest[0].c_str(), nullptr, 10);
   if (line.mode == "replace") {
     Calls client{allocator.get()};
-    bench::LiveSet<Calls> set(client, stream, 1, 512, 8 * bench::kMiB);
+    const auto number = [&line](std::size_t at, std::size_t otherwise) {
+      return at < line.rest.size() ? std::strtoul(line.rest[at].c_str(), nullptr, 10) : otherwise;
+    };
+    const std::size_t bytes = number(2, 8 * bench::kKiB) * bench::kKiB;
+    for (std::size_t ahead = number(3, 0); ahead > 0; ahead = 0) {
+      const std::size_t count_ahead = ahead * bench::kMiB / (64 * bench::kKiB);
+      const bench::LiveSet<Calls> before(client, stream, 1, count_ahead, 128 * bench::kKiB);
+    }
+    bench::LiveSet<Calls> set(client, stream, 1, number(1, 512), bytes);
     set.replace(static_cast<std::uint64_t>(count));
     return 0;
   }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::shards::thread_number;
 use super::{Engine, PageEntry, flag};
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
 use crate::heap::{BlockView, Heap, Lookup, SMALL_MAX, class_of};
@@ -112,12 +113,12 @@ impl Engine {
         }
         let (_, rounded) = self.size_of(bytes);
         let mut heap = shard.heap.try_lock().unwrap_or_else(|| {
-            self.shards.collide(first);
+            self.shards.collide(first, thread_number());
             shard.heap.lock()
         });
         if self.peaks.enter(&mut heap) {
             let mut found = heap.allocate(bytes, rounded);
-            if found.is_none() && heap.flush_quick() {
+            if found.is_none() && heap.flush_near(rounded) {
                 found = heap.allocate(bytes, rounded);
             }
             self.peaks.leave(&self.shards, &mut heap);

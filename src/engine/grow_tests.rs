@@ -20,7 +20,7 @@ fn spread_engine() -> Engine {
     let shared = (Arc::new(PageMap::new()), Arc::new(Clock::default()));
     let engine = Engine::new(0, device, config, shared).unwrap();
     let first = engine.shards.for_stream(STREAM).unwrap();
-    (0..100_000).for_each(|_| engine.shards.collide(first));
+    (0..100_000).for_each(|turn| engine.shards.collide(first, 1 + turn % 2));
     assert!(first.lanes().count() > 4);
     engine
 }

@@ -29,6 +29,8 @@ pub(crate) struct Shard {
     lanes: AtomicU32,
     /// How often a thread found the lock of a lane taken.
     collisions: AtomicU32,
+    /// The number of the thread to which that happened last.
+    last_collided: AtomicUsize,
     /// The numbers of the lanes; the first is the heap itself.
     lane_numbers: [AtomicU32; LANES],
     /// The private pool that it belongs to; the default pool's heaps have none.
@@ -52,6 +54,7 @@ impl Shard {
             number,
             lanes: AtomicU32::new(1),
             collisions: AtomicU32::new(0),
+            last_collided: AtomicUsize::new(0),
             lane_numbers: std::array::from_fn(|_| AtomicU32::new(number)),
             pool: RwLock::new(None),
         }
@@ -222,9 +225,13 @@ impl Shards {
     }
 
     /// A thread found the lock of one of a stream's lanes taken: where that happens often, there
-    /// are to be more lanes.
+    /// are to be more lanes. What always happens to the same thread does not count: the stream is
+    /// that thread's own, and others only looked into its heap for memory.
     #[cold]
-    pub(crate) fn collide(&self, first: &Shard) {
+    pub(crate) fn collide(&self, first: &Shard, thread: usize) {
+        if first.last_collided.swap(thread, Ordering::Relaxed) == thread {
+            return;
+        }
         if first.collisions.fetch_add(1, Ordering::Relaxed) < COLLISIONS {
             return;
         }
@@ -385,7 +392,7 @@ mod tests {
         assert_eq!(shards.lane(first).number, first.number);
         for expected in [1, 2, 4, 8, 16, 16] {
             assert_eq!(first.lanes().count(), expected);
-            (0..=COLLISIONS).for_each(|_| shards.collide(first));
+            (0..COLLISIONS + 2).for_each(|turn| shards.collide(first, 1 + turn as usize % 2));
         }
         let numbers: std::collections::HashSet<u32> = first.lanes().collect();
         assert_eq!(numbers.len(), LANES);
@@ -394,6 +401,14 @@ mod tests {
         assert!(numbers.contains(&mine));
         assert_eq!(shards.lane(first).number, mine, "a thread keeps its lane");
         assert_eq!(shards.for_stream(StreamId(7)).unwrap().number, first.number);
+    }
+
+    #[test]
+    fn a_thread_that_has_a_stream_to_itself_keeps_one_heap() {
+        let shards = Shards::new(0, None);
+        let first = shards.for_stream(StreamId(7)).unwrap();
+        (0..10 * COLLISIONS).for_each(|_| shards.collide(first, 3));
+        assert_eq!(first.lanes().count(), 1);
     }
 
     #[test]

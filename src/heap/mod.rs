@@ -249,8 +249,19 @@ impl Heap {
 
     /// Gives everything kept aside back to the free index; true where there was something.
     pub(crate) fn flush_quick(&mut self) -> bool {
+        self.flush_classes(0)
+    }
+
+    /// Gives back what is kept aside and may matter to a request: for a small one, small blocks of
+    /// a sixteenth of its size or more. Most requests are smaller than that, and go on being served
+    /// from what is kept. For a large one, whose kept block is back already, nothing.
+    pub(crate) fn flush_near(&mut self, bytes: Bytes) -> bool {
+        bytes <= SMALL_MAX && self.flush_classes(class_of((bytes / 16).max(1)))
+    }
+
+    fn flush_classes(&mut self, from: u8) -> bool {
         let mut any = false;
-        for class in 0..=LARGE_CLASS {
+        for class in from..=LARGE_CLASS {
             let mut id = self.quick.take_class(class);
             while id != NONE {
                 let next = self.blocks[id].bin_next;

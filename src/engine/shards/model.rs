@@ -116,7 +116,7 @@ fn lanes_are_different_heaps_of_the_stream_whenever_they_are_looked_at() {
             assert_lanes(&shards, &first);
             assert_eq!(shards.lane_of(&first, 1).stream, first.stream);
         });
-        (0..=COLLISIONS).for_each(|_| shards.collide(&first));
+        (0..=COLLISIONS).for_each(|turn| shards.collide(&first, 1 + turn as usize % 2));
         thread.join().unwrap();
         assert_eq!(assert_lanes(&shards, &first), 2);
         assert_eq!(shards.lane_of(&first, 1).number, 1);
@@ -130,11 +130,11 @@ fn threads_that_collide_at_once_double_the_lanes_and_lose_no_heap() {
         let shards = Arc::new(Shards::new(0, None));
         let first = Arc::clone(shards.get(shards.for_stream(stream(1)).unwrap().number).unwrap());
         let other = (Arc::clone(&shards), Arc::clone(&first));
-        let collide = |shards: &Shards, first: &Shard| {
-            (0..=COLLISIONS).for_each(|_| shards.collide(first));
+        let collide = |shards: &Shards, first: &Shard, thread: usize| {
+            (0..=COLLISIONS).for_each(|turn| shards.collide(first, thread + turn as usize % 2));
         };
-        let thread = thread::spawn(move || collide(&other.0, &other.1));
-        collide(&shards, &first);
+        let thread = thread::spawn(move || collide(&other.0, &other.1, 1));
+        collide(&shards, &first, 3);
         thread.join().unwrap();
         let lanes = assert_lanes(&shards, &first);
         assert!(matches!(lanes, 2 | 4), "{lanes} lanes");
