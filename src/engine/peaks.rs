@@ -127,7 +127,7 @@ impl Peaks {
         }
     }
 
-    /// Totals, peaks and everything ever added, all of the same moment: every heap is locked for it.
+    /// Totals, peaks and everything ever added, all of one moment: every heap is locked for it.
     pub(crate) fn read(&self, shards: &Shards) -> Reading {
         let all = shards.lock_all();
         let state = self.state.lock();

@@ -1,5 +1,7 @@
 //! Frees that wait for streams.
 
+mod marks;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
