@@ -4,7 +4,7 @@ use super::idle::{Idle, own_idle};
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules, metric};
+use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -220,7 +220,7 @@ impl Engine {
         request: Request,
         asked: Effort,
     ) -> Result<Means> {
-        let (live, peak) = self.peaks.estimate(&self.shards, metric::BYTES, heap);
+        let (live, peak) = self.peaks.estimate(&self.shards, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
         let free = match asked {

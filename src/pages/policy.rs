@@ -101,7 +101,7 @@ impl Policy {
     /// but an operating system bounds the mappings of a process (the simulated device's are such),
     /// and a driver keeps tables.
     pub(crate) fn most_dormant(&self, active: usize) -> usize {
-        4096 + 8 * active
+        2048 + 8 * active
     }
 
     /// The longest handle that moves whole. What a handle's length costs is the free memory that
