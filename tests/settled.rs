@@ -10,18 +10,23 @@ use plugalloc::units::MIB;
 
 #[test]
 fn what_queued_work_uses_is_left_to_its_stream() {
-    let rig = Rig::of(256 * MIB);
-    let first = rig.allocate(20 * MIB, A);
+    let rig = Rig::of(512 * MIB);
+    let [rest, first] = [(B, 300), (A, 20)].map(|(on, mib)| rig.allocate(mib * MIB, on));
     rig.device().hold(A).unwrap();
     rig.fill(first, 1, 20 * MIB, A);
     rig.free(first);
     let second = rig.allocate(20 * MIB, B);
     rig.fill(second, 2, 20 * MIB, B);
     rig.assert_filled(second, 2, 20 * MIB);
-    assert_eq!(rig.statistics().reserved_bytes.all.current as u64, 40 * MIB);
-    rig.device().resume(A).unwrap();
-    rig.assert_filled(second, 2, 20 * MIB);
+    assert_eq!(rig.statistics().reserved_bytes.all.current as u64, 340 * MIB);
+    // Another 20 MiB would be more than a tenth above what was ever live: this waits.
     rig.free(second);
+    let third = rig.allocate(38 * MIB, B);
+    rig.fill(third, 3, 38 * MIB, B);
+    rig.device().resume(A).unwrap();
+    rig.assert_filled(third, 3, 38 * MIB);
+    assert_eq!(rig.statistics().reserved_bytes.all.current as u64, 340 * MIB);
+    [rest, third].map(|block| rig.free(block));
     rig.finish();
 }
 

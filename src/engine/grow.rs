@@ -46,6 +46,8 @@ pub(super) struct Supply {
 struct Means {
     /// Idle memory may be moved for it.
     may_move: bool,
+    /// So much is reserved that streams had better wait for each other than take more.
+    may_wait: bool,
     ready: Bytes,
     most: Bytes,
     grain: Bytes,
@@ -182,9 +184,11 @@ impl Engine {
         }
         let mut idle = self.all_idle(growth, heap, request, asked);
         if asked == Effort::Usual && idle.iter().any(|idle| !idle.settled) {
-            // What queued work still uses is left to its heap, as long as anything else will do:
+            // What queued work still uses is left to its heap as long as anything else will do:
             // whoever took it would wait for that work, which costs more time than all calls of the
-            // driver together.
+            // driver together. Memory that would take too much is no such thing.
+            let most = if means.may_wait { means.ready } else { means.most };
+            let means = Means { most, ..means };
             let round = Round { means, asked, settled: true };
             idle.retain(|idle| idle.settled);
             if let Some(address) = self.grow_in_stages(growth, heap, request, round, &mut idle)? {
@@ -238,7 +242,8 @@ impl Engine {
         let ready = ready.min(most);
         let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
         let longest = self.policy.longest_moved(live_peak, grain);
-        Ok(Means { may_move, ready, most, grain, longest })
+        let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
+        Ok(Means { may_move, may_wait, ready, most, grain, longest })
     }
 
     /// Serves a request from idle memory where it is; else with the heap's own idle memory; with

@@ -46,6 +46,9 @@ pub(crate) struct Policy {
     /// How many microseconds may be spent on moving at once, and which share of all time.
     pub(crate) moving_burst_us: u64,
     pub(crate) moving_share: u64,
+    /// Streams wait for each other rather than take more memory from the device once it is beyond
+    /// `1 + 1/waiting_share` of the most that was ever live.
+    pub(crate) waiting_share: u64,
     /// The driver may take this share of all time,
     pub(crate) driver_share: u64,
     /// and one request this share of what is left of it.
@@ -66,6 +69,7 @@ impl Policy {
             rest_us: 3_000,
             moving_burst_us: 50_000,
             moving_share: 3,
+            waiting_share: 10,
             driver_share: 110,
             left_share: 4,
             steal: config.steal,
@@ -95,6 +99,12 @@ impl Policy {
     /// instead.
     pub(crate) fn may_move(&self, spent_us: u64, now_us: u64) -> bool {
         spent_us < self.moving_burst_us + now_us / self.moving_share
+    }
+
+    /// Whether a request takes memory that queued work still uses, and waits for it, rather than
+    /// let what is reserved grow to this.
+    pub(crate) fn may_wait(&self, reserved: Bytes, live_peak: Bytes) -> bool {
+        reserved > live_peak + live_peak / self.waiting_share
     }
 
     /// How many dormant views are kept beside so many active ones. Each saves a call when it wakes;
