@@ -176,12 +176,8 @@ impl Memory {
         mut each: impl FnMut(Bytes),
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
-        let region = self.reservation(device, address, bytes)?;
+        self.reservation(device, address, bytes)?;
         self.check_whole_mappings(address, bytes)?;
-        region
-            .range
-            .open(address, bytes)
-            .map_err(|error| host_failure("make memory accessible", &error))?;
         for mapping in self.mappings.range_mut(address..address + bytes).map(|(_, mapping)| mapping)
         {
             mapping.accessible = true;
