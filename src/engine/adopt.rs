@@ -2,10 +2,11 @@
 //! from heap to heap with their addresses, so that the driver has nothing to do. What lies side by
 //! side serves one request, whoever had it.
 
-use super::grow::{Idle, Request};
+use super::grow::Request;
+use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap};
+use crate::heap::Heap;
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes};
 
@@ -51,9 +52,6 @@ impl Engine {
                 return Ok(None);
             }
         }
-        if request.kind == ArenaKind::Small {
-            growth.moving_us += self.policy.adopt_us;
-        }
         let Request { requested, bytes, kind, .. } = request;
         let found = heap.allocate_at(window.start, requested, bytes, kind);
         self.peaks.leave(&self.shards, heap);
@@ -68,14 +66,20 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         giver: u32,
-        views: impl Iterator<Item = &'a Idle>,
+        views: impl Iterator<Item = &'a Idle> + Clone,
     ) -> Result<bool> {
         let (Some(from), Some(to)) = (self.shards.get(giver), self.shards.get(request.shard))
         else {
             return Ok(false);
         };
         let mut other = from.heap.lock();
-        if !self.deferred.lock().order(from.stream, to.stream)? {
+        let since = views.clone().map(|idle| other.idle_since(idle.view.view));
+        let Some(since) = since.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max())
+        else {
+            growth.lost += 1;
+            return Ok(false);
+        };
+        if !self.order_after(growth, (from, since), to)? {
             return Ok(false);
         }
         for idle in views {

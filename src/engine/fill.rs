@@ -1,6 +1,7 @@
 //! Carrying a plan out: dormant views that become active again, and holes that are filled.
 
-use super::grow::{Idle, Request, Supply};
+use super::grow::{Request, Supply};
+use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{Gap, Heap};
@@ -88,7 +89,7 @@ impl Engine {
             if mapped.is_err() {
                 // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
                 heap.make_dormant(view);
-                growth.store.deactivate(number);
+                growth.store.deactivate(number, heap.mark());
             } else {
                 self.publish(shard, &slots);
                 self.note_mapped(address, bytes);

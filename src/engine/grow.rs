@@ -1,9 +1,10 @@
 //! The slow path: memory for a request that no free block can serve.
 
+use super::idle::{Idle, own_idle};
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdleSpans, IdleView, Plan, PlanRules, metric};
+use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, MIB, align_up};
 
@@ -43,6 +44,35 @@ pub(super) struct Supply {
     pub(super) longest: Bytes,
 }
 
+/// What a request may count on besides idle memory; see [`Supply`].
+#[derive(Clone, Copy)]
+struct Means {
+    /// Idle memory may be moved for it.
+    may_move: bool,
+    /// So much is reserved that streams had better wait for each other than take more.
+    may_wait: bool,
+    ready: Bytes,
+    most: Bytes,
+    grain: Bytes,
+    longest: Bytes,
+}
+
+impl Means {
+    fn supply(self, idle: Vec<Idle>, most: Bytes, effort: Effort) -> Supply {
+        let Means { ready, grain, longest, .. } = self;
+        Supply { idle, ready, most, cut: 0, effort, grain, longest }
+    }
+}
+
+/// A round of stages.
+#[derive(Clone, Copy)]
+struct Round {
+    means: Means,
+    asked: Effort,
+    /// Only with memory of other heaps that nothing queued uses.
+    settled: bool,
+}
+
 /// What a stage came to.
 enum Grown {
     Served(Address),
@@ -50,13 +80,6 @@ enum Grown {
     Unchanged,
     /// The plan could not be carried out to its end.
     Changed,
-}
-
-/// An idle view of any heap.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Idle {
-    pub(super) shard: u32,
-    pub(super) view: IdleView,
 }
 
 impl Engine {
@@ -70,6 +93,7 @@ impl Engine {
         self.collect_garbage(&mut growth, bytes);
         // A failure to give memory back is no failure to allocate.
         let _ = self.release_unneeded(&mut growth);
+        let _ = self.trim_dormant(&mut growth);
         if let Some(address) = self.attempt(&mut growth, request, Effort::Usual)? {
             return Ok(address);
         }
@@ -152,7 +176,58 @@ impl Engine {
         request: Request,
         asked: Effort,
     ) -> Result<Option<Address>> {
-        let (live, peak) = self.peaks.estimate(&self.shards, metric::BYTES, heap);
+        let means = self.means(growth, heap, request, asked)?;
+        if !means.may_move && request.kind == ArenaKind::Small {
+            // Not even a look at the others: they are at work, too, and there is little to be had.
+            let idle = own_idle(request.shard, heap);
+            let supply = means.supply(idle, means.ready, Effort::Usual);
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
+                return Ok(Some(address));
+            }
+        }
+        let mut idle = self.all_idle(growth, heap, request, asked);
+        if asked == Effort::Usual && idle.iter().any(|idle| !idle.settled) {
+            // What queued work still uses is left to its heap as long as anything else will do:
+            // whoever took it would wait for that work, which costs more time than all calls of the
+            // driver together. Memory that would take too much is no such thing.
+            let most = if means.may_wait { means.ready } else { means.most };
+            let means = Means { most, ..means };
+            let round = Round { means, asked, settled: true };
+            idle.retain(|idle| idle.settled);
+            if let Some(address) = self.grow_in_stages(growth, heap, request, round, &mut idle)? {
+                return Ok(Some(address));
+            }
+            idle = self.all_idle(growth, heap, request, asked);
+        }
+        let round = Round { means, asked, settled: false };
+        if let Some(address) = self.grow_in_stages(growth, heap, request, round, &mut idle)? {
+            return Ok(Some(address));
+        }
+        // A stage fails where it counted on memory that turns out to belong to a stream that is
+        // being captured: without that. It also fails where other threads have taken what was idle:
+        // without theirs, since nobody else has this heap.
+        if self.retain_orderable(request.shard, &mut idle)? {
+            let supply = means.supply(idle, means.most, Effort::Reshape);
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
+                return Ok(Some(address));
+            }
+        }
+        let supply = means.supply(own_idle(request.shard, heap), means.most, Effort::Reshape);
+        Ok(match self.grow_from(growth, heap, request, supply)? {
+            Grown::Served(address) => Some(address),
+            Grown::Changed | Grown::Unchanged => None,
+        })
+    }
+
+    /// What a request may count on besides idle memory.
+    fn means(
+        &self,
+        growth: &mut Growth,
+        heap: &MutexGuard<'_, Heap>,
+        request: Request,
+        asked: Effort,
+    ) -> Result<Means> {
+        let (live, peak) = self.peaks.estimate(&self.shards, heap);
         let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
         let reserved = growth.store.reserved.current as Bytes;
         let free = match asked {
@@ -170,81 +245,44 @@ impl Engine {
         let ready = ready.min(most);
         let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
         let longest = self.policy.longest_moved(live_peak, grain);
-        if !may_move && request.kind == ArenaKind::Small {
-            // Not even a look at the others: they are at work, too, and there is little to be had.
-            let idle = own_idle(request.shard, heap);
-            let effort = Effort::Usual;
-            let supply = Supply { idle, ready, most: ready, cut: 0, effort, grain, longest };
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
-                return Ok(Some(address));
-            }
-        }
-        let mut idle = self.all_idle(request.shard, heap, asked);
-        if let Some(address) = self.adopt(growth, heap, request, &idle)? {
+        let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
+        Ok(Means { may_move, may_wait, ready, most, grain, longest })
+    }
+
+    /// Serves a request from idle memory where it is; else with the heap's own idle memory; with
+    /// all that was found; then also with handles that are too long, cut up; then with as much
+    /// growth as is needed beyond that. Leaves what is idle after it.
+    fn grow_in_stages(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        Round { means, asked, settled }: Round,
+        idle: &mut Vec<Idle>,
+    ) -> Result<Option<Address>> {
+        if let Some(address) = self.adopt(growth, heap, request, idle)? {
             return Ok(Some(address));
         }
-        // With the heap's own idle memory; with that of every heap; then also with handles that are
-        // too long, cut up; then with as much growth as is needed beyond that.
         let stages = [
-            (true, ready, Effort::Usual),
-            (false, ready, Effort::Usual),
-            (false, ready, Effort::Reshape),
-            (false, most, Effort::Reshape),
+            (true, means.ready, Effort::Usual),
+            (false, means.ready, Effort::Usual),
+            (false, means.ready, Effort::Reshape),
+            (false, means.most, Effort::Reshape),
         ];
         for (only_own, most, effort) in stages {
             let of = |idle: &&Idle| !only_own || idle.shard == request.shard;
             let idle_now = idle.iter().filter(of).copied().collect();
-            let supply = Supply { idle: idle_now, ready, most, cut: 0, effort, grain, longest };
+            let supply = means.supply(idle_now, most, effort);
             match self.grow_from(growth, heap, request, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
-                Grown::Changed => idle = self.all_idle(request.shard, heap, asked),
+                Grown::Changed => {
+                    *idle = self.all_idle(growth, heap, request, asked);
+                    idle.retain(|idle| idle.settled || !settled);
+                }
                 Grown::Unchanged => {}
             }
         }
-        // A stage fails where it counted on memory that turns out to belong to a stream that is
-        // being captured: without that. It also fails where other threads have taken what was idle:
-        // without theirs, since nobody else has this heap.
-        let effort = Effort::Reshape;
-        if self.retain_orderable(request.shard, &mut idle)? {
-            let supply = Supply { idle, ready, most, cut: 0, effort, grain, longest };
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
-                return Ok(Some(address));
-            }
-        }
-        let idle = own_idle(request.shard, heap);
-        let supply = Supply { idle, ready, most, cut: 0, effort, grain, longest };
-        Ok(match self.grow_from(growth, heap, request, supply)? {
-            Grown::Served(address) => Some(address),
-            Grown::Changed | Grown::Unchanged => None,
-        })
-    }
-
-    /// The idle views of all heaps whose memory may serve this one.
-    fn all_idle(&self, own: u32, heap: &Heap, effort: Effort) -> Vec<Idle> {
-        let mut idle = own_idle(own, heap);
-        self.idle_of_others(own, &mut idle, effort);
-        idle
-    }
-
-    /// Adds the idle views of other heaps: of all of them, or where stealing is off of those of the
-    /// same stream. The large block that each has kept aside is given back for it, since it may be
-    /// all that stands in the way of much; the small ones only before a request fails, since their
-    /// heaps are at work with them.
-    pub(super) fn idle_of_others(&self, own: u32, idle: &mut Vec<Idle>, effort: Effort) {
-        let mut found = Vec::new();
-        let stream = self.shards.get(own).map(|shard| shard.stream);
-        let others = self.shards.iter().filter(|(index, shard)| {
-            *index != own && (self.policy.steal || Some(shard.stream) == stream)
-        });
-        for (index, shard) in others {
-            let mut heap = shard.heap.lock();
-            match effort {
-                Effort::Usual => heap.flush_large(),
-                Effort::Reshape => _ = heap.flush_quick(),
-            }
-            heap.idle_views(&mut found);
-            idle.extend(found.drain(..).map(|view| Idle { shard: index, view }));
-        }
+        Ok(None)
     }
 
     /// Plans with this supply, and carries the plan out.
@@ -342,13 +380,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// The idle views of a heap that is locked, so that they stay idle.
-fn own_idle(shard: u32, heap: &Heap) -> Vec<Idle> {
-    let mut found = Vec::new();
-    heap.idle_views(&mut found);
-    found.into_iter().map(|view| Idle { shard, view }).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::grow::{Effort, Idle, Request, Supply};
+use super::grow::{Effort, Request, Supply};
+use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
@@ -234,26 +235,32 @@ impl Engine {
     ) -> Result<bool> {
         let view = source.view;
         let number = view.handle;
-        if source.shard == taker {
+        let mark = if source.shard == taker {
             if !heap.detach(view.view) {
                 return Ok(false);
             }
+            heap.mark()
         } else {
             let (Some(from), Some(to)) = (self.shards.get(source.shard), self.shards.get(taker))
             else {
                 return Ok(false);
             };
             let mut other = from.heap.lock();
-            if !self.deferred.lock().order(from.stream, to.stream)? {
+            let Some(since) = other.idle_since(view.view) else {
+                growth.lost += 1;
+                return Ok(false);
+            };
+            if !self.order_after(growth, (from, since), to)? {
                 return Ok(false);
             }
             if !other.detach(view.view) {
                 growth.lost += 1;
                 return Ok(false);
             }
-        }
+            since
+        };
         self.retract(view.address, view.bytes);
-        growth.store.deactivate(number);
+        growth.store.deactivate(number, mark);
         growth.moving_us += self.policy.move_us;
         Ok(true)
     }

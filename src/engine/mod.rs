@@ -16,11 +16,14 @@ mod allocate;
 mod announce;
 mod check;
 mod direct;
+mod dormant;
 mod fill;
 mod grow;
 mod handles;
+mod idle;
 mod ipc;
 mod ipc_format;
+mod marks;
 mod out_of_memory;
 mod padded;
 mod peaks;
@@ -58,6 +61,7 @@ use crate::streams::{Captures, Deferred, Guest};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
 use ipc::Ipc;
+use marks::Marks;
 use padded::Padded;
 use peaks::Peaks;
 use pins::Pins;
@@ -100,6 +104,8 @@ pub(crate) struct Growth {
     lost: u64,
     /// What is about to be unmapped.
     parting: Parting,
+    /// Since when idle memory is unused.
+    marks: Marks,
     /// When it was last looked for memory that nobody needs.
     looked_us: u64,
 }
@@ -196,6 +202,7 @@ impl Engine {
                 moving_us: 0,
                 lost: 0,
                 parting: Parting::default(),
+                marks: Marks::default(),
                 looked_us: 0,
             })),
             pools: Padded::default(),
@@ -304,6 +311,7 @@ impl Drop for Engine {
         // Memory that is live stays with whoever uses it: queued work may still read it.
         let _ = self.empty_cache();
         self.give_addresses_back();
+        self.forget_marks(&mut self.growth.lock());
         self.deferred.get_mut().destroy_events();
     }
 }

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use super::padded::Padded;
 use super::shards::{Shards, thread_number};
-use crate::heap::{Heap, METRICS};
+use crate::heap::{Heap, METRICS, metric};
 
 /// Two threads of which one needs more than is left within this time after the other was served
 /// work at the same time.
@@ -58,6 +58,8 @@ struct State {
     /// Sum of the heaps' leases; never above the peak.
     total: [i64; METRICS],
     peak: [i64; METRICS],
+    /// The most bytes that were ever seen live: below the peak where that is an upper bound.
+    seen: i64,
     /// The heaps whose leases may be above their values, by number.
     holders: Vec<u32>,
     /// Who needed more than was left last, and when that was served.
@@ -76,6 +78,7 @@ impl Peaks {
             state: Padded(Mutex::new(State {
                 total: [0; METRICS],
                 peak: [0; METRICS],
+                seen: 0,
                 holders: Vec::new(),
                 thread: 0,
                 since: Instant::now(),
@@ -113,14 +116,15 @@ impl Peaks {
     fn extend(&self, shards: &Shards, heap: &mut Heap) {
         let mut state = self.state.lock();
         state.register(heap);
-        let (mut crowd, short) = (false, state.is_short(heap));
+        let (mut crowd, mut exact, short) = (false, false, state.is_short(heap));
         if short {
             crowd = state.at_the_same_time();
             if !crowd || !state.settled {
-                state.settled = state.reclaim(shards, heap.turn.number) && crowd;
+                exact = state.reclaim(shards, heap.turn.number);
+                state.settled = exact && crowd;
             }
         }
-        state.grant(heap, crowd);
+        state.grant(heap, crowd, exact);
         if short {
             // From here on: serving a need may take longer than what tells threads at work.
             state.since = Instant::now();
@@ -148,18 +152,23 @@ impl Peaks {
         }
         state.holders.clear();
         state.peak = state.total;
+        state.seen = state.total[metric::BYTES];
     }
 
-    /// One total and its peak, where this heap is locked: exact for the heaps that no other thread
-    /// has locked, and for those an upper bound. Good enough for policy.
-    pub(crate) fn estimate(&self, shards: &Shards, metric: usize, heap: &Heap) -> (i64, i64) {
-        let state = self.state.lock();
+    /// The bytes that are live, where this heap is locked: exact for the heaps that no other thread
+    /// has locked, and for those an upper bound. And the most that were ever seen live: the peak,
+    /// save that threads at work do not raise it by more than was there when somebody asked here,
+    /// since policy must not take the sum of their peaks for the peak of their sum.
+    pub(crate) fn estimate(&self, shards: &Shards, heap: &Heap) -> (i64, i64) {
+        let metric = metric::BYTES;
+        let mut state = self.state.lock();
         let surplus = |heap: &Heap| heap.tally.leases()[metric] - heap.tally.current(metric);
         let others = state.holders.iter().filter(|&&number| number != heap.turn.number);
         let others = others.filter_map(|&number| shards.get(number)?.heap.try_lock());
         let spare: i64 = others.map(|other| surplus(&other)).sum();
         let now = state.total[metric] - spare - surplus(heap);
-        (now, state.peak[metric].max(now))
+        state.seen = state.seen.max(now);
+        (now, state.seen)
     }
 
     /// What is wrong, if anything, given that every heap is locked and none is added.
@@ -258,7 +267,8 @@ impl State {
     /// Extends the leases of a heap: to what it needs, for which peaks rise if they must, and to
     /// room for growth by as much again, of which it gets no more than half of what is left. In a
     /// crowd each takes no more than it needs.
-    fn grant(&mut self, heap: &mut Heap, crowd: bool) {
+    fn grant(&mut self, heap: &mut Heap, crowd: bool, exact: bool) {
+        let before = self.peak[metric::BYTES];
         let values = heap.tally.currents();
         let mut leases = *heap.tally.leases();
         for m in 0..METRICS {
@@ -272,6 +282,9 @@ impl State {
             self.total[m] += need + extra;
         }
         heap.tally.set_leases(leases);
+        if exact && self.peak[metric::BYTES] > before {
+            self.seen = self.peak[metric::BYTES];
+        }
     }
 }
 
@@ -284,7 +297,7 @@ fn add(sum: &mut [i64; METRICS], values: &[i64; METRICS]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::{ArenaKind, metric};
+    use crate::heap::ArenaKind;
     use crate::units::StreamId;
 
     /// Heaps whose contents go up and down.
@@ -361,6 +374,9 @@ mod tests {
         rig.change(1, 20);
         drop(busy);
         assert_eq!(rig.peak(), 50, "the truth is 30");
+        let own = rig.shards.get(1).unwrap().heap.lock();
+        assert_eq!(rig.peaks.estimate(&rig.shards, &own), (20, 30), "policy knows it");
+        drop(own);
         rig.peaks.reset(&rig.shards);
         assert_eq!(rig.peak(), 20);
         rig.change(1, -20);

@@ -128,7 +128,7 @@ impl Engine {
                     continue;
                 }
                 self.retract(view.address, view.bytes);
-                growth.store.deactivate(view.handle);
+                growth.store.deactivate(view.handle, heap.mark());
                 released += view.bytes;
             }
         }

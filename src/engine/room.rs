@@ -44,7 +44,7 @@ impl Engine {
         let headroom = growth.store.headroom().min(self.device.memory_info()?.free);
         let spare = growth.store.spare.iter().filter_map(|&number| growth.store.handle(number));
         let mut idle = Vec::new();
-        self.idle_of_others(request.shard, &mut idle, Effort::Reshape);
+        self.idle_of_others(None, request, &mut idle, Effort::Reshape);
         let own = self.shards.get(request.shard).map_or(0, |shard| shard.heap.lock().cached());
         let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
         Ok(headroom + spare.map(|handle| handle.bytes).sum::<Bytes>() + idle + own)

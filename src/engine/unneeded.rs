@@ -56,7 +56,7 @@ impl Engine {
                 if view.bytes <= unneeded && heap.detach(view.view) {
                     unneeded -= view.bytes;
                     self.retract(view.address, view.bytes);
-                    growth.store.deactivate(view.handle);
+                    growth.store.deactivate(view.handle, heap.mark());
                 }
             }
         }

@@ -42,6 +42,8 @@ pub(crate) struct Block {
     pub(crate) next: BlockId,
     pub(crate) bin_previous: BlockId,
     pub(crate) bin_next: BlockId,
+    /// While free: the mark of the stream that comes after its last use (see `engine::marks`).
+    pub(crate) since: u64,
     /// The range that it lies in.
     pub(crate) range: u32,
     /// For a dormant block: its view.

@@ -39,6 +39,7 @@ impl Heap {
                     bytes: view.bytes,
                     kind: view.kind,
                     block: (block.start, block.bytes),
+                    since: block.since,
                 });
             }
             at = end;

@@ -43,7 +43,6 @@ pub(crate) struct View {
     pub(crate) handle: u32,
     pub(crate) active: bool,
     pub(crate) kind: ArenaKind,
-    /// When memory under it was last freed into the index, by the heap's own count of such events.
     pub(crate) range: u32,
 }
 
@@ -63,6 +62,8 @@ pub(crate) struct IdleView {
     pub(crate) kind: ArenaKind,
     /// The free block that it lies in.
     pub(crate) block: (Address, Bytes),
+    /// The mark after its last use.
+    pub(crate) since: u64,
 }
 
 impl Heap {
@@ -221,6 +222,7 @@ impl Heap {
         let view = View { address, bytes, handle, active: true, kind, range };
         let view = self.insert_view(view);
         self.blocks[id].state = State::Free;
+        self.blocks[id].since = self.marks;
         let slots = self.add_slots(range, address, bytes, kind, view);
         self.insert_free(id);
         (view, slots)
@@ -280,6 +282,12 @@ impl Heap {
         true
     }
 
+    /// The mark after the last use of a view on which nothing lives; `None` where something does.
+    pub(crate) fn idle_since(&self, view: ViewId) -> Option<u64> {
+        let View { address, bytes, kind, .. } = self.view(view)?;
+        self.free_block_over(*address, *bytes, *kind).map(|id| self.blocks[id].since)
+    }
+
     /// Cuts the free block over an idle view so that one block, in no index, is exactly the view.
     pub(super) fn isolate(&mut self, view: ViewId) -> Option<BlockId> {
         let View { address, bytes, kind, .. } = self.view(view)?.clone();
@@ -305,6 +313,7 @@ impl Heap {
         let id = self.arenas[kind as usize].gaps.remove(&address)?;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
+        self.blocks[id].since = self.marks;
         if let Some(view) = &mut self.views[view as usize] {
             view.active = true;
         }
@@ -374,6 +383,7 @@ fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State
         next: NONE,
         bin_previous: NONE,
         bin_next: NONE,
+        since: 0,
         range,
         view: NO_SLOT,
         state,

@@ -95,6 +95,8 @@ pub(crate) struct Heap {
     /// Blocks of the first size or more are handed out whole, to requests that leave less than the
     /// second unused.
     whole: Option<(Bytes, Bytes)>,
+    /// How many marks were set on the stream: the number of the next.
+    marks: u64,
     /// What is neither moved nor given back.
     holds: Holds,
     vacant_slots: Vec<u32>,
@@ -124,6 +126,7 @@ impl Heap {
             vacant_views: Vec::new(),
             moves: 0,
             whole,
+            marks: 0,
             holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
@@ -218,7 +221,19 @@ impl Heap {
         };
         self.set_start(range, start, kind, 0);
         self.blocks[id].state = State::Free;
+        self.blocks[id].since = self.marks;
         self.insert_free(id);
+    }
+
+    /// The number of the next mark, which comes after all uses of what is free now.
+    pub(crate) fn mark(&self) -> u64 {
+        self.marks
+    }
+
+    /// A mark is set on the stream, behind all uses of what is free now; gives its number.
+    pub(crate) fn next_mark(&mut self) -> u64 {
+        self.marks += 1;
+        self.marks - 1
     }
 
     /// Joins a free block that is in no index with its free neighbours and indexes the result.
@@ -357,12 +372,13 @@ impl Heap {
 /// Makes `second`, which follows `first`, a part of it.
 #[inline]
 fn join(blocks: &mut BlockTable, first: BlockId, second: BlockId) {
-    let (bytes, next) = {
+    let (bytes, next, since) = {
         let block = &blocks[second];
-        (block.bytes, block.next)
+        (block.bytes, block.next, block.since)
     };
     let block = &mut blocks[first];
     block.bytes += bytes;
+    block.since = block.since.max(since);
     block.next = next;
     if next != NONE {
         blocks[next].previous = first;

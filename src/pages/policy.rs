@@ -39,13 +39,16 @@ pub(crate) struct Policy {
     /// What moving a handle costs in microseconds: one `cuMemMap` and one `cuMemSetAccess` on an
     /// H100.
     pub(crate) move_us: u64,
-    /// What it counts, in microseconds, that a small request is served by memory that passes from
-    /// another heap: a generous estimate for sixteen threads at work, who wait for each other
-    /// meanwhile. Large requests are worth it.
-    pub(crate) adopt_us: u64,
+    /// Small requests are served by other heaps' memory once that was not used for so many
+    /// microseconds: what a heap at work leaves unused for a moment it needs again, and heaps that
+    /// took it from each other in turn would do little else.
+    pub(crate) rest_us: u64,
     /// How many microseconds may be spent on moving at once, and which share of all time.
     pub(crate) moving_burst_us: u64,
     pub(crate) moving_share: u64,
+    /// Streams wait for each other rather than take more memory from the device once it is beyond
+    /// `1 + 1/waiting_share` of the most that was ever live.
+    pub(crate) waiting_share: u64,
     /// The driver may take this share of all time,
     pub(crate) driver_share: u64,
     /// and one request this share of what is left of it.
@@ -63,9 +66,10 @@ impl Policy {
             slack_share: 300,
             piece_bytes: MIB,
             move_us: 30,
-            adopt_us: 100,
+            rest_us: 3_000,
             moving_burst_us: 50_000,
-            moving_share: 60,
+            moving_share: 3,
+            waiting_share: 10,
             driver_share: 110,
             left_share: 4,
             steal: config.steal,
@@ -95,6 +99,19 @@ impl Policy {
     /// instead.
     pub(crate) fn may_move(&self, spent_us: u64, now_us: u64) -> bool {
         spent_us < self.moving_burst_us + now_us / self.moving_share
+    }
+
+    /// Whether a request takes memory that queued work still uses, and waits for it, rather than
+    /// let what is reserved grow to this.
+    pub(crate) fn may_wait(&self, reserved: Bytes, live_peak: Bytes) -> bool {
+        reserved > live_peak + live_peak / self.waiting_share
+    }
+
+    /// How many dormant views are kept beside so many active ones. Each saves a call when it wakes;
+    /// but an operating system bounds the mappings of a process (the simulated device's are such),
+    /// and a driver keeps tables.
+    pub(crate) fn most_dormant(&self, active: usize) -> usize {
+        2048 + 8 * active
     }
 
     /// The longest handle that moves whole. What a handle's length costs is the free memory that

@@ -1,6 +1,7 @@
 //! The device's handles, and the driver calls that make, map, unmap and release them. Every method
 //! leaves the store as it was, or as it should be: a failed step is undone.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::policy::price;
@@ -43,11 +44,22 @@ impl Handle {
     }
 }
 
+/// A dormant view, by its handle and place, with the mark that comes after its last use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parked {
+    pub(crate) number: u32,
+    pub(crate) place: Place,
+    pub(crate) since: u64,
+}
+
 /// All physical memory that the allocator has of one device.
 pub(crate) struct Store {
     device: Arc<dyn Device>,
     handles: Vec<Option<Handle>>,
     vacant: Vec<u32>,
+    /// How many dormant views there are, and those and some that are none any more, by age.
+    dormant: usize,
+    parked: VecDeque<Parked>,
     /// Handles with no active view.
     pub(crate) spare: Vec<u32>,
     /// Bytes taken from the device, as handles and as segments.
@@ -85,6 +97,8 @@ impl Store {
             device,
             handles: Vec::new(),
             vacant: Vec::new(),
+            dormant: 0,
+            parked: VecDeque::new(),
             spare: Vec::new(),
             reserved: Stat::default(),
             by_kind: [Stat::default(); 2],
@@ -270,8 +284,11 @@ impl Store {
         self.device.unmap(place.address, bytes)?;
         self.spent_us += price::UNMAP_US;
         if let Some(handle) = self.handle_mut(number) {
+            let before = handle.dormant.len();
             handle.dormant.retain(|other| *other != place);
+            let gone = before - handle.dormant.len();
             handle.closed.retain(|&closed| closed != place.address);
+            self.dormant -= gone;
         }
         Ok(())
     }
@@ -281,15 +298,19 @@ impl Store {
         self.spare.retain(|&spare| spare != number);
         if let Some(handle) = self.handle_mut(number) {
             debug_assert_eq!(handle.active, None);
+            let before = handle.dormant.len();
             handle.dormant.retain(|other| *other != place);
+            let woken = before - handle.dormant.len();
             handle.active = Some(place);
             let bytes = handle.bytes;
+            self.dormant -= woken;
             self.count_serving(place.kind, bytes);
         }
     }
 
-    /// The handle is not in use any more where it was: that place is dormant now.
-    pub(crate) fn deactivate(&mut self, number: u32) {
+    /// The handle is not in use any more where it was: that place is dormant now, and nothing uses
+    /// it after the mark `since` of its stream.
+    pub(crate) fn deactivate(&mut self, number: u32, since: u64) {
         self.spare.push(number);
         if let Some(handle) = self.handle_mut(number) {
             let place = handle.active.take();
@@ -297,8 +318,32 @@ impl Store {
             let bytes = handle.bytes;
             if let Some(place) = place {
                 self.count_idle(place.kind, bytes);
+                self.dormant += 1;
+                self.parked.push_back(Parked { number, place, since });
             }
         }
+    }
+
+    /// How many dormant views there are.
+    pub(crate) fn dormant(&self) -> usize {
+        self.dormant
+    }
+
+    /// How many handles are in use.
+    pub(crate) fn active(&self) -> usize {
+        self.handles.len() - self.vacant.len() - self.spare.len()
+    }
+
+    /// The view that has been dormant for the longest time.
+    pub(crate) fn oldest_dormant(&mut self) -> Option<Parked> {
+        while let Some(&oldest) = self.parked.front() {
+            let handle = self.handle(oldest.number);
+            if handle.is_some_and(|handle| handle.dormant.contains(&oldest.place)) {
+                return Some(oldest);
+            }
+            self.parked.pop_front();
+        }
+        None
     }
 
     /// The handle serves another heap from now on, at the address where it is.

@@ -1,5 +1,6 @@
 //! Frees that wait for streams.
 
+mod marks;
 mod order;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

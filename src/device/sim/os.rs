@@ -19,8 +19,8 @@ unsafe extern "C" {
         file: c_int,
         offset: i64,
     ) -> *mut c_void;
-    fn munmap(address: *mut c_void, length: usize) -> c_int;
     fn mprotect(address: *mut c_void, length: usize, protection: c_int) -> c_int;
+    fn munmap(address: *mut c_void, length: usize) -> c_int;
     // With MS_ASYNC this only looks at the address range, so it is sound for any argument.
     safe fn msync(address: *mut c_void, length: usize, flags: c_int) -> c_int;
     fn fcntl(file: c_int, command: c_int, ...) -> c_int;
@@ -211,7 +211,8 @@ impl HostRange {
         self.start + self.bytes
     }
 
-    /// Makes the bytes of a file from `offset` appear at `at`, inaccessible.
+    /// Makes the bytes of a file from `offset` appear at `at`, readable and writable: a second call
+    /// to open them would double the time of a mapping.
     pub(super) fn map(
         &self,
         at: Address,
@@ -220,19 +221,19 @@ impl HostRange {
         offset: Bytes,
     ) -> Result<()> {
         let descriptor = file.number();
-        self.place(at, bytes, MAP_SHARED | MAP_NORESERVE, descriptor, offset)
+        let flags = MAP_SHARED | MAP_NORESERVE;
+        self.place(at, bytes, PROT_READ_WRITE, flags, (descriptor, offset))
     }
 
     /// Makes the bytes of a file from `offset` appear in the whole range, readable and writable.
     pub(super) fn map_open(&self, file: &MemoryFile, offset: Bytes) -> Result<()> {
-        self.map(self.start, self.bytes, file, offset)?;
-        self.open(self.start, self.bytes)
+        self.map(self.start, self.bytes, file, offset)
     }
 
     /// Makes nothing appear at `at` again.
     pub(super) fn unmap(&self, at: Address, bytes: Bytes, spare: &SpareMappings) -> Result<()> {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        let place = || self.place(at, bytes, flags, -1, 0);
+        let place = || self.place(at, bytes, PROT_NONE, flags, (-1, 0));
         match place() {
             Err(error) if error.raw_os_error() == Some(ENOMEM) => spare.lend(place),
             other => other,
@@ -243,25 +244,20 @@ impl HostRange {
         &self,
         at: Address,
         bytes: Bytes,
+        protection: c_int,
         flags: c_int,
-        descriptor: c_int,
-        offset: Bytes,
+        (descriptor, offset): (c_int, Bytes),
     ) -> Result<()> {
         self.assert_inside(at, bytes);
         let (place, length) = (at as *mut c_void, bytes as usize);
         let flags = flags | MAP_FIXED;
         // SAFETY: the span lies inside this range, which belongs to its holder alone, so nothing of
         // anyone else is replaced.
-        let placed = unsafe { mmap(place, length, PROT_NONE, flags, descriptor, offset as i64) };
+        let placed = unsafe { mmap(place, length, protection, flags, descriptor, offset as i64) };
         if placed as isize == -1 {
             return Err(Error::last_os_error());
         }
         Ok(())
-    }
-
-    /// Makes the span readable and writable.
-    pub(super) fn open(&self, at: Address, bytes: Bytes) -> Result<()> {
-        self.protect(at, bytes, PROT_READ_WRITE)
     }
 
     fn protect(&self, at: Address, bytes: Bytes, protection: c_int) -> Result<()> {
@@ -368,7 +364,6 @@ mod tests {
         let file = MemoryFile::new().unwrap();
         let range = HostRange::reserve(GRANULE).unwrap();
         range.map(range.start(), GRANULE, &file, 0).unwrap();
-        range.open(range.start(), GRANULE).unwrap();
         fill(range.start(), 7, 64);
         file.discard(0, GRANULE).unwrap();
         let mut byte = 9u8;
@@ -380,6 +375,7 @@ mod tests {
     #[should_panic(expected = "ends after the range")]
     fn a_span_outside_the_range_is_never_touched() {
         let range = HostRange::reserve(GRANULE).unwrap();
-        let _ = range.open(range.start() + GRANULE, GRANULE);
+        let file = MemoryFile::new().unwrap();
+        let _ = range.map(range.start() + GRANULE, GRANULE, &file, 0);
     }
 }

@@ -176,12 +176,8 @@ impl Memory {
         mut each: impl FnMut(Bytes),
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
-        let region = self.reservation(device, address, bytes)?;
+        self.reservation(device, address, bytes)?;
         self.check_whole_mappings(address, bytes)?;
-        region
-            .range
-            .open(address, bytes)
-            .map_err(|error| host_failure("make memory accessible", &error))?;
         for mapping in self.mappings.range_mut(address..address + bytes).map(|(_, mapping)| mapping)
         {
             mapping.accessible = true;
@@ -260,22 +256,28 @@ impl Memory {
 
     /// The reservation of this device in which the whole span lies.
     fn reservation(&self, device: usize, address: Address, bytes: Bytes) -> Outcome<&Region> {
-        let span = format!("{bytes} bytes at {address:#x}");
+        let span = || format!("{bytes} bytes at {address:#x}");
         if bytes == 0 {
-            return Err(misuse(format!("{span} are no span")));
+            return Err(misuse(format!("{} are no span", span())));
         }
         match self.region_at(address) {
             Some(region) if region.kind == RegionKind::Reservation => {
                 if region.device != device {
                     let owner = region.device;
-                    return Err(misuse(format!("{span} lie in a reservation of device {owner}")));
+                    return Err(misuse(format!(
+                        "{} lie in a reservation of device {owner}",
+                        span()
+                    )));
                 }
                 if bytes > region.range.end() - address {
-                    return Err(misuse(format!("{span} run past the end of their reservation")));
+                    return Err(misuse(format!(
+                        "{} run past the end of their reservation",
+                        span()
+                    )));
                 }
                 Ok(region)
             }
-            _ => Err(misuse(format!("{span} lie in no reservation"))),
+            _ => Err(misuse(format!("{} lie in no reservation", span()))),
         }
     }
 
