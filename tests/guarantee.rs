@@ -253,7 +253,7 @@ impl Replay {
         rooms.max().unwrap_or(0)
     }
 
-    /// Whether a span lies in one reservation of addresses. What is mapped there now does not matter.
+    /// Whether a span lies in one reservation of addresses, whatever is mapped there now.
     fn is_reserved(&self, address: Address, bytes: Bytes) -> bool {
         let device = self.rig.device();
         let bytes = align_up(bytes, GRANULE);
