@@ -6,7 +6,7 @@ mod common;
 
 use common::{A, B, GPU, Rig};
 use plugalloc::device::Device;
-use plugalloc::units::{GIB, MIB, StreamId};
+use plugalloc::units::{GIB, MIB, PoolId, StreamId};
 
 /// A stream is destroyed with work held back on memory that it has freed; B takes the memory. Gives
 /// what is in it once all work has run.
@@ -79,6 +79,73 @@ fn a_stream_that_dies_before_the_free_is_waited_for_with_the_device() {
     rig.free(block);
     rig.allocator.process_events().unwrap();
     assert_eq!(rig.statistics().active.all.current, 0);
+    rig.finish();
+}
+
+#[test]
+fn a_live_block_waits_for_a_stream_that_was_retired_before_its_free() {
+    let rig = Rig::of(GIB);
+    let user = rig.device().stream_create().unwrap();
+    let block = rig.allocate(MIB, A);
+    rig.device().hold(user).unwrap();
+    rig.allocator.record_stream(block, user).unwrap();
+    rig.fill(block, 0x11, MIB, user);
+    rig.allocator.retire_stream(GPU, user).unwrap();
+    rig.device().stream_destroy(user).unwrap();
+    rig.free(block);
+    rig.allocator.process_events().unwrap();
+    assert_eq!(rig.statistics().active.all.current, 1, "its work has not run");
+    rig.device().resume(user).unwrap();
+    rig.allocator.process_events().unwrap();
+    assert_eq!(rig.statistics().active.all.current, 0);
+    assert_eq!(rig.ledger().calls_of_no_stream, 0);
+    rig.finish();
+}
+
+#[test]
+fn a_stream_under_a_retired_name_is_waited_for_itself() {
+    let rig = Rig::of(GIB);
+    let name = StreamId(0x77);
+    rig.allocator.retire_stream(GPU, name).unwrap();
+    let block = rig.allocate(MIB, A);
+    rig.device().hold(name).unwrap();
+    rig.allocator.record_stream(block, name).unwrap();
+    rig.fill(block, 0x11, MIB, name);
+    rig.free(block);
+    rig.allocator.process_events().unwrap();
+    assert_eq!(rig.statistics().active.all.current, 1, "the new stream has not run");
+    rig.device().resume(name).unwrap();
+    rig.allocator.process_events().unwrap();
+    assert_eq!(rig.statistics().active.all.current, 0);
+    rig.finish();
+}
+
+/// A real driver may fault at the name of a stream that is gone.
+#[test]
+fn nothing_is_asked_of_streams_that_were_retired() {
+    let pool = PoolId(7, 0);
+    let rig = Rig::of(GIB);
+    let streams = [(); 2].map(|()| rig.device().stream_create().unwrap());
+    let [stream, other] = streams;
+    rig.allocator.begin_allocate_to_pool(GPU, pool, move |on| on == stream).unwrap();
+    let inside = rig.allocate(5 * MIB, stream);
+    let beside = rig.allocate(5 * MIB, other);
+    let shared = rig.allocate(5 * MIB, other);
+    rig.allocator.record_stream(shared, stream).unwrap();
+    for gone in streams {
+        rig.allocator.retire_stream(GPU, gone).unwrap();
+        rig.device().stream_destroy(gone).unwrap();
+    }
+    rig.free(shared);
+    rig.allocator.process_events().unwrap();
+    rig.allocator.end_allocate_to_pool(GPU, pool).unwrap();
+    [inside, beside].into_iter().for_each(|at| rig.free(at));
+    rig.allocator.release_pool(GPU, pool).unwrap();
+    let most = rig.allocate(GIB - 2 * MIB, A);
+    assert!(rig.try_allocate(GIB, A).unwrap_err().is_out_of_memory());
+    rig.free(most);
+    rig.allocator.empty_cache().unwrap();
+    assert_eq!(rig.ledger().calls_of_no_stream, 0);
     rig.finish();
 }
 

@@ -215,8 +215,12 @@ impl Engine {
             return Err(self.refused(address, found));
         };
         if stream != at.shard.stream || guest.is_some() {
+            let mut deferred = self.deferred.lock();
+            if guest.is_none() {
+                deferred.revive(stream)?;
+            }
             heap.set_shared(block);
-            self.deferred.lock().record(address, stream, guest);
+            deferred.record(address, stream, guest);
         }
         Ok(())
     }

@@ -114,9 +114,11 @@ impl Engine {
             .to_owned()
     }
 
-    /// Whether a stream with memory of this device is being captured.
+    /// Whether a stream with memory of this device is being captured. Those that were retired are
+    /// not asked: a driver may fault at the name of a stream that is gone.
     pub(super) fn any_capture(&self) -> bool {
-        let status = |stream| self.device.capture_status(stream);
-        self.shards.iter().any(|(_, shard)| status(shard.stream).is_ok_and(|id| id.is_some()))
+        let deferred = self.deferred.lock();
+        let captured = |stream| deferred.is_captured(stream).unwrap_or(false);
+        self.shards.iter().any(|(_, shard)| captured(shard.stream))
     }
 }

@@ -29,6 +29,8 @@ struct State {
 struct Watch {
     pool: PoolId,
     streams: Vec<StreamId>,
+    /// Whether any has come.
+    known: bool,
 }
 
 impl Captures {
@@ -59,7 +61,7 @@ impl Captures {
 
     /// Allocations go to a pool from now on.
     pub(crate) fn watch(&self, pool: PoolId) {
-        self.change(|state| state.watches.push(Watch { pool, streams: Vec::new() }));
+        self.change(|state| state.watches.push(Watch { pool, streams: Vec::new(), known: false }));
     }
 
     /// One came, on this stream.
@@ -68,6 +70,16 @@ impl Captures {
         let watch = state.watches.iter_mut().find(|watch| watch.pool == pool);
         if let Some(watch) = watch.filter(|watch| !watch.streams.contains(&stream)) {
             watch.streams.push(stream);
+            watch.known = true;
+        }
+    }
+
+    /// A stream is about to be destroyed: it is not asked any more.
+    pub(crate) fn forget(&self, stream: StreamId) {
+        if self.count.load(Ordering::Acquire) > 0 {
+            for watch in &mut self.state.lock().watches {
+                watch.streams.retain(|&seen| seen != stream);
+            }
         }
     }
 
@@ -83,7 +95,7 @@ impl Captures {
             return Ok(false);
         }
         let state = self.state.lock();
-        if state.marks > 0 || state.watches.iter().any(|watch| watch.streams.is_empty()) {
+        if state.marks > 0 || state.watches.iter().any(|watch| !watch.known) {
             return Ok(true);
         }
         for &stream in state.watches.iter().flat_map(|watch| &watch.streams) {

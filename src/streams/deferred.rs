@@ -123,7 +123,7 @@ impl Deferred {
     /// is recorded now, since the program may destroy the stream next; it is the last one of the
     /// stream, moved on, unless that was looked at already.
     pub(crate) fn defer(&mut self, address: Address, ticket: Ticket) -> bool {
-        let Some(users) = self.users.remove(&address) else {
+        let Some(users) = self.users.remove(&address).filter(|users| !users.is_empty()) else {
             return false;
         };
         self.waits.insert(ticket, users.len());
@@ -171,6 +171,7 @@ impl Deferred {
             if self.guest_captures(user)? {
                 continue;
             }
+            self.end_with_retired(user, done, &over)?;
             self.record_open(user)?;
             let device = self.device_of(user);
             while let Some(tracker) = self.trackers.get_mut(&user)
@@ -193,9 +194,35 @@ impl Deferred {
         Ok(())
     }
 
-    /// Covers the open frees of a stream by an event, unless it is being captured.
+    /// Ends the waits for a stream that was retired before the free, if the last event of that
+    /// stream has passed.
+    fn end_with_retired(
+        &mut self,
+        user: User,
+        done: &mut Vec<Ticket>,
+        over: impl Fn(&dyn Device, EventId) -> DeviceResult<bool>,
+    ) -> DeviceResult<()> {
+        let Some(event) = self.retired_event(user) else {
+            return Ok(());
+        };
+        if let Some(tracker) = self.trackers.get_mut(&user).filter(|own| !own.open.is_empty())
+            && over(self.device.as_ref(), event)?
+        {
+            end_waits(&mut self.waits, std::mem::take(&mut tracker.open), done);
+        }
+        Ok(())
+    }
+
+    /// The last event of a stream of this device that was retired.
+    fn retired_event(&self, user: User) -> Option<EventId> {
+        self.retired.get(&user.stream).copied().filter(|_| user.guest.is_none())
+    }
+
+    /// Covers the open frees of a stream by an event, unless it is being captured. Of a stream that
+    /// was retired nothing is asked: they wait for its last event.
     fn record_open(&mut self, user: User) -> DeviceResult<()> {
-        if self.trackers.get(&user).is_none_or(|tracker| tracker.open.is_empty()) {
+        let none_open = self.trackers.get(&user).is_none_or(|tracker| tracker.open.is_empty());
+        if none_open || self.retired_event(user).is_some() {
             return Ok(());
         }
         match self.status_of(user)? {

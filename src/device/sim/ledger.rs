@@ -21,6 +21,9 @@ pub struct Ledger {
     pub used: Bytes,
     /// The most that `used` has been.
     pub used_peak: Bytes,
+    /// Calls that named a stream which does not exist, as after its destruction. They are refused
+    /// here; a driver may fault instead.
+    pub calls_of_no_stream: u64,
 }
 
 impl Ledger {
@@ -52,13 +55,14 @@ impl Counters {
         self.nanoseconds += nanoseconds;
     }
 
-    pub(super) fn read(&self, used: Bytes, used_peak: Bytes) -> Ledger {
+    pub(super) fn read(&self, used: Bytes, used_peak: Bytes, calls_of_no_stream: u64) -> Ledger {
         Ledger {
             counts: self.counts,
             total_calls: self.counts.iter().sum(),
             microseconds: self.nanoseconds as f64 / 1000.0,
             used,
             used_peak,
+            calls_of_no_stream,
         }
     }
 }

@@ -188,13 +188,15 @@ impl SimDevice {
         let bank = &mut state.memory.banks[self.index];
         bank.settle();
         let (used, used_peak) = (bank.used(), bank.used_peak());
-        state.books[self.index].counters.read(used, used_peak)
+        let of_no_stream = state.work.calls_of_no_stream[self.index];
+        state.books[self.index].counters.read(used, used_peak, of_no_stream)
     }
 
     /// Starts the ledger anew. Its peak starts from what is in use.
     pub fn reset_ledger(&self) {
         let mut state = self.shared.state.lock();
         state.books[self.index].counters = ledger::Counters::new();
+        state.work.calls_of_no_stream[self.index] = 0;
         state.memory.banks[self.index].forget_peak();
     }
 }

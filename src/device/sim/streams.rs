@@ -36,6 +36,8 @@ pub(super) struct Work {
     /// Slots of streams that were destroyed and have run dry.
     vacant: Vec<usize>,
     created: u64,
+    /// Calls that named a stream which is not there, by device.
+    pub(super) calls_of_no_stream: Vec<u64>,
     pub(super) events: Events,
     pub(super) graphs: Graphs,
 }
@@ -49,6 +51,7 @@ impl Work {
             busy: BTreeSet::new(),
             vacant: Vec::new(),
             created: 0,
+            calls_of_no_stream: vec![0; devices],
             events: Events::default(),
             graphs: Graphs::default(),
         };
@@ -103,9 +106,13 @@ impl Work {
     pub(super) fn stream(&mut self, device: usize, id: StreamId) -> Outcome<usize> {
         match self.names[device].get(&id) {
             Some(Name::Live(slot)) => Ok(*slot),
-            Some(Name::Destroyed) => Err(misuse(format!("{id} was destroyed before"))),
+            Some(Name::Destroyed) => {
+                self.calls_of_no_stream[device] += 1;
+                Err(misuse(format!("{id} was destroyed before")))
+            }
             None => {
                 if self.is_created(id) || !self.adopt {
+                    self.calls_of_no_stream[device] += 1;
                     return Err(misuse(format!(
                         "{id} is no stream of device {device}, or was destroyed before"
                     )));

@@ -2,6 +2,7 @@
 
 use super::{Deferred, Status, User};
 use crate::device::{Device, DeviceResult, EventId};
+use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
 use crate::units::StreamId;
 
 impl Deferred {
@@ -17,21 +18,48 @@ impl Deferred {
         if let Some(old) = self.retired.insert(stream, event) {
             self.idle_events.push(old);
         }
+        self.captures.forget(stream);
         Ok(())
     }
 
-    /// The same of a stream of another device: frees that wait for it are covered by an event.
+    /// The same of a stream of another device: frees that wait for it are covered by an event. If
+    /// it was recorded for live blocks its work is waited for, which nobody can ask about later.
     pub(crate) fn retire_guest(&mut self, index: u32, stream: StreamId) -> DeviceResult<()> {
-        self.record_open(User { guest: Some(index), stream })
+        let user = User { guest: Some(index), stream };
+        self.record_open(user)?;
+        if self.users.values().any(|users| users.contains(&user)) {
+            self.device_of(user).stream_synchronize(stream)?;
+            self.users.values_mut().for_each(|users| users.retain(|&other| other != user));
+        }
+        Ok(())
     }
 
-    /// A retired stream's handle is in use again: the new stream waits for what the old one left.
+    /// A retired stream's handle is in use again: the new stream waits for what the old one left,
+    /// unless that has run already.
+    ///
+    /// # Errors
+    ///
+    /// It has not, and the new stream is being captured, which a wait would break.
     pub(crate) fn revive(&mut self, stream: StreamId) -> DeviceResult<()> {
-        if let Some(&event) = self.retired.get(&stream) {
+        let Some(&event) = self.retired.get(&stream) else {
+            return Ok(());
+        };
+        if self.must_not_ask()? || !self.device.event_query(event)? {
+            if self.device.capture_status(stream)?.is_some() {
+                return Err(DeviceError {
+                    call: DriverCall::StreamWaitEvent,
+                    device: self.device.id().0,
+                    kind: DeviceErrorKind::NotPermitted,
+                    detail: format!(
+                        "{stream} is being captured while work of a retired stream of that name \
+                         has not run: wait for that before the capture"
+                    ),
+                });
+            }
             self.device.stream_wait_event(stream, event)?;
-            self.retired.remove(&stream);
-            self.idle_events.push(event);
         }
+        self.retired.remove(&stream);
+        self.idle_events.push(event);
         Ok(())
     }
 
