@@ -167,6 +167,11 @@ impl CudaAllocator {
         check(ffi::statistics(self.object(), device, &mut record)).map(|()| record.into())
     }
 
+    /// `retireStream` of a caching allocator.
+    pub fn retire_stream(&self, device: i32, stream: u64) -> Result<()> {
+        check(ffi::retire_stream(self.object(), device, stream))
+    }
+
     /// `resetPeakStats`.
     pub fn reset_peak_statistics(&self, device: i32) -> Result<()> {
         check(ffi::reset_peaks(self.object(), device))

@@ -4,9 +4,14 @@
 
 mod common;
 
-use common::{A, B, GPU, Rig};
+use std::sync::Arc;
+
+use common::{A, B, GPU, Rig, capacity};
+use plugalloc::cpp::CachingAllocator;
 use plugalloc::device::Device;
-use plugalloc::units::{GIB, MIB, PoolId, StreamId};
+use plugalloc::device::sim::{SimMachine, SimOptions};
+use plugalloc::units::{DeviceId, GIB, MIB, PoolId, StreamId};
+use plugalloc::{Allocator, Config, Error};
 
 /// A stream is destroyed with work held back on memory that it has freed; B takes the memory. Gives
 /// what is in it once all work has run.
@@ -147,6 +152,44 @@ fn nothing_is_asked_of_streams_that_were_retired() {
     rig.allocator.empty_cache().unwrap();
     assert_eq!(rig.ledger().calls_of_no_stream, 0);
     rig.finish();
+}
+
+#[test]
+fn a_live_block_forgets_a_stream_of_another_device_that_was_retired() {
+    let options = SimOptions { devices: 2, ..capacity(GIB) };
+    let machine = SimMachine::new(options).unwrap();
+    let engine = Allocator::new(machine.as_devices(), Config::default()).unwrap();
+    let peer = machine.device(1);
+    let user = peer.stream_create().unwrap();
+    let block = engine.allocate(GPU, MIB, A).unwrap();
+    engine.record_stream(block, user).unwrap();
+    engine.retire_stream(DeviceId(1), user).unwrap();
+    peer.stream_destroy(user).unwrap();
+    engine.free(block).unwrap();
+    assert_eq!(engine.statistics(GPU).unwrap().active.all.current, 0, "nobody is waited for");
+    assert_eq!(peer.ledger().calls_of_no_stream, 0);
+    engine.is_quiescent().unwrap();
+    engine.is_valid().unwrap();
+}
+
+#[test]
+fn programs_in_cpp_retire_streams() {
+    let machine = SimMachine::new(capacity(GIB)).unwrap();
+    let device = machine.device(0);
+    let engine = Arc::new(Allocator::new(machine.as_devices(), Config::default()).unwrap());
+    let cpp = CachingAllocator::new(Arc::clone(&engine)).unwrap();
+    let [stream, other] = [(); 2].map(|()| device.stream_create().unwrap());
+    let at = cpp.raw_alloc_with_stream(600 * MIB as usize, stream.0).unwrap();
+    cpp.raw_delete(at).unwrap();
+    cpp.retire_stream(0, stream.0).unwrap();
+    device.stream_destroy(stream).unwrap();
+    let at = cpp.raw_alloc_with_stream(1000 * MIB as usize, other.0).unwrap();
+    cpp.raw_delete(at).unwrap();
+    assert_eq!(device.ledger().calls_of_no_stream, 0);
+    let refused = cpp.retire_stream(7, other.0).unwrap_err();
+    assert!(matches!(refused, Error::InvalidDevice { .. }), "{refused}");
+    engine.is_quiescent().unwrap();
+    engine.is_valid().unwrap();
 }
 
 #[test]

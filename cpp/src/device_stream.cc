@@ -72,4 +72,8 @@ void DeviceStream::synchronize() const {
   check(state_->engine->core->synchronize(state_->device, state_->id));
 }
 
+void CachingAllocator::retireStream(DeviceIndex device, cudaStream_t stream) {
+  check(state_->core->stream_retire(device, bridge::toNumber(stream)));
+}
+
 PLUGALLOC_END_NAMESPACE

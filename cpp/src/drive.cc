@@ -160,6 +160,13 @@ std::uint32_t reset_peaks(const CUDAAllocator& allocator, std::int32_t device) {
 std::uint32_t reset_accumulated(const CUDAAllocator& allocator, std::int32_t device) {
   return guarded([&] { mutableOf(allocator).resetAccumulatedStats(toIndex(device)); });
 }
+std::uint32_t retire_stream(const CUDAAllocator& allocator, std::int32_t device,
+                            std::uint64_t stream) {
+  return guarded([&] {
+    dynamic_cast<CachingAllocator&>(mutableOf(allocator))
+        .retireStream(toIndex(device), toStream(stream));
+  });
+}
 std::uint32_t copy_data(const CUDAAllocator& allocator, std::uint64_t to, std::uint64_t from,
                         std::size_t bytes) {
   return guarded([&] { allocator.copy_data(toPointer(to), toPointer(from), bytes); });

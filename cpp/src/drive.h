@@ -61,6 +61,8 @@ std::uint32_t memory_info(const CUDAAllocator& allocator, std::int32_t device, s
 std::uint32_t statistics(const CUDAAllocator& allocator, std::int32_t device, StatsRecord& out);
 std::uint32_t reset_peaks(const CUDAAllocator& allocator, std::int32_t device);
 std::uint32_t reset_accumulated(const CUDAAllocator& allocator, std::int32_t device);
+std::uint32_t retire_stream(const CUDAAllocator& allocator, std::int32_t device,
+                            std::uint64_t stream);
 std::uint32_t copy_data(const CUDAAllocator& allocator, std::uint64_t to, std::uint64_t from,
                         std::size_t bytes);
 std::uint32_t snapshot_segments(const CUDAAllocator& allocator, std::size_t& out);

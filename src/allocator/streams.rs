@@ -57,10 +57,15 @@ impl Allocator {
 
     /// Takes note that a stream of `device` is about to be destroyed. Its cached memory then serves
     /// other streams, ordered after what was queued on it, and nothing more is asked of its handle;
-    /// if the handle comes back for a new stream, that stream waits for what the old one left. A
-    /// stream that is destroyed without this costs a wait for the whole device when its memory is
-    /// needed elsewhere, as far as the driver recognises handles that are no longer valid.
+    /// if the handle comes back for a new stream, that stream waits for what the old one left.
     /// [`Stream`](crate::Stream) does it when dropped.
+    ///
+    /// Programs that destroy streams themselves should call it for each that allocated or was
+    /// recorded. Without it the driver is asked about a stream that is gone. Where it recognises
+    /// that, its memory costs a wait for the whole device when it is needed elsewhere; but a driver
+    /// may fault instead.
+    ///
+    /// A stream of another device of this allocator that is recorded for live blocks is waited for.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where no event can be recorded on the stream,

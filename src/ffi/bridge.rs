@@ -178,6 +178,7 @@ pub(crate) mod ffi {
         fn synchronize(self: &CachingCore, device: i32, stream: u64) -> u32;
         fn enable_peer(self: &CachingCore, device: i32, peer: i32) -> u32;
         fn stream_create(self: &CachingCore, device: i32, stream: &mut u64) -> u32;
+        fn stream_retire(self: &CachingCore, device: i32, stream: u64) -> u32;
         fn stream_destroy(self: &CachingCore, device: i32, stream: u64) -> u32;
         fn stream_wait(self: &CachingCore, device: i32, stream: u64, other: u64) -> u32;
         fn host_function(
@@ -319,6 +320,7 @@ pub(crate) mod ffi {
         ) -> u32;
         fn statistics(allocator: &CUDAAllocator, device: i32, out: &mut StatsRecord) -> u32;
         fn reset_peaks(allocator: &CUDAAllocator, device: i32) -> u32;
+        fn retire_stream(on: &CUDAAllocator, device: i32, stream: u64) -> u32;
         fn reset_accumulated(allocator: &CUDAAllocator, device: i32) -> u32;
         fn copy_data(allocator: &CUDAAllocator, to: u64, from: u64, bytes: usize) -> u32;
         fn snapshot_segments(allocator: &CUDAAllocator, out: &mut usize) -> u32;

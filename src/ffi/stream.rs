@@ -16,6 +16,10 @@ impl CachingCore {
         })
     }
 
+    pub(crate) fn stream_retire(&self, device: i32, stream: u64) -> u32 {
+        guarded(|| self.0.retire_stream(DeviceId(device), StreamId(stream)))
+    }
+
     /// Retires the stream first, so that its memory can serve others.
     pub(crate) fn stream_destroy(&self, device: i32, stream: u64) -> u32 {
         guarded(|| {

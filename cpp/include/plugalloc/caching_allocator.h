@@ -103,6 +103,21 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   void markCaptureEnd(DeviceIndex device) override;
   /// @}
 
+  /// @name Streams that end
+  /// Not in PyTorch's interface: cast to `CachingAllocator` for it.
+  /// @{
+
+  /// Says that `stream` of `device` is about to be destroyed; it must exist still. The allocator
+  /// keeps memory of a stream, and asks the driver about it, long after the last call that names
+  /// it, and a driver may fault at the name of a stream that is gone: call this before
+  /// cudaStreamDestroy for each stream that allocated or was recorded. `DeviceStream` does so by
+  /// itself. What is live stays so, and what is free serves other streams once the work queued so
+  /// far has run. A stream that is made later under the same name is a new one.
+  /// @throws InvalidDeviceError, and DeviceError if the stream is being captured, or if the device
+  /// refuses.
+  void retireStream(DeviceIndex device, cudaStream_t stream);
+  /// @}
+
   /// @name Memory in place
   /// Not in PyTorch's interface: cast to `CachingAllocator` for them.
   /// @{
