@@ -7,18 +7,22 @@ use crate::config::Config;
 use crate::device::Clock;
 use crate::device::sim::{SimMachine, SimOptions};
 use crate::engine::{Engine, PageEntry};
+use crate::heap::ArenaKind;
 use crate::page_map::PageMap;
-use crate::units::{MIB, StreamId};
+use crate::units::{Bytes, GIB, KIB, MIB, StreamId};
 
 const STREAM: StreamId = StreamId(1);
 
+fn engine(capacity: Bytes, config: Config) -> Engine {
+    let options = SimOptions { capacity, ..SimOptions::default() };
+    let device = SimMachine::new(options).unwrap().as_devices().remove(0);
+    let shared = (Arc::new(PageMap::new()), Arc::new(Clock::default()));
+    Engine::new(0, device, config, shared).unwrap()
+}
+
 /// An engine of 64 MiB whose one stream has all the lanes that a stream can have.
 fn spread_engine() -> Engine {
-    let options = SimOptions { capacity: 64 * MIB, ..SimOptions::default() };
-    let device = SimMachine::new(options).unwrap().as_devices().remove(0);
-    let config = Config { steal: false, ..Config::default() };
-    let shared = (Arc::new(PageMap::new()), Arc::new(Clock::default()));
-    let engine = Engine::new(0, device, config, shared).unwrap();
+    let engine = engine(64 * MIB, Config { steal: false, ..Config::default() });
     let first = engine.shards.for_stream(STREAM).unwrap();
     (0..100_000).for_each(|turn| engine.shards.collide(first, 1 + turn % 2));
     assert!(first.lanes().count() > 4);
@@ -46,4 +50,23 @@ fn lanes_share_idle_memory_where_stealing_is_off() {
     let all = engine.allocate(64 * MIB, STREAM).unwrap();
     free(&engine, all);
     engine.is_quiescent().unwrap();
+}
+
+/// A thousand streams with a few small blocks each are to lie close together, and one with many is
+/// to have few ranges.
+#[test]
+fn addresses_for_small_requests_are_reserved_by_and_by() {
+    let engine = engine(GIB, Config::default());
+    let reserved = |engine: &Engine| {
+        engine.shards.for_stream(STREAM).unwrap().heap.lock().reserved(ArenaKind::Small)
+    };
+    let mut live = vec![engine.allocate(KIB, STREAM).unwrap()];
+    assert_eq!(reserved(&engine), 64 * MIB);
+    for expected in [64, 128, 256, 256] {
+        live.extend((0..63).map(|_| engine.allocate(MIB, STREAM).unwrap()));
+        assert_eq!(reserved(&engine), expected * MIB);
+    }
+    live.into_iter().for_each(|block| free(&engine, block));
+    engine.is_quiescent().unwrap();
+    engine.is_valid().unwrap();
 }

@@ -70,3 +70,28 @@ impl QuickList {
 }
 
 const _: () = assert!(CLASSES == LARGE_CLASS as usize && CLASSES < 256);
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ArenaKind, Heap};
+    use crate::units::{GRANULE, KIB};
+
+    #[test]
+    fn a_small_request_that_finds_nothing_leaves_much_smaller_blocks_aside() {
+        let mut heap = Heap::new(None);
+        heap.add_range(64 * GRANULE, GRANULE, ArenaKind::Small);
+        let (_, slots) = heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
+        let slot = slots[0].1;
+        for (count, bytes) in [(8, 4 * KIB), (2, 16 * KIB), (3, 200 * KIB)] {
+            let live: Vec<_> = (0..count).map(|_| heap.allocate(bytes, bytes).unwrap()).collect();
+            live.into_iter().for_each(|address| assert!(heap.free(slot, address)));
+        }
+        assert_eq!(heap.quick.bytes(&heap.blocks), (8 * 4 + 2 * 16 + 3 * 200) * KIB);
+        assert!(heap.flush_near(128 * KIB));
+        assert_eq!(heap.quick.bytes(&heap.blocks), 8 * 4 * KIB);
+        assert!(!heap.flush_near(128 * KIB));
+        assert!(heap.flush_quick());
+        assert_eq!(heap.quick.bytes(&heap.blocks), 0);
+        heap.is_valid().unwrap();
+    }
+}
