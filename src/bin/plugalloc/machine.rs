@@ -40,7 +40,9 @@ impl Machine {
         match choice {
             DeviceChoice::Sim => {
                 let capacity = capacity.unwrap_or(SIM_CAPACITY);
-                let options = SimOptions { devices: 1, capacity, ..SimOptions::default() };
+                // A replay touches no memory, and is to measure the allocator's time.
+                let options =
+                    SimOptions { devices: 1, capacity, backed: false, ..SimOptions::default() };
                 Ok(Machine::Sim(SimMachine::new(options)?.device(0)))
             }
             DeviceChoice::Cuda(index) => {

@@ -22,6 +22,9 @@ impl State {
     /// Queues or records work on memory that the device may access now.
     fn submit_node(&mut self, device: usize, slot: usize, node: Node) -> Outcome<()> {
         for (at, bytes) in node.spans() {
+            if bytes > 0 && !self.memory.backed {
+                return Err(unsupported("the simulated device was made without memory behind it"));
+            }
             if bytes > 0 {
                 self.memory.check_access(device, at, bytes)?;
             }

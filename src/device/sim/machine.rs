@@ -42,6 +42,11 @@ pub struct SimOptions {
     /// captures, and invalidate the capture. Otherwise, as in the relaxed mode, only what concerns
     /// the capturing stream itself is forbidden. Default: false.
     pub global_capture: bool,
+    /// Whether there is memory of the host where memory of the device is mapped. Without it the
+    /// simulation is books and addresses alone: whoever touches memory faults, copies and fills are
+    /// `Unsupported`, and a measurement of host time is not one of the host's own mapping calls.
+    /// Default: true.
+    pub backed: bool,
 }
 
 impl Default for SimOptions {
@@ -54,6 +59,7 @@ impl Default for SimOptions {
             adopt_streams: true,
             wait_for_release: false,
             global_capture: false,
+            backed: true,
         }
     }
 }
@@ -154,8 +160,9 @@ thread_local! {
 
 impl Shared {
     fn new(options: SimOptions) -> Outcome<Shared> {
-        let SimOptions { devices, capacity, virtual_memory, adopt_streams, .. } = options;
-        let memory = Memory::new(devices, capacity, virtual_memory)?;
+        let SimOptions { devices, capacity, virtual_memory, adopt_streams, backed, .. } = options;
+        let mut memory = Memory::new(devices, capacity, virtual_memory)?;
+        memory.backed = backed;
         let work = Work::new(devices, adopt_streams);
         let book = |_| Books { counters: Counters::new(), faults: Faults::default() };
         let books = (0..devices).map(book).collect();

@@ -15,6 +15,8 @@ use crate::units::{Address, Bytes, GRANULE, align_up};
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) virtual_memory: bool,
+    /// Whether there is memory of the host behind what is mapped.
+    pub(super) backed: bool,
     pub(super) banks: Vec<Bank>,
     /// By start. No two overlap.
     pub(super) regions: BTreeMap<Address, Region>,
@@ -145,6 +147,7 @@ impl Memory {
         let banks: Outcome<Vec<Bank>> =
             (0..devices).map(|index| Bank::new(index, devices, capacity)).collect();
         Ok(Memory {
+            backed: true,
             virtual_memory,
             banks: banks?,
             regions: BTreeMap::new(),
@@ -175,7 +178,11 @@ impl Memory {
         let range = HostRange::reserve(taken)
             .map_err(|error| host_failure("reserve address space", &error))?;
         let offset = bank.next_offset;
-        range.map_open(&bank.file, offset).map_err(|error| host_failure("map memory", &error))?;
+        if self.backed {
+            range
+                .map_open(&bank.file, offset)
+                .map_err(|error| host_failure("map memory", &error))?;
+        }
         bank.take(taken);
         let start = range.start();
         let kind = RegionKind::Allocation;

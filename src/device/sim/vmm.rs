@@ -151,7 +151,7 @@ impl Memory {
                 "{bytes} bytes at {address:#x} overlap with what is mapped at {mapped:#x}"
             )));
         }
-        if let Some(handle) = self.handles.get(&id) {
+        if let Some(handle) = self.handles.get(&id).filter(|_| self.backed) {
             let file = handle.imported.as_ref().unwrap_or(&self.banks[device].file);
             region
                 .range
@@ -198,10 +198,11 @@ impl Memory {
         self.require_virtual_memory()?;
         let region = self.reservation(device, address, bytes)?;
         self.check_whole_mappings(address, bytes)?;
-        region
-            .range
-            .unmap(address, bytes, &self.spare)
-            .map_err(|error| host_failure("unmap memory", &error))?;
+        if self.backed {
+            let range = &region.range;
+            let unmapped = range.unmap(address, bytes, &self.spare);
+            unmapped.map_err(|error| host_failure("unmap memory", &error))?;
+        }
         let end = address + bytes;
         while let Some((&start, _)) = self.mappings.range(address..end).next() {
             let Some(mapping) = self.mappings.remove(&start) else {
