@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 
 use common::{GPU, Random, Rig, capacity, config};
 use plugalloc::Config;
-use plugalloc::device::Device;
 use plugalloc::units::{Address, Bytes, GRANULE, KIB, MIB, StreamId, align_up};
 
 /// What a trace does next.
@@ -224,7 +223,7 @@ impl Replay {
         self.rig.allocator.empty_cache().unwrap();
         let free = self.rig.allocator.memory_info(GPU).unwrap().free;
         assert!(free < align_up(bytes, GRANULE), "{bytes} bytes fit into {free}");
-        let room = if self.exact { self.room_in_place(bytes, stream, free) } else { 0 };
+        let room = if self.exact { self.room_in_place(bytes, stream) } else { 0 };
         assert!(free + room < bytes, "{bytes} bytes fit into {free} and {room} in place");
         if let Ok(address) = self.rig.try_allocate(bytes, stream) {
             panic!("{bytes} bytes at {address:#x} fit all the same");
@@ -232,9 +231,8 @@ impl Replay {
     }
 
     /// The most room behind a large block of the stream, up to the end of its page, that a large
-    /// request could begin in: nothing lives there, nor further on as far as the request reaches,
-    /// and what follows can be mapped to, as far as `free` bytes are enough for it.
-    fn room_in_place(&self, bytes: Bytes, stream: StreamId, free: Bytes) -> Bytes {
+    /// request could begin in: nothing lives there, nor further on as far as the request reaches.
+    fn room_in_place(&self, bytes: Bytes, stream: StreamId) -> Bytes {
         if bytes <= MIB {
             return 0;
         }
@@ -246,24 +244,9 @@ impl Replay {
             let page_end = align_up(end, GRANULE);
             let next = starts.get(starts.partition_point(|&start| start < end));
             let reaches = next.is_none_or(|&next| next >= align_up(end + bytes, GRANULE));
-            let rest = bytes - (page_end - end).min(bytes);
-            let serves = reaches && rest <= free && self.is_reserved(page_end, rest);
-            serves.then_some(page_end - end)
+            reaches.then_some(page_end - end)
         });
         rooms.max().unwrap_or(0)
-    }
-
-    /// Whether a span lies in one reservation of addresses, whatever is mapped there now.
-    fn is_reserved(&self, address: Address, bytes: Bytes) -> bool {
-        let device = self.rig.device();
-        let bytes = align_up(bytes, GRANULE);
-        let handle = device.create(bytes).unwrap();
-        let mapped = device.map(address, bytes, handle);
-        if mapped.is_ok() {
-            device.unmap(address, bytes).unwrap();
-        }
-        device.release(handle).unwrap();
-        mapped.err().is_none_or(|error| !error.to_string().contains("reservation"))
     }
 
     fn finish(self) {
