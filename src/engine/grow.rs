@@ -237,7 +237,7 @@ impl Engine {
         };
         let most = growth.store.headroom().min(free);
         let now = self.clock.now_us();
-        let may_move = self.policy.may_move(growth.moving_us, now);
+        let may_move = self.policy.may_move(growth.moving_us, now, heap.tally.allocations());
         let mut ready = self.policy.free_growth(reserved, live_peak);
         if !may_move {
             ready = ready.max(align_up(request.bytes, GRANULE));

@@ -1,7 +1,7 @@
 //! Blocks: the pieces into which address ranges are divided, in one table by number.
 
 use super::size::ArenaKind;
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 
 /// The number of a block in its heap's table.
 pub(crate) type BlockId = u32;
@@ -36,7 +36,8 @@ pub(crate) enum State {
 pub(crate) struct Block {
     pub(crate) start: Address,
     pub(crate) bytes: Bytes,
-    /// The bytes asked for, while live or pending.
+    /// The bytes asked for, while live or pending. While free in the arena of large requests it is
+    /// [`idle`](Block::idle).
     pub(crate) requested: Bytes,
     pub(crate) previous: BlockId,
     pub(crate) next: BlockId,
@@ -64,6 +65,20 @@ impl State {
 impl Block {
     pub(crate) fn end(&self) -> Address {
         self.start + self.bytes
+    }
+
+    /// Of a free block in the arena of large requests: the part that is idle memory, which is whole
+    /// views, as start and end; none is an end that is not beyond the start.
+    #[inline(always)]
+    pub(crate) fn idle(&self) -> (Address, Address) {
+        ((self.requested >> 32) * GRANULE, (self.requested & u64::from(u32::MAX)) * GRANULE)
+    }
+
+    /// Notes that. Views begin and end at granules, of which an address space has 2^27.
+    pub(crate) fn set_idle(&mut self, (start, end): (Address, Address)) {
+        debug_assert!(start.is_multiple_of(GRANULE) && end.is_multiple_of(GRANULE));
+        debug_assert!(start.max(end) / GRANULE <= u64::from(u32::MAX));
+        self.requested = ((start / GRANULE) << 32) | (end / GRANULE);
     }
 }
 

@@ -6,7 +6,7 @@ use super::size::{
     ArenaKind, LARGE_CLASS, SMALL_MAX, bin_of, class_bytes, class_of, classes_near, rounded,
     rounded_large,
 };
-use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
+use crate::units::{Address, Bytes, MAX_REQUEST};
 
 /// How many free blocks are compared for a large request.
 const COMPARED: usize = 8;
@@ -107,7 +107,12 @@ impl Heap {
         let mut least = (Bytes::MAX, Bytes::MAX);
         for id in free.at_least(&self.blocks, bytes).take(COMPARED) {
             let block = &self.blocks[id];
-            let (taken, end) = self.idle_taken(block, bytes, ends);
+            let idle = block.idle();
+            let (taken, end) = if block.start + bytes <= idle.0 || idle.1 <= idle.0 {
+                (0, false)
+            } else {
+                self.idle_taken(block, idle, bytes, ends)
+            };
             if (taken, block.bytes) < least {
                 least = (taken, block.bytes);
                 best = Some((id, end));
@@ -125,24 +130,23 @@ impl Heap {
         Some(self.carve(id, requested, bytes))
     }
 
-    /// How much idle memory a request takes of a free block, none of segments, which have no views;
-    /// and whether it takes that at the end, which is looked at if `ends` says so.
+    /// How much of its idle memory a request takes of a free block; and whether it takes that at the
+    /// end, which is looked at if `ends` says so.
     #[inline(always)]
-    fn idle_taken(&self, block: &Block, bytes: Bytes, ends: bool) -> (Bytes, bool) {
+    fn idle_taken(
+        &self,
+        block: &Block,
+        (idle_from, idle_to): (Address, Address),
+        bytes: Bytes,
+        ends: bool,
+    ) -> (Bytes, bool) {
         let Some(range) = &self.ranges[block.range as usize] else {
             return (0, false);
         };
-        let (from, to) = (block.start - range.base, block.end() - range.base);
-        let view = |offset: Bytes| range.spans[(offset / GRANULE) as usize];
-        let (first, last) = (view(from), view(to - 1));
-        let idle_from = if first.0 < from { first.1 } else { from };
-        let idle_to = if last.1 > to { last.0 } else { to };
-        if idle_from >= idle_to {
-            return (0, false);
-        }
-        let front = view(from + bytes - 1).1.min(idle_to).saturating_sub(idle_from);
+        let front = range.view_over(block.start + bytes - 1).1.min(idle_to) - idle_from;
         if ends {
-            let back = idle_to.saturating_sub(view(to - bytes).0.max(idle_from));
+            let last = range.view_over(block.end() - bytes).0.max(idle_from);
+            let back = idle_to.saturating_sub(last);
             return (front.min(back), back < front);
         }
         (front, false)
@@ -183,7 +187,7 @@ impl Heap {
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
             self.blocks[rest].state = State::Free;
-            self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
+            self.index(rest);
         }
         let block = &mut self.blocks[id];
         block.state = State::Live;
@@ -203,8 +207,8 @@ impl Heap {
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let rest = self.split(id, front);
         self.blocks[rest].state = State::Free;
-        self.arenas[kind as usize].free.insert(&mut self.blocks, id);
-        self.arenas[kind as usize].free.insert(&mut self.blocks, rest);
+        self.index(id);
+        self.index(rest);
         self.carve(rest, requested, bytes)
     }
 

@@ -1,6 +1,6 @@
 //! Every invariant of a heap, by name.
 
-use super::block::{NONE, State};
+use super::block::{Block, NONE, State};
 use super::layout::Range;
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
@@ -33,6 +33,13 @@ impl Heap {
             let wrong = indexed.filter(|&id| self.blocks[id].state != State::Free).count();
             if wrong > 0 {
                 return broken("free index holds free blocks only", format!("{wrong} others"));
+            }
+            let mut large = arena.free.at_least(&self.blocks, 1).map(|id| &self.blocks[id]);
+            let stale = |block: &&Block| {
+                block.arena == ArenaKind::Large && block.idle() != self.idle_in(block)
+            };
+            if let Some(block) = large.find(stale) {
+                return broken("idle memory of a block is as noted", format!("{block:?}"));
             }
         }
         self.check_quick()?;

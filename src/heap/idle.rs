@@ -2,10 +2,10 @@
 //! all the time.
 
 use super::Heap;
-use super::block::Block;
+use super::block::{Block, BlockId};
 use super::layout::IdleView;
 use super::size::ArenaKind;
-use crate::units::{Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE};
 
 impl Heap {
     /// Every active view on which nothing lives and that may move.
@@ -44,6 +44,31 @@ impl Heap {
             }
             at = end;
         }
+    }
+
+    /// Puts a free block into the index. Of a large one it is noted how much of it is idle, since
+    /// requests compare many blocks between two changes of one.
+    #[inline]
+    pub(super) fn index(&mut self, id: BlockId) {
+        let kind = self.blocks[id].arena;
+        if kind == ArenaKind::Large {
+            let idle = self.idle_in(&self.blocks[id]);
+            self.blocks[id].set_idle(idle);
+        }
+        self.arenas[kind as usize].free.insert(&mut self.blocks, id);
+    }
+
+    /// The idle memory of a free block, as start and end: none of a segment, which has no views.
+    pub(super) fn idle_in(&self, block: &Block) -> (Address, Address) {
+        let (start, end) = (block.start, block.end());
+        let range = self.ranges[block.range as usize].as_ref();
+        let Some(range) = range.filter(|range| !range.segment) else {
+            return (0, 0);
+        };
+        let (first, last) = (range.view_over(start), range.view_over(end - 1));
+        let from = if first.0 < start { first.1 } else { start };
+        let to = if last.1 > end { last.0 } else { end };
+        (from, to)
     }
 
     /// How many bytes were free ever since the last look, as far as they can be given back now:

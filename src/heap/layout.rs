@@ -32,6 +32,13 @@ impl Range {
     pub(crate) fn contains(&self, address: Address) -> bool {
         address >= self.base && address - self.base < self.bytes
     }
+
+    /// The start and the end of the view over an address that has memory; not for segments.
+    #[inline(always)]
+    pub(super) fn view_over(&self, address: Address) -> (Address, Address) {
+        let (start, end) = self.spans[((address - self.base) / GRANULE) as usize];
+        (self.base + start, self.base + end)
+    }
 }
 
 /// One handle of physical memory at one place.
@@ -88,8 +95,9 @@ impl Heap {
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
         let id = self.new_range(base, bytes, kind, State::Free);
-        self.arenas[kind as usize].free.insert(&mut self.blocks, id);
-        self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT)
+        let slots = self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT);
+        self.index(id);
+        slots
     }
 
     /// Adds a range that is one block: a hole, a free segment, or all of it another heap's.
@@ -297,11 +305,11 @@ impl Heap {
         if self.blocks[id].start < address {
             let front = address - self.blocks[id].start;
             middle = self.split(id, front);
-            self.arenas[kind as usize].free.insert(&mut self.blocks, id);
+            self.index(id);
         }
         if self.blocks[middle].bytes > bytes {
             let back = self.split(middle, bytes);
-            self.arenas[kind as usize].free.insert(&mut self.blocks, back);
+            self.index(back);
         }
         self.note_low(kind);
         Some(middle)

@@ -251,7 +251,7 @@ impl Heap {
             arena.free.remove(&mut self.blocks, next);
             join(&mut self.blocks, id, next);
         }
-        arena.free.insert(&mut self.blocks, id);
+        self.index(id);
         id
     }
 
@@ -314,7 +314,7 @@ impl Heap {
         BlockView {
             start: block.start,
             bytes: block.bytes,
-            requested: block.requested,
+            requested: if block.state == State::Free { 0 } else { block.requested },
             state: block.state,
             arena: block.arena,
         }

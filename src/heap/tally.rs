@@ -33,7 +33,7 @@ struct Large {
 ///
 /// The limit is what neither the small pool's lease nor that of everything can be exceeded below,
 /// so that an allocation that exceeds a lease is one that turns the sign of the room. It depends on
-/// the large pool: an allocation there lowers it, if need be.
+/// the large pool: what is allocated and freed there lowers and raises it, if need be.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Tally {
@@ -41,7 +41,8 @@ pub(crate) struct Tally {
     added: [i64; 3],
     large: [Large; 3],
     limit: [i64; 3],
-    /// What both pools together may come to.
+    /// What the small pool, and what both pools together may come to.
+    limit_small: [i64; 3],
     limit_all: [i64; 3],
     /// Whether an allocation exceeded a lease, which is to be extended before the heap's lock is
     /// given back.
@@ -84,20 +85,24 @@ impl Tally {
 
     /// Counts an allocation of the large pool in the same way.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "as above")]
     pub(crate) fn allocate_large(&mut self, bytes: Bytes, requested: Bytes) -> bool {
         let values = [1, bytes as i64, requested as i64];
         let mut signs = 0;
-        for k in 0..3 {
-            let large = &mut self.large[k];
-            large.added += values[k];
-            large.live += values[k];
-            let lower = (self.limit[k] + large.live - self.limit_all[k]).max(0);
-            self.limit[k] -= lower;
-            self.room[k] -= lower;
-            signs |= (large.limit - large.live) | self.room[k];
+        for (k, value) in values.into_iter().enumerate() {
+            self.large[k].added += value;
+            self.add_large(k, value);
+            signs |= (self.large[k].limit - self.large[k].live) | self.room[k];
         }
         signs < 0
+    }
+
+    /// Changes what is live of the large pool, and what that leaves to the small one.
+    #[inline(always)]
+    fn add_large(&mut self, k: usize, value: i64) {
+        self.large[k].live += value;
+        let limit = self.limit_small[k].min(self.limit_all[k] - self.large[k].live);
+        self.room[k] += limit - self.limit[k];
+        self.limit[k] = limit;
     }
 
     /// Finds the limits that the leases come to now, and whether one is exceeded.
@@ -120,7 +125,8 @@ impl Tally {
             let live = self.live_small(k);
             let limit = limit_small.min(limit_all - self.large[k].live);
             (self.limit[k], self.room[k]) = (limit, limit - live);
-            (self.large[k].limit, self.limit_all[k]) = (limit_large, limit_all);
+            (self.limit_small[k], self.limit_all[k]) = (limit_small, limit_all);
+            self.large[k].limit = limit_large;
             self.exceeded |= live > limit || self.large[k].live > limit_large;
         }
     }
@@ -153,9 +159,9 @@ impl Tally {
     /// Counts the end of an allocation of the large pool.
     #[inline(always)]
     pub(crate) fn free_large(&mut self, bytes: Bytes, requested: Bytes) {
-        self.large[0].live -= 1;
-        self.large[1].live -= bytes as i64;
-        self.large[2].live -= requested as i64;
+        self.add_large(0, -1);
+        self.add_large(1, -(bytes as i64));
+        self.add_large(2, -(requested as i64));
     }
 
     /// Counts values that are not live any more.
@@ -163,7 +169,7 @@ impl Tally {
         for (k, value) in values.into_iter().enumerate() {
             match arena {
                 ArenaKind::Small => self.room[k] += value,
-                ArenaKind::Large => self.large[k].live -= value,
+                ArenaKind::Large => self.add_large(k, -value),
             }
         }
     }
@@ -213,6 +219,11 @@ impl Tally {
         let [active, active_bytes] =
             [0, 1].map(|k| with_all(&|pool| live[pool][k] + self.waiting[pool][k]));
         gather([count, bytes, requested, active, active_bytes])
+    }
+
+    /// How many allocations were ever counted.
+    pub(crate) fn allocations(&self) -> u64 {
+        (self.added[0] + self.large[0].added) as u64
     }
 
     /// Everything ever added, by quantity.

@@ -43,9 +43,11 @@ pub(crate) struct Policy {
     /// microseconds: what a heap at work leaves unused for a moment it needs again, and heaps that
     /// took it from each other in turn would do little else.
     pub(crate) rest_us: u64,
-    /// How many microseconds may be spent on moving at once, and which share of all time.
+    /// How many microseconds may be spent on moving at once, and which share of the time that a
+    /// program does not spend on allocations, of which each is taken to last so many nanoseconds.
     pub(crate) moving_burst_us: u64,
     pub(crate) moving_share: u64,
+    pub(crate) allocation_ns: u64,
     /// Streams wait for each other rather than take more memory from the device once it is beyond
     /// `1 + 1/waiting_share` of the most that was ever live.
     pub(crate) waiting_share: u64,
@@ -67,8 +69,9 @@ impl Policy {
             piece_bytes: MIB,
             move_us: 30,
             rest_us: 3_000,
-            moving_burst_us: 50_000,
+            moving_burst_us: 10_000,
             moving_share: 3,
+            allocation_ns: 100,
             waiting_share: 10,
             driver_share: 110,
             left_share: 4,
@@ -94,11 +97,13 @@ impl Policy {
         }
     }
 
-    /// Whether idle memory may be moved, given what was spent on that and how much time has passed.
-    /// A program that allocates more often than its memory can be rearranged gets more memory
-    /// instead.
-    pub(crate) fn may_move(&self, spent_us: u64, now_us: u64) -> bool {
-        spent_us < self.moving_burst_us + now_us / self.moving_share
+    /// Whether idle memory may be moved for a heap, given what was spent on that, how much time has
+    /// passed, and how many allocations the heap has served. A program that allocates more often
+    /// than its memory can be rearranged gets more memory instead; so does one that does hardly
+    /// anything but allocate, which moving would slow down by as much as it takes.
+    pub(crate) fn may_move(&self, spent_us: u64, now_us: u64, allocations: u64) -> bool {
+        let elsewhere_us = now_us.saturating_sub(allocations * self.allocation_ns / 1000);
+        spent_us < self.moving_burst_us + elsewhere_us / self.moving_share
     }
 
     /// Whether a request takes memory that queued work still uses, and waits for it, rather than
