@@ -6,7 +6,7 @@ use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules};
 use crate::lock::MutexGuard;
-use crate::units::{Address, Bytes, GRANULE, MIB, align_up};
+use crate::units::{Address, Bytes, GRANULE, MIB, align_down, align_up};
 
 /// The addresses that a heap reserves first for small requests.
 const FIRST_SMALL_RANGE: Bytes = 64 * MIB;
@@ -357,22 +357,27 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: four times the device's whole memory for large requests, so
-    /// that a second range is rare and the end of one not in the way, and halved until the system
-    /// grants it. For small requests little at first, then each time as much again: the addresses
+    /// Reserves addresses for the heap: five times the device's whole memory for large requests, and
+    /// halved until the system grants it. A second range is rare then, and a fifth is the tail, for
+    /// a request that fits only if it begins in what is free at the end of the rest. Small requests
+    /// need none, since any page holds one whole. For them little at first, then each time as much again: the addresses
     /// of a thousand heaps are to lie close enough together for their places in the page map to
     /// share pages of it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
             ArenaKind::Small => heap.reserved(request.kind).max(FIRST_SMALL_RANGE),
-            ArenaKind::Large => self.total.saturating_mul(4),
+            ArenaKind::Large => self.total.saturating_mul(5),
         };
         bytes = align_up(bytes.max(least), GRANULE);
         loop {
             match self.device.reserve(bytes) {
                 Ok(base) => {
-                    heap.add_range(base, bytes, request.kind);
+                    let tail = match request.kind {
+                        ArenaKind::Small => 0,
+                        ArenaKind::Large => align_down(bytes / 5, GRANULE).min(bytes - least),
+                    };
+                    heap.add_range(base, bytes, tail, request.kind);
                     return Ok(true);
                 }
                 Err(error) if bytes / 2 < least => return Err(error.into()),

@@ -1,8 +1,8 @@
 //! The last rung before a request fails: room in place. A request that lacks less than a granule
 //! may still begin in the rest of a page behind a live block, if memory can be mapped to what
 //! follows.
-//! Addresses that something else holds are set free for that: dormant views are unmapped, and holes
-//! of other heaps change hands.
+//! Addresses that something else holds are set free for that: dormant views are unmapped, holes of
+//! other heaps change hands, and ranges are continued into their tails.
 
 use super::grow::{Effort, Request};
 use super::shards::Shard;
@@ -82,7 +82,7 @@ impl Engine {
     }
 
     /// Takes the holes of other heaps over that a request would need which begins or ends in free
-    /// memory of its heap.
+    /// memory of its heap; the tail of a range behind it is opened as far.
     fn claim_holes(&self, request: Request) {
         let Some(shard) = self.shards.get(request.shard) else {
             return;
@@ -92,6 +92,7 @@ impl Engine {
         while claimed {
             claimed = false;
             for (span, at_end) in heap.in_the_way(request.kind, request.bytes) {
+                claimed |= heap.continue_range(request.kind, span.0, span.1);
                 let others = self.shards.iter().filter(|(number, _)| *number != request.shard);
                 let cede = |(_, other): (u32, &Shard)| {
                     other.heap.lock().cede_hole(request.kind, span, at_end)

@@ -39,6 +39,7 @@ impl Heap {
         at_end: bool,
     ) -> Option<Ceded> {
         let within = if at_end { to - GRANULE } else { from };
+        self.continue_range(kind, within, to);
         let (_, &hole) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
         let block = &self.blocks[hole];
         if block.state != State::Hole || block.end() <= within {
@@ -48,6 +49,22 @@ impl Heap {
         let id = self.cut_hole(kind, from, to - from)?;
         self.arenas[kind as usize].gaps.remove(&from);
         self.give_away(id, None)
+    }
+
+    /// Where an address lies in the tail of a range of this heap: makes a hole of the tail up to
+    /// `to`. True where there is one more hole.
+    pub(crate) fn continue_range(&mut self, kind: ArenaKind, within: Address, to: Address) -> bool {
+        let own = self.ranges.iter_mut().flatten().filter(|range| !range.borrowed);
+        let mut over = own.filter(|range| range.tail <= within && range.contains(within));
+        let Some(range) = over.next() else {
+            return false;
+        };
+        let from = std::mem::replace(&mut range.tail, to);
+        let Some(id) = self.cut_ceded(kind, from, to - from) else {
+            return false;
+        };
+        self.make_hole(kind, id);
+        true
     }
 
     /// Makes a block that is in no index another heap's.
@@ -71,12 +88,18 @@ impl Heap {
         }
         let id = self.cut_ceded(kind, address, bytes)?;
         let Some(handle) = handle else {
-            self.blocks[id].state = State::Hole;
-            self.arenas[kind as usize].gaps.insert(address, id);
-            self.join_holes(kind, id);
+            self.make_hole(kind, id);
             return None;
         };
         Some(self.back(id, handle))
+    }
+
+    /// Makes a block that is in no index a hole.
+    fn make_hole(&mut self, kind: ArenaKind, id: BlockId) {
+        let block = &mut self.blocks[id];
+        block.state = State::Hole;
+        self.arenas[kind as usize].gaps.insert(block.start, id);
+        self.join_holes(kind, id);
     }
 
     /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.

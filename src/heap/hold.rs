@@ -115,7 +115,7 @@ mod tests {
     /// A heap with three views of one granule each, all free.
     fn heap() -> Heap {
         let mut heap = Heap::new(None);
-        heap.add_range(BASE, 16 * GRANULE, ArenaKind::Large);
+        heap.add_range(BASE, 16 * GRANULE, 0, ArenaKind::Large);
         for k in 0..3 {
             heap.attach(BASE + k * GRANULE, GRANULE, k as u32).unwrap();
         }

@@ -19,6 +19,8 @@ pub(crate) struct Range {
     pub(crate) segment: bool,
     /// Whether another heap reserved it; this one uses parts of it.
     pub(crate) borrowed: bool,
+    /// From here on it is nobody's yet, and ceded for this heap and all others.
+    pub(crate) tail: Address,
     /// The block at its base.
     pub(crate) first: BlockId,
     /// The page slot of each granule, as far as any has had memory.
@@ -74,9 +76,19 @@ pub(crate) struct IdleView {
 }
 
 impl Heap {
-    /// Adds a range without memory.
-    pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, kind: ArenaKind) {
+    /// Adds a range without memory. The last `tail` bytes of it are left alone until a request would
+    /// fail without them: it may begin in memory at the end of the rest.
+    pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, tail: Bytes, kind: ArenaKind) {
         let id = self.new_range(base, bytes, kind, State::Hole);
+        if tail > 0 {
+            let start = base + bytes - tail;
+            let rest = self.split(id, bytes - tail);
+            self.blocks[rest].state = State::Ceded;
+            self.arenas[kind as usize].ceded.insert(start, rest);
+            if let Some(range) = &mut self.ranges[self.blocks[id].range as usize] {
+                range.tail = start;
+            }
+        }
         self.arenas[kind as usize].gaps.insert(base, id);
     }
 
@@ -114,7 +126,8 @@ impl Heap {
         let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
         let (segment, borrowed) = (state == State::Free, state == State::Ceded);
         let (slots, spans) = (Vec::new(), Vec::new());
-        let range = Range { base, bytes, kind, segment, borrowed, first, slots, spans };
+        let tail = base + bytes;
+        let range = Range { base, bytes, kind, segment, borrowed, tail, first, slots, spans };
         match vacant {
             Some(number) => self.ranges[number] = Some(range),
             None => self.ranges.push(Some(range)),

@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn a_small_request_that_finds_nothing_leaves_much_smaller_blocks_aside() {
         let mut heap = Heap::new(None);
-        heap.add_range(64 * GRANULE, GRANULE, ArenaKind::Small);
+        heap.add_range(64 * GRANULE, GRANULE, 0, ArenaKind::Small);
         let (_, slots) = heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
         let slot = slots[0].1;
         for (count, bytes) in [(8, 4 * KIB), (2, 16 * KIB), (3, 200 * KIB)] {
