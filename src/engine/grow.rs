@@ -243,7 +243,7 @@ impl Engine {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let grain = self.policy.grain(request.bytes, growth.store.spent_us, now);
+        let grain = self.policy.grain(request.bytes, live_peak, growth.store.spent_us, now);
         let longest = self.policy.longest_moved(live_peak, grain);
         let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
         Ok(Means { may_move, may_wait, ready, most, grain, longest })

@@ -31,6 +31,8 @@ pub(crate) struct Policy {
     pub(crate) request_length: Bytes,
     /// Handles longer than this fraction of the most that was ever live are cut up when they move.
     pub(crate) peak_share: u64,
+    /// Handles longer than this fraction of it are not made.
+    pub(crate) made_share: u64,
     /// Memory is taken from the device without stealing as long as what is reserved stays within
     /// `1 + 1/slack_share` of the most that was ever live.
     pub(crate) slack_share: u64,
@@ -65,6 +67,7 @@ impl Policy {
             max_handle: config.max_handle,
             request_length: 3 * MIB,
             peak_share: 900,
+            made_share: 32,
             slack_share: 300,
             piece_bytes: MIB,
             move_us: 30,
@@ -80,20 +83,27 @@ impl Policy {
     }
 
     /// The size of a new handle for a gap of `remaining` bytes left by a request of `request`
-    /// bytes; `grain` is how short handles may be.
+    /// bytes; `grain` is how long handles may be.
     pub(crate) fn handle_size(&self, request: Bytes, remaining: Bytes, grain: Bytes) -> Bytes {
         let most = (request * self.request_length).isqrt().clamp(GRANULE, self.max_handle);
         1 << most.min(grain.max(GRANULE)).min(remaining.max(GRANULE)).ilog2()
     }
 
-    /// How short the handles of a request may be: a power of two of which making all that the
-    /// request may need takes no more than a share of the time that is left to the driver.
-    pub(crate) fn grain(&self, request: Bytes, spent_us: u64, now_us: u64) -> Bytes {
+    /// How long the handles of a request may be: short enough that making all that the request may
+    /// need takes a share of the time that is left to the driver, and not so long that a few of
+    /// them, each pinned by one block, are much of a small device.
+    pub(crate) fn grain(
+        &self,
+        request: Bytes,
+        live_peak: Bytes,
+        spent_us: u64,
+        now_us: u64,
+    ) -> Bytes {
         let left_us = (now_us / self.driver_share).saturating_sub(spent_us) / self.left_share;
-        let handles = left_us / (price::CREATE_US + price::MAP_US);
-        match handles {
-            0 => self.max_handle,
-            _ => (request / handles).max(GRANULE).next_power_of_two().min(self.max_handle),
+        let most = self.max_handle.min(live_peak / self.made_share).max(GRANULE);
+        match left_us / (price::CREATE_US + price::MAP_US) {
+            0 => most,
+            handles => (request / handles).max(GRANULE).next_power_of_two().min(most),
         }
     }
 
@@ -128,5 +138,37 @@ impl Policy {
     /// How many bytes may be taken from the device rather than stolen.
     pub(crate) fn free_growth(&self, reserved: Bytes, live_peak: Bytes) -> Bytes {
         (live_peak + live_peak / self.slack_share).saturating_sub(reserved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy::new(&Config::default())
+    }
+
+    #[test]
+    fn a_program_that_only_allocates_may_move_no_more_than_the_burst() {
+        let policy = policy();
+        let second = 1_000_000;
+        assert!(policy.may_move(policy.moving_burst_us + second / 3 - 1, second, 0));
+        assert!(!policy.may_move(policy.moving_burst_us + second / 3, second, 0));
+        // Ten million allocations take all of the second.
+        assert!(policy.may_move(policy.moving_burst_us - 1, second, 10_000_000));
+        assert!(!policy.may_move(policy.moving_burst_us, second, 10_000_000));
+        assert!(!policy.may_move(policy.moving_burst_us, second, u64::from(u32::MAX)));
+    }
+
+    #[test]
+    fn handles_are_short_on_a_small_device_and_where_time_is_left() {
+        let policy = policy();
+        assert_eq!(policy.grain(64 * MIB, 64 << 30, 0, 0), policy.max_handle);
+        assert_eq!(policy.grain(64 * MIB, 128 * MIB, 0, 0), 4 * MIB);
+        assert_eq!(policy.grain(64 * MIB, MIB, 0, 0), GRANULE);
+        let (day, most) = (86_400_000_000, 64 << 30);
+        assert_eq!(policy.grain(64 * MIB, most, 0, day), GRANULE);
+        assert_eq!(policy.grain(64 * MIB, most, day / policy.driver_share, day), policy.max_handle);
     }
 }
