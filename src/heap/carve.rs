@@ -48,8 +48,21 @@ impl Heap {
     fn allocate_small_indexed(&mut self, requested: Bytes, class: u8) -> Option<Address> {
         let bytes = class_bytes(class);
         // The sizes of classes begin bins: whatever is in the bin is large enough.
-        let id = self.arenas[ArenaKind::Small as usize].free.first_from(bin_of(bytes))?;
+        let free = &self.arenas[ArenaKind::Small as usize].free;
+        let id = match free.first_from(bin_of(bytes)) {
+            Some(id) => id,
+            None => self.give_larger_back(class)?,
+        };
         Some(self.carve(id, requested, bytes))
+    }
+
+    /// Gives the shortest block back that is kept aside and longer than those of a class.
+    fn give_larger_back(&mut self, class: u8) -> Option<BlockId> {
+        let from = class + classes_near(class) + 1;
+        let (found, id) = self.quick.first_above(from)?;
+        let next = self.blocks[id].bin_next;
+        self.quick.set_first(found, next);
+        Some(self.give_back(id))
     }
 
     fn allocate_large(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {

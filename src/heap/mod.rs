@@ -212,9 +212,10 @@ impl Heap {
         self.give_back(id);
     }
 
-    /// Puts a block that nobody uses into the free index, joined with its free neighbours.
+    /// Puts a block that nobody uses into the free index, joined with its free neighbours; gives the
+    /// block that they come to.
     #[inline(never)]
-    pub(crate) fn give_back(&mut self, id: BlockId) {
+    pub(crate) fn give_back(&mut self, id: BlockId) -> BlockId {
         let (start, range, kind) = {
             let block = &self.blocks[id];
             (block.start, block.range, block.arena)
@@ -222,7 +223,7 @@ impl Heap {
         self.set_start(range, start, kind, 0);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
-        self.insert_free(id);
+        self.insert_free(id)
     }
 
     /// The number of the next mark, which comes after all uses of what is free now.

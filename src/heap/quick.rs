@@ -51,6 +51,13 @@ impl QuickList {
         (0..=LARGE_CLASS).filter(|&class| self.heads[class as usize] != NONE)
     }
 
+    /// The first block of the first small class from `class` on that has any, and that class.
+    pub(crate) fn first_above(&self, class: u8) -> Option<(u8, BlockId)> {
+        let heads = self.heads[..LARGE_CLASS as usize].get(class as usize..)?;
+        let at = heads.iter().position(|&id| id != NONE)?;
+        Some((class + at as u8, heads[at]))
+    }
+
     /// Every block kept.
     pub(crate) fn iter<'a>(&'a self, blocks: &'a BlockTable) -> impl Iterator<Item = BlockId> + 'a {
         self.classes().flat_map(move |class| {
