@@ -211,8 +211,12 @@ fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-fn standard_suite(effort: Effort, allocator: &Allocator, streams: &[StreamId]) -> Result<()> {
-    let stream = streams[0];
+fn new_streams(allocator: &Allocator, count: usize) -> Result<Vec<StreamId>> {
+    (0..count).map(|_| Ok(allocator.device(DEVICE)?.stream_create()?)).collect()
+}
+
+fn standard_suite(effort: Effort, allocator: &Allocator) -> Result<()> {
+    let stream = new_streams(allocator, 1)?[0];
     for (bytes, name) in HOT_SIZES {
         let samples = sample_time(effort, |count| hot_pair(allocator, stream, bytes, count))?;
         report(&format!("hot {name}"), "ns", samples);
@@ -224,9 +228,9 @@ fn standard_suite(effort: Effort, allocator: &Allocator, streams: &[StreamId]) -
     drop(set);
     for threads in [1, 2, 4, 8, 16] {
         let name = if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") };
-        let own = threads_rate(effort, allocator, streams, threads)?;
+        let own = threads_rate(effort, allocator, &new_streams(allocator, threads)?, threads)?;
         report(&format!("{name}, own streams"), "Mpairs/s", own);
-        let one = threads_rate(effort, allocator, &streams[..1], threads)?;
+        let one = threads_rate(effort, allocator, &new_streams(allocator, 1)?, threads)?;
         report(&format!("{name}, one stream"), "Mpairs/s", one);
     }
     Ok(())
@@ -243,7 +247,5 @@ fn main() -> Result<()> {
     let quick = !asked || words.iter().any(|word| word == "--quick");
     let device = value_of("--device").unwrap_or(if asked { "auto" } else { "sim" });
     let allocator = open_allocator(device, "", SimSize::default())?;
-    let streams = (0..16).map(|_| Ok(allocator.device(DEVICE)?.stream_create()?));
-    let streams = streams.collect::<Result<Vec<_>>>()?;
-    standard_suite(if quick { QUICK } else { FULL }, &allocator, &streams)
+    standard_suite(if quick { QUICK } else { FULL }, &allocator)
 }

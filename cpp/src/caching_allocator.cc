@@ -35,8 +35,14 @@ inline void* CachingAllocator::allocateOn(int device, std::size_t nbytes, cudaSt
 
 void* CachingAllocator::raw_alloc_with_stream(std::size_t nbytes, cudaStream_t stream) {
   // The hot path calls nothing but the engine, so that it saves no registers.
-  const int device = bridge::thread_device;
-  if (__builtin_expect(device < 0, 0) || __builtin_expect(bridge::deleterErrorWaits(), 0)) {
+  int device = bridge::thread_device;
+  if (device < 0) {
+    if (bridge::device_provider.load(std::memory_order_acquire) != nullptr) {
+      return state_->allocateOnCurrent(nbytes, stream);
+    }
+    device = 0;
+  }
+  if (__builtin_expect(bridge::deleterErrorWaits(), 0)) {
     return state_->allocateOnCurrent(nbytes, stream);
   }
   return state_->allocate(device, nbytes, stream);

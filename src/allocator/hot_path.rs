@@ -27,7 +27,8 @@ impl Allocator {
         let Some(engine) = self.engines.get(device.0 as u32 as usize) else {
             return otherwise(self, device, bytes, stream);
         };
-        if bytes > SMALL_MAX {
+        // Zero bytes, of which nothing is looked for, go the longer way with what is large.
+        if bytes.wrapping_sub(1) >= SMALL_MAX {
             return self.allocate_large_or(engine, bytes, stream, otherwise);
         }
         match engine.look::<false>(bytes, stream) {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::shards::thread_number;
 use super::{Engine, PageEntry, flag};
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
-use crate::heap::{BlockView, Heap, Lookup, SMALL_MAX, class_of};
+use crate::heap::{BlockView, Heap, Lookup, class_of};
 use crate::lock::MutexGuard;
 use crate::streams::{Guest, Ticket};
 use crate::units::{Address, Bytes, DeviceId, MAX_REQUEST, StreamId};
@@ -30,8 +30,8 @@ impl Engine {
     pub(crate) fn look<const LARGE: bool>(&self, bytes: Bytes, stream: StreamId) -> Look<'_> {
         // Zero bytes are beyond, too. Requests that are rounded in steps of their own have a flag
         // up.
-        let most = if LARGE { MAX_REQUEST - 1 } else { SMALL_MAX };
-        if bytes.wrapping_sub(1) >= most || self.flags.load(Ordering::Relaxed) != 0 {
+        let beyond = LARGE && bytes.wrapping_sub(1) >= MAX_REQUEST - 1;
+        if beyond || self.flags.load(Ordering::Relaxed) != 0 {
             return Look::Nothing;
         }
         let Some(shard) = self.shards.find(stream).filter(|first| !first.is_spread()) else {

@@ -1,10 +1,11 @@
 //! Counters by device, for user functions as the source of memory.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use super::metadata::MAX_DEVICES;
 use crate::error::{Error, Result};
+use crate::lock::Mutex;
 use crate::observe::{DeviceStatistics, Stat, StatArray};
 use crate::units::{Bytes, DeviceId, MIB};
 
@@ -91,35 +92,66 @@ impl Sums {
     }
 }
 
-/// What must be seen by all threads at once: what is live, and the peaks of it.
+/// What must be seen by all threads at once: what is live, and the peaks of it, which are exact.
 ///
-/// A peak by size is exact. The peak of both sizes together is taken at the increase of one of
-/// them, with the other as it is then: exact unless threads change both at the same moment.
+/// They stand behind one lock: taking it is the one atomic exchange that a call pays for them, where
+/// counters that are atomic each would cost as much apiece.
 #[repr(align(128))]
 pub(super) struct DeviceCounters {
-    small: Live,
-    large: Live,
-    peak_count: AtomicI64,
-    peak_bytes: AtomicI64,
+    live: Mutex<Live>,
     out_of_memory: AtomicI64,
     fraction: AtomicU64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Live {
-    count: AtomicI64,
-    bytes: AtomicI64,
-    peak_count: AtomicI64,
-    peak_bytes: AtomicI64,
+    small: Quantities,
+    large: Quantities,
+    peak: Quantity,
+}
+
+/// What is live of one size, and the most that was.
+#[derive(Clone, Copy, Default)]
+struct Quantities {
+    now: Quantity,
+    peak: Quantity,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Quantity {
+    count: i64,
+    bytes: i64,
+}
+
+impl Quantity {
+    #[inline]
+    fn plus(self, other: Quantity) -> Quantity {
+        Quantity { count: self.count + other.count, bytes: self.bytes + other.bytes }
+    }
+
+    /// Each no less than in the other.
+    #[inline]
+    fn raise(&mut self, other: Quantity) {
+        self.count = self.count.max(other.count);
+        self.bytes = self.bytes.max(other.bytes);
+    }
+}
+
+impl Live {
+    #[inline]
+    fn of(&mut self, bytes: Bytes) -> &mut Quantities {
+        if is_small(bytes) { &mut self.small } else { &mut self.large }
+    }
+
+    fn all(&self) -> Quantity {
+        self.small.now.plus(self.large.now)
+    }
 }
 
 impl DeviceCounters {
     fn new() -> DeviceCounters {
         DeviceCounters {
-            small: Live::default(),
-            large: Live::default(),
-            peak_count: AtomicI64::new(0),
-            peak_bytes: AtomicI64::new(0),
+            live: Mutex::new(Live::default()),
             out_of_memory: AtomicI64::new(0),
             fraction: AtomicU64::new(1.0f64.to_bits()),
         }
@@ -127,28 +159,25 @@ impl DeviceCounters {
 
     #[inline]
     pub(super) fn allocated(&self, bytes: Bytes) {
-        let (own, other) =
-            if is_small(bytes) { (&self.small, &self.large) } else { (&self.large, &self.small) };
-        let bytes = bytes as i64;
-        let count = own.count.fetch_add(1, SeqCst) + 1;
-        let bytes = own.bytes.fetch_add(bytes, SeqCst) + bytes;
-        raise(&own.peak_count, count);
-        raise(&own.peak_bytes, bytes);
-        raise(&self.peak_count, count + other.count.load(SeqCst));
-        raise(&self.peak_bytes, bytes + other.bytes.load(SeqCst));
+        let mut live = self.live.lock();
+        let own = live.of(bytes);
+        own.now = own.now.plus(Quantity { count: 1, bytes: bytes as i64 });
+        own.peak.raise(own.now);
+        let all = live.all();
+        live.peak.raise(all);
     }
 
     #[inline]
     pub(super) fn freed(&self, bytes: Bytes) {
-        let own = if is_small(bytes) { &self.small } else { &self.large };
-        own.count.fetch_sub(1, SeqCst);
-        own.bytes.fetch_sub(bytes as i64, SeqCst);
+        let mut live = self.live.lock();
+        let own = live.of(bytes);
+        own.now = own.now.plus(Quantity { count: -1, bytes: -(bytes as i64) });
     }
 
     /// Counts a failed request; gives the bytes that are live.
     pub(super) fn out_of_memory(&self) -> Bytes {
         self.out_of_memory.fetch_add(1, Relaxed);
-        (self.small.bytes.load(SeqCst) + self.large.bytes.load(SeqCst)).max(0) as Bytes
+        self.live.lock().all().bytes.max(0) as Bytes
     }
 
     pub(super) fn fraction(&self) -> f64 {
@@ -160,13 +189,10 @@ impl DeviceCounters {
     }
 
     pub(super) fn reset_peaks(&self) {
-        let (small, large) = (&self.small, &self.large);
-        for live in [small, large] {
-            live.peak_count.store(live.count.load(SeqCst), SeqCst);
-            live.peak_bytes.store(live.bytes.load(SeqCst), SeqCst);
-        }
-        self.peak_count.store(small.count.load(SeqCst) + large.count.load(SeqCst), SeqCst);
-        self.peak_bytes.store(small.bytes.load(SeqCst) + large.bytes.load(SeqCst), SeqCst);
+        let mut live = self.live.lock();
+        live.small.peak = live.small.now;
+        live.large.peak = live.large.now;
+        live.peak = live.all();
     }
 
     pub(super) fn reset_accumulated(&self) {
@@ -175,18 +201,20 @@ impl DeviceCounters {
 
     /// Every request is the source's own: what is allocated, active and reserved is the same.
     pub(super) fn statistics(&self, totals: Totals) -> DeviceStatistics {
+        let live = *self.live.lock();
+        let all = Quantities { now: live.all(), peak: live.peak };
+        let mut sums = totals.small;
+        sums.add(totals.large);
         let counts = StatArray {
-            small_pool: self.small.counts(totals.small),
-            large_pool: self.large.counts(totals.large),
-            all: Stat::default(),
+            all: all.counts(sums),
+            small_pool: live.small.counts(totals.small),
+            large_pool: live.large.counts(totals.large),
         };
         let bytes = StatArray {
-            small_pool: self.small.bytes(totals.small),
-            large_pool: self.large.bytes(totals.large),
-            all: Stat::default(),
+            all: all.bytes(sums),
+            small_pool: live.small.bytes(totals.small),
+            large_pool: live.large.bytes(totals.large),
         };
-        let counts = StatArray { all: both(&counts, &self.peak_count), ..counts };
-        let bytes = StatArray { all: both(&bytes, &self.peak_bytes), ..bytes };
         DeviceStatistics {
             allocation: counts,
             segment: counts,
@@ -204,11 +232,11 @@ impl DeviceCounters {
     }
 }
 
-impl Live {
+impl Quantities {
     fn counts(&self, sums: Sums) -> Stat {
         Stat {
-            current: self.count.load(SeqCst),
-            peak: self.peak_count.load(SeqCst),
+            current: self.now.count,
+            peak: self.peak.count,
             allocated: sums.allocations,
             freed: sums.frees,
         }
@@ -216,21 +244,11 @@ impl Live {
 
     fn bytes(&self, sums: Sums) -> Stat {
         Stat {
-            current: self.bytes.load(SeqCst),
-            peak: self.peak_bytes.load(SeqCst),
+            current: self.now.bytes,
+            peak: self.peak.bytes,
             allocated: sums.allocated_bytes,
             freed: sums.freed_bytes,
         }
-    }
-}
-
-fn both(array: &StatArray, peak: &AtomicI64) -> Stat {
-    let (small, large) = (array.small_pool, array.large_pool);
-    Stat {
-        current: small.current + large.current,
-        peak: peak.load(SeqCst),
-        allocated: small.allocated + large.allocated,
-        freed: small.freed + large.freed,
     }
 }
 
@@ -238,14 +256,6 @@ fn both(array: &StatArray, peak: &AtomicI64) -> Stat {
 #[inline]
 fn is_small(bytes: Bytes) -> bool {
     bytes <= MIB
-}
-
-/// Raises a peak; most of the time it is high enough already, and nothing is written.
-#[inline]
-fn raise(peak: &AtomicI64, value: i64) {
-    if peak.load(Relaxed) < value {
-        peak.fetch_max(value, SeqCst);
-    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,9 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use parking_lot::Mutex;
-
 use super::counters::{Counters, Totals};
 use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, Result};
+use crate::lock::Mutex;
 use crate::observe::DeviceStatistics;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
 
