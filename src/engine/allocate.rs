@@ -82,7 +82,7 @@ impl Engine {
 
     /// Ends an allocation by which the heap may have exceeded a lease.
     pub(crate) fn settle(&self, heap: &mut Heap) {
-        heap.tally.find_limits();
+        heap.tally.look_into();
         self.peaks.leave(&self.shards, heap);
     }
 

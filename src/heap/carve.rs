@@ -23,7 +23,7 @@ impl Heap {
         for near in class..=class + classes_near(class) {
             if let Some((address, higher)) = self.take_kept(near, requested) {
                 if higher {
-                    self.tally.find_limits();
+                    self.tally.look_into();
                 }
                 return Some(address);
             }
@@ -72,7 +72,7 @@ impl Heap {
         match self.take_kept_large(requested, bytes) {
             Some((address, false)) => Some(address),
             Some((address, true)) => {
-                self.tally.find_limits();
+                self.tally.look_into();
                 Some(address)
             }
             None => self.allocate_large_indexed(requested, rounded(bytes)),
@@ -143,8 +143,8 @@ impl Heap {
         Some(self.carve(id, requested, bytes))
     }
 
-    /// How much of its idle memory a request takes of a free block; and whether it takes that at the
-    /// end, which is looked at if `ends` says so.
+    /// How much of its idle memory a request takes of a free block; and whether it takes that at
+    /// the end, which is looked at if `ends` says so.
     #[inline(always)]
     fn idle_taken(
         &self,

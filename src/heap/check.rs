@@ -1,7 +1,7 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
-use super::layout::Range;
+use super::ranges::Range;
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
 use crate::error::Error;

@@ -1,47 +1,12 @@
-//! Ranges, and the memory behind them: views come and go, and blocks change with them.
+//! The memory behind ranges: views come and go, and blocks change with them.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::size::{ArenaKind, LARGE_CLASS};
-use super::slots::NO_SLOT;
+use super::size::ArenaKind;
 use super::{Heap, join};
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes};
 
 /// The number of a view in its heap.
 pub(crate) type ViewId = u32;
-
-/// A contiguous range of addresses.
-#[derive(Debug)]
-pub(crate) struct Range {
-    pub(crate) base: Address,
-    pub(crate) bytes: Bytes,
-    pub(crate) kind: ArenaKind,
-    /// Whether it is one segment of the device, all of it memory, and given back whole.
-    pub(crate) segment: bool,
-    /// Whether another heap reserved it; this one uses parts of it.
-    pub(crate) borrowed: bool,
-    /// From here on it is nobody's yet, and ceded for this heap and all others.
-    pub(crate) tail: Address,
-    /// The block at its base.
-    pub(crate) first: BlockId,
-    /// The page slot of each granule, as far as any has had memory.
-    pub(crate) slots: Vec<u32>,
-    /// The view over each granule that has a slot, as the bytes from the base to its start and to
-    /// its end; of a segment, which is no view, beyond both ends of it.
-    pub(crate) spans: Vec<(Bytes, Bytes)>,
-}
-
-impl Range {
-    pub(crate) fn contains(&self, address: Address) -> bool {
-        address >= self.base && address - self.base < self.bytes
-    }
-
-    /// The start and the end of the view over an address that has memory; not for segments.
-    #[inline(always)]
-    pub(super) fn view_over(&self, address: Address) -> (Address, Address) {
-        let (start, end) = self.spans[((address - self.base) / GRANULE) as usize];
-        (self.base + start, self.base + end)
-    }
-}
 
 /// One handle of physical memory at one place.
 #[derive(Clone, Debug)]
@@ -76,153 +41,6 @@ pub(crate) struct IdleView {
 }
 
 impl Heap {
-    /// Adds a range without memory. The last `tail` bytes of it are left alone until a request would
-    /// fail without them: it may begin in memory at the end of the rest.
-    pub(crate) fn add_range(&mut self, base: Address, bytes: Bytes, tail: Bytes, kind: ArenaKind) {
-        let id = self.new_range(base, bytes, kind, State::Hole);
-        if tail > 0 {
-            let start = base + bytes - tail;
-            let rest = self.split(id, bytes - tail);
-            self.blocks[rest].state = State::Ceded;
-            self.arenas[kind as usize].ceded.insert(start, rest);
-            if let Some(range) = &mut self.ranges[self.blocks[id].range as usize] {
-                range.tail = start;
-            }
-        }
-        self.arenas[kind as usize].gaps.insert(base, id);
-    }
-
-    /// Bytes of all addresses that were reserved for one kind of request.
-    pub(crate) fn reserved(&self, kind: ArenaKind) -> Bytes {
-        let own = self.ranges.iter().flatten();
-        let own = own.filter(|range| range.kind == kind && !range.borrowed && !range.segment);
-        own.map(|range| range.bytes).sum()
-    }
-
-    /// Adds a range that is memory throughout, and gives the page slot of each of its granules.
-    pub(crate) fn add_segment(
-        &mut self,
-        base: Address,
-        bytes: Bytes,
-        kind: ArenaKind,
-    ) -> Vec<(Address, u32)> {
-        let id = self.new_range(base, bytes, kind, State::Free);
-        let slots = self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT);
-        self.index(id);
-        slots
-    }
-
-    /// Adds a range that is one block: a hole, a free segment, or all of it another heap's.
-    pub(super) fn new_range(
-        &mut self,
-        base: Address,
-        bytes: Bytes,
-        kind: ArenaKind,
-        state: State,
-    ) -> BlockId {
-        debug_assert!(base.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE));
-        let vacant = self.ranges.iter().position(Option::is_none);
-        let number = vacant.unwrap_or(self.ranges.len());
-        let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
-        let (segment, borrowed) = (state == State::Free, state == State::Ceded);
-        let (slots, spans) = (Vec::new(), Vec::new());
-        let tail = base + bytes;
-        let range = Range { base, bytes, kind, segment, borrowed, tail, first, slots, spans };
-        match vacant {
-            Some(number) => self.ranges[number] = Some(range),
-            None => self.ranges.push(Some(range)),
-        }
-        first
-    }
-
-    /// Every segment that is one free block and may go: base and bytes.
-    pub(crate) fn free_segments(&self) -> Vec<(Address, Bytes, ArenaKind)> {
-        let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
-        ranges
-            .filter(|range| {
-                let first = &self.blocks[range.first];
-                let unused = first.state == State::Free && first.bytes == range.bytes;
-                unused && !self.holds.at(range.base)
-            })
-            .map(|range| (range.base, range.bytes, range.kind))
-            .collect()
-    }
-
-    /// Forgets a segment that is one free block; its granules have no slots any more.
-    pub(crate) fn remove_segment(&mut self, base: Address) {
-        let found = self.ranges.iter().position(|range| {
-            range.as_ref().is_some_and(|range| range.segment && range.base == base)
-        });
-        let Some(index) = found else { return };
-        let Some(range) = self.ranges[index].take() else {
-            return;
-        };
-        debug_assert_eq!(self.blocks[range.first].state, State::Free);
-        self.arenas[range.kind as usize].free.remove(&mut self.blocks, range.first);
-        self.blocks.remove(range.first);
-        for slot in range.slots {
-            self.vacate_slot(slot);
-        }
-    }
-
-    /// The contiguous memory around an address: its start and its bytes.
-    pub(crate) fn memory_around(&self, address: Address) -> Option<(Address, Bytes)> {
-        let mut first = self.block_over(address)?;
-        let is_memory = |block: &Block| !matches!(block.state, State::Hole | State::Dormant);
-        if !is_memory(first) {
-            return None;
-        }
-        let mut last = first;
-        while first.previous != NONE && is_memory(&self.blocks[first.previous]) {
-            first = &self.blocks[first.previous];
-        }
-        while last.next != NONE && is_memory(&self.blocks[last.next]) {
-            last = &self.blocks[last.next];
-        }
-        Some((first.start, last.end() - first.start))
-    }
-
-    /// Whether there is a hole in which a request of `bytes` would fit.
-    pub(crate) fn has_hole(&self, bytes: Bytes, kind: ArenaKind) -> bool {
-        self.arenas[kind as usize].gaps.values().any(|&id| {
-            let block = &self.blocks[id];
-            block.state == State::Hole && block.bytes >= bytes
-        })
-    }
-
-    /// Every granule of memory with its page slot.
-    pub(crate) fn page_slots(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
-        let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.base != Address::MAX);
-        slots.map(|(number, slot)| (slot.base, number as u32))
-    }
-
-    /// Calls `found` with each block of a divided segment on which nothing lives.
-    pub(crate) fn unused_pieces(&self, mut found: impl FnMut(ArenaKind, Bytes)) {
-        for range in self.ranges.iter().flatten().filter(|range| range.segment) {
-            let mut id = range.first;
-            while id != NONE {
-                let block = &self.blocks[id];
-                let unused = matches!(block.state, State::Free | State::Quick);
-                if unused && block.bytes < range.bytes {
-                    found(range.kind, block.bytes);
-                }
-                id = block.next;
-            }
-        }
-    }
-
-    /// Bytes of all segments.
-    pub(crate) fn segment_bytes(&self) -> Bytes {
-        let ranges = self.ranges.iter().flatten().filter(|range| range.segment);
-        ranges.map(|range| range.bytes).sum()
-    }
-
-    /// Bases and sizes of the ranges without segments, for giving the addresses back.
-    pub(crate) fn virtual_ranges(&self) -> impl Iterator<Item = (Address, Bytes)> + '_ {
-        let own = |range: &&Range| !range.segment && !range.borrowed;
-        self.ranges.iter().flatten().filter(own).map(|range| (range.base, range.bytes))
-    }
-
     /// Makes `[address, address + bytes)`, which lies in one hole, free memory on a new active
     /// view.
     pub(crate) fn attach(
@@ -392,23 +210,5 @@ impl Heap {
         }
         self.views.push(Some(view));
         (self.views.len() - 1) as ViewId
-    }
-}
-
-fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State) -> Block {
-    Block {
-        start,
-        bytes,
-        requested: 0,
-        previous: NONE,
-        next: NONE,
-        bin_previous: NONE,
-        bin_next: NONE,
-        since: 0,
-        range,
-        view: NO_SLOT,
-        state,
-        arena: kind,
-        class: LARGE_CLASS,
     }
 }

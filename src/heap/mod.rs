@@ -30,6 +30,7 @@ mod layout;
 mod lookup;
 mod plan;
 mod quick;
+mod ranges;
 mod size;
 mod slots;
 mod tally;
@@ -47,8 +48,9 @@ use crate::units::{Address, Bytes, GRANULE};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
 use hold::Holds;
-use layout::{Range, View};
+use layout::View;
 use quick::QuickList;
+use ranges::Range;
 use size::LARGE_CLASS;
 use slots::PageSlot;
 
@@ -212,8 +214,8 @@ impl Heap {
         self.give_back(id);
     }
 
-    /// Puts a block that nobody uses into the free index, joined with its free neighbours; gives the
-    /// block that they come to.
+    /// Puts a block that nobody uses into the free index, joined with its free neighbours; gives
+    /// the block that they come to.
     #[inline(never)]
     pub(crate) fn give_back(&mut self, id: BlockId) -> BlockId {
         let (start, range, kind) = {

@@ -33,7 +33,8 @@ struct Large {
 ///
 /// The limit is what neither the small pool's lease nor that of everything can be exceeded below,
 /// so that an allocation that exceeds a lease is one that turns the sign of the room. It depends on
-/// the large pool: what is allocated and freed there lowers and raises it, if need be.
+/// the large pool, and is found anew by each allocation there; a free there leaves it lower than it
+/// need be.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Tally {
@@ -64,12 +65,12 @@ impl Tally {
             ArenaKind::Large => self.allocate_large(bytes, requested),
         };
         if look {
-            self.find_limits();
+            self.look_into();
         }
     }
 
-    /// Counts an allocation of the small pool. True where a lease may be exceeded, and
-    /// `find_limits` is to be called.
+    /// Counts an allocation of the small pool. True where a lease may be exceeded, and `look_into`
+    /// is to be called.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "zipped iterators are not unrolled here")]
     pub(crate) fn allocate_small(&mut self, bytes: Bytes, requested: Bytes) -> bool {
@@ -89,24 +90,37 @@ impl Tally {
         let values = [1, bytes as i64, requested as i64];
         let mut signs = 0;
         for (k, value) in values.into_iter().enumerate() {
-            self.large[k].added += value;
-            self.add_large(k, value);
-            signs |= (self.large[k].limit - self.large[k].live) | self.room[k];
+            let large = &mut self.large[k];
+            large.added += value;
+            large.live += value;
+            signs |= (large.limit - large.live) | self.find_room(k);
         }
         signs < 0
     }
 
-    /// Changes what is live of the large pool, and what that leaves to the small one.
+    /// Finds the room of the small pool anew, of which the large pool leaves more or less than
+    /// before.
     #[inline(always)]
-    fn add_large(&mut self, k: usize, value: i64) {
-        self.large[k].live += value;
+    fn find_room(&mut self, k: usize) -> i64 {
         let limit = self.limit_small[k].min(self.limit_all[k] - self.large[k].live);
         self.room[k] += limit - self.limit[k];
         self.limit[k] = limit;
+        self.room[k]
+    }
+
+    /// Looks into it, where an allocation may have exceeded a lease: mostly there is room after all
+    /// that frees of the large pool left.
+    #[inline]
+    pub(crate) fn look_into(&mut self) {
+        let signs =
+            [0, 1, 2].map(|k| (self.large[k].limit - self.large[k].live) | self.find_room(k));
+        if signs[0] | signs[1] | signs[2] < 0 {
+            self.find_limits();
+        }
     }
 
     /// Finds the limits that the leases come to now, and whether one is exceeded.
-    pub(crate) fn find_limits(&mut self) {
+    fn find_limits(&mut self) {
         for k in 0..3 {
             // While nothing waits, what is active is what is allocated.
             let [all, small, large] = [0, 1, 2].map(|of| self.leases[3 * k + of]);
@@ -159,9 +173,9 @@ impl Tally {
     /// Counts the end of an allocation of the large pool.
     #[inline(always)]
     pub(crate) fn free_large(&mut self, bytes: Bytes, requested: Bytes) {
-        self.add_large(0, -1);
-        self.add_large(1, -(bytes as i64));
-        self.add_large(2, -(requested as i64));
+        self.large[0].live -= 1;
+        self.large[1].live -= bytes as i64;
+        self.large[2].live -= requested as i64;
     }
 
     /// Counts values that are not live any more.
@@ -169,7 +183,7 @@ impl Tally {
         for (k, value) in values.into_iter().enumerate() {
             match arena {
                 ArenaKind::Small => self.room[k] += value,
-                ArenaKind::Large => self.add_large(k, -value),
+                ArenaKind::Large => self.large[k].live -= value,
             }
         }
     }
