@@ -357,12 +357,12 @@ impl Engine {
         Ok(heap.plan(request.bytes, request.kind, &rules))
     }
 
-    /// Reserves addresses for the heap: five times the device's whole memory for large requests, and
-    /// halved until the system grants it. A second range is rare then, and a fifth is the tail, for
-    /// a request that fits only if it begins in what is free at the end of the rest. Small requests
-    /// need none, since any page holds one whole. For them little at first, then each time as much again: the addresses
-    /// of a thousand heaps are to lie close enough together for their places in the page map to
-    /// share pages of it.
+    /// Reserves addresses for the heap: five times the device's whole memory for large requests,
+    /// and halved until the system grants it. A second range is rare then, and a fifth is the tail,
+    /// for a request that fits only if it begins in what is free at the end of the rest. Small
+    /// requests need none, since any page holds one whole. For them little is reserved at first,
+    /// then each time as much again: the addresses of a thousand heaps are to lie close enough
+    /// together for their places in the page map to share pages of it.
     fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {

@@ -94,8 +94,8 @@ impl Sums {
 
 /// What must be seen by all threads at once: what is live, and the peaks of it, which are exact.
 ///
-/// They stand behind one lock: taking it is the one atomic exchange that a call pays for them, where
-/// counters that are atomic each would cost as much apiece.
+/// They stand behind one lock: taking it is the one atomic exchange that a call pays for them,
+/// where counters that are atomic each would cost as much apiece.
 #[repr(align(128))]
 pub(super) struct DeviceCounters {
     live: Mutex<Live>,
