@@ -58,9 +58,10 @@ struct Means {
 }
 
 impl Means {
-    fn supply(self, idle: Vec<Idle>, most: Bytes, effort: Effort) -> Supply {
+    /// What it comes to; idle memory is added once it is known what of it is needed.
+    fn supply(self, most: Bytes, effort: Effort) -> Supply {
         let Means { ready, grain, longest, .. } = self;
-        Supply { idle, ready, most, cut: 0, effort, grain, longest }
+        Supply { idle: Vec::new(), ready, most, cut: 0, effort, grain, longest }
     }
 }
 
@@ -180,8 +181,8 @@ impl Engine {
         if !means.may_move && request.kind == ArenaKind::Small {
             // Not even a look at the others: they are at work, too, and there is little to be had.
             let idle = own_idle(request.shard, heap);
-            let supply = means.supply(idle, means.ready, Effort::Usual);
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
+            let supply = means.supply(means.ready, Effort::Usual);
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, &idle, supply)? {
                 return Ok(Some(address));
             }
         }
@@ -207,13 +208,14 @@ impl Engine {
         // being captured: without that. It also fails where other threads have taken what was idle:
         // without theirs, since nobody else has this heap.
         if self.retain_orderable(request.shard, &mut idle)? {
-            let supply = means.supply(idle, means.most, Effort::Reshape);
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, supply)? {
+            let supply = means.supply(means.most, Effort::Reshape);
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, &idle, supply)? {
                 return Ok(Some(address));
             }
         }
-        let supply = means.supply(own_idle(request.shard, heap), means.most, Effort::Reshape);
-        Ok(match self.grow_from(growth, heap, request, supply)? {
+        let (idle, supply) =
+            (own_idle(request.shard, heap), means.supply(means.most, Effort::Reshape));
+        Ok(match self.grow_from(growth, heap, request, &idle, supply)? {
             Grown::Served(address) => Some(address),
             Grown::Changed | Grown::Unchanged => None,
         })
@@ -263,23 +265,30 @@ impl Engine {
         if let Some(address) = self.adopt(growth, heap, request, idle)? {
             return Ok(Some(address));
         }
+        // The heap's own come first.
+        let mut own = idle.partition_point(|idle| idle.shard == request.shard);
         let stages = [
             (true, means.ready, Effort::Usual),
             (false, means.ready, Effort::Usual),
             (false, means.ready, Effort::Reshape),
             (false, means.most, Effort::Reshape),
         ];
+        let mut planless = None;
         for (only_own, most, effort) in stages {
-            let of = |idle: &&Idle| !only_own || idle.shard == request.shard;
-            let idle_now = idle.iter().filter(of).copied().collect();
-            let supply = means.supply(idle_now, most, effort);
-            match self.grow_from(growth, heap, request, supply)? {
+            // Effort shows only once there is a plan.
+            if planless == Some((only_own, most)) {
+                continue;
+            }
+            let idle_now = if only_own { &idle[..own] } else { &idle[..] };
+            let supply = means.supply(most, effort);
+            match self.grow_from(growth, heap, request, idle_now, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
                 Grown::Changed => {
                     *idle = self.all_idle(growth, heap, request, asked);
                     idle.retain(|idle| idle.settled || !settled);
+                    own = idle.partition_point(|idle| idle.shard == request.shard);
                 }
-                Grown::Unchanged => {}
+                Grown::Unchanged => planless = Some((only_own, most)),
             }
         }
         Ok(None)
@@ -291,17 +300,19 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
+        idle: &[Idle],
         mut supply: Supply,
     ) -> Result<Grown> {
-        let Some(plan) = self.plan(growth, heap, request, &supply)? else {
+        let Some(plan) = self.plan(growth, heap, request, idle, &supply)? else {
             return Ok(Grown::Unchanged);
         };
         let (start, end) = (plan.start, plan.start + request.bytes);
-        supply.idle.retain(|idle| {
+        let is_left = |idle: &&Idle| {
             let view = &idle.view;
             let overlaps = view.address < end && start < view.address + view.bytes;
             idle.shard != request.shard || !overlaps
-        });
+        };
+        supply.idle = idle.iter().filter(is_left).copied().collect();
         supply.most = supply.ready + plan.excess;
         for &view in &plan.wake {
             if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
@@ -323,19 +334,20 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
+        idle: &[Idle],
         supply: &Supply,
     ) -> Result<Option<Plan>> {
         let store = &growth.store;
-        let own = supply.idle.iter().filter(|idle| idle.shard == request.shard);
+        let own = idle.iter().take_while(|idle| idle.shard == request.shard);
         let own = IdleSpans::new(own.map(|idle| &idle.view));
         let spare = self.claimable(growth, request.shard)?;
         let spare = spare.iter().copied();
         let mut handles = vec![false; store.numbers()];
-        for number in supply.idle.iter().map(|idle| idle.view.handle).chain(spare.clone()) {
+        for number in idle.iter().map(|idle| idle.view.handle).chain(spare.clone()) {
             handles[number as usize] = true;
         }
         let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
-        let idle: Bytes = supply.idle.iter().map(|idle| idle.view.bytes).sum();
+        let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
         let rules = PlanRules {
             supply: supply.ready.saturating_add(idle).saturating_add(spare),
             excess_max: supply.most - supply.ready,

@@ -24,14 +24,13 @@ impl Heap {
         let Some(range) = &self.ranges[block.range as usize] else {
             return;
         };
-        let mut at = block.start.next_multiple_of(GRANULE);
-        while at + GRANULE <= block.end() {
+        let (mut at, end_of_idle) = self.idle_in(block);
+        while at < end_of_idle {
             let slot = range.slots[((at - range.base) / GRANULE) as usize];
             let id = self.slots[slot as usize].view;
             let Some(view) = self.view(id) else { return };
             let end = view.address + view.bytes;
-            let inside = view.address >= block.start && end <= block.end();
-            if inside && !self.holds.at(view.address) {
+            if !self.holds.at(view.address) {
                 out.push(IdleView {
                     view: id,
                     handle: view.handle,

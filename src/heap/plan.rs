@@ -160,9 +160,15 @@ impl Heap {
             return;
         }
         for first in 0..run.len() {
-            let Some(mut plan) = window(&run[first..], bytes, rules.piece_bytes) else {
+            let pieces = &run[first..];
+            let Some(window) = window(pieces, bytes, rules.piece_bytes) else {
                 break;
             };
+            // Most windows are no better than the best so far, at a glance.
+            if best.as_ref().is_some_and(|best| best.excess == 0 && window.cost >= best.cost) {
+                continue;
+            }
+            let mut plan = window.plan(pieces);
             let Some(needed) = self.needed(&plan, bytes, rules) else {
                 continue;
             };
@@ -199,8 +205,43 @@ impl Heap {
     }
 }
 
+/// Where a request may lie over pieces side by side, of which it needs the first `count`.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    start: Address,
+    end: Address,
+    count: usize,
+    /// Bytes of the gaps, and what they and the dormant views come to.
+    fill: Bytes,
+    cost: Bytes,
+}
+
+impl Window {
+    /// What of a hole has to be filled.
+    fn gap(&self, hole: &Piece) -> Gap {
+        let address = hole.start.max(align_down(self.start, GRANULE));
+        let hole_end = hole.start + hole.bytes;
+        let needed = align_up(self.end.min(hole_end) - address, GRANULE);
+        Gap { address, bytes: needed, room: hole_end - address }
+    }
+
+    /// What has to be done to make it memory.
+    fn plan(&self, pieces: &[Piece]) -> Plan {
+        let Window { start, fill, cost, .. } = *self;
+        let mut plan = Plan { start, gaps: Vec::new(), wake: Vec::new(), fill, excess: 0, cost };
+        for piece in &pieces[..self.count] {
+            match piece.part {
+                Part::Free => {}
+                Part::Dormant(view, _) => plan.wake.push(view),
+                Part::Hole => plan.gaps.push(self.gap(piece)),
+            }
+        }
+        plan
+    }
+}
+
 /// The window of `bytes` that begins in the first piece, moved right where that saves memory.
-fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Plan> {
+fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Window> {
     let mut covered = 0;
     let mut count = 0;
     while covered < bytes {
@@ -213,21 +254,16 @@ fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Plan> {
         // The end of the last piece is memory already: begin later in the hole instead.
         start += align_down(covered - bytes, GRANULE).min(first.bytes - GRANULE);
     }
-    let end = start + bytes;
-    let mut plan = Plan { start, gaps: Vec::new(), wake: Vec::new(), fill: 0, excess: 0, cost: 0 };
+    let mut window = Window { start, end: start + bytes, count, fill: 0, cost: 0 };
     for piece in &pieces[..count] {
-        match piece.part {
-            Part::Free => {}
-            Part::Dormant(view, _) => plan.wake.push(view),
-            Part::Hole => {
-                let address = piece.start.max(align_down(start, GRANULE));
-                let piece_end = piece.start + piece.bytes;
-                let needed = align_up(end.min(piece_end) - address, GRANULE);
-                plan.gaps.push(Gap { address, bytes: needed, room: piece_end - address });
-                plan.fill += needed;
-            }
+        if piece.part == Part::Free {
+            continue;
         }
+        if piece.part == Part::Hole {
+            window.fill += window.gap(piece).bytes;
+        }
+        window.cost += piece_bytes;
     }
-    plan.cost = plan.fill + (plan.gaps.len() + plan.wake.len()) as u64 * piece_bytes;
-    Some(plan)
+    window.cost += window.fill;
+    Some(window)
 }
