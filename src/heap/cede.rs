@@ -40,7 +40,7 @@ impl Heap {
     ) -> Option<Ceded> {
         let within = if at_end { to - GRANULE } else { from };
         self.continue_range(kind, within, to);
-        let (_, &hole) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
+        let (_, &(hole, _)) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
         let block = &self.blocks[hole];
         if block.state != State::Hole || block.end() <= within {
             return None;
@@ -98,7 +98,7 @@ impl Heap {
     fn make_hole(&mut self, kind: ArenaKind, id: BlockId) {
         let block = &mut self.blocks[id];
         block.state = State::Hole;
-        self.arenas[kind as usize].gaps.insert(block.start, id);
+        self.arenas[kind as usize].gaps.insert(block.start, (id, None));
         self.join_holes(kind, id);
     }
 

@@ -79,7 +79,10 @@ impl Heap {
                     counted.defer(block.arena, block.bytes);
                 }
                 State::Hole | State::Dormant => {
-                    if self.arenas[range.kind as usize].gaps.get(&at) != Some(&id) {
+                    let dormant = (block.state == State::Dormant).then_some(block.view);
+                    let view = dormant.and_then(|view| self.view(view));
+                    let entry = (id, view.map(|view| view.handle));
+                    if self.arenas[range.kind as usize].gaps.get(&at) != Some(&entry) {
                         return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
                     }
                 }

@@ -79,7 +79,7 @@ impl Heap {
         bytes: Bytes,
     ) -> Option<BlockId> {
         let gaps = &self.arenas[kind as usize].gaps;
-        let (_, &hole) = gaps.range(..=address).next_back()?;
+        let (_, &(hole, _)) = gaps.range(..=address).next_back()?;
         let block = &self.blocks[hole];
         if block.state != State::Hole || address + bytes > block.end() {
             return None;
@@ -88,11 +88,11 @@ impl Heap {
         if self.blocks[id].start < address {
             let front = address - self.blocks[id].start;
             id = self.split(id, front);
-            self.arenas[kind as usize].gaps.insert(address, id);
+            self.arenas[kind as usize].gaps.insert(address, (id, None));
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
-            self.arenas[kind as usize].gaps.insert(address + bytes, rest);
+            self.arenas[kind as usize].gaps.insert(address + bytes, (rest, None));
         }
         Some(id)
     }
@@ -113,11 +113,13 @@ impl Heap {
         block.state = State::Dormant;
         block.view = view;
         let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
-        self.arenas[kind as usize].gaps.insert(address, middle);
         self.remove_slots(range, address, bytes);
-        if let Some(view) = &mut self.views[view as usize] {
+        let view = self.views[view as usize].as_mut();
+        let handle = view.map(|view| {
             view.active = false;
-        }
+            view.handle
+        });
+        self.arenas[kind as usize].gaps.insert(address, (middle, handle));
         true
     }
 
@@ -149,7 +151,7 @@ impl Heap {
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
         let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
-        let id = self.arenas[kind as usize].gaps.remove(&address)?;
+        let (id, _) = self.arenas[kind as usize].gaps.remove(&address)?;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
@@ -166,9 +168,11 @@ impl Heap {
         let Some(View { address, kind, .. }) = self.view(view).cloned() else {
             return;
         };
-        let Some(&id) = self.arenas[kind as usize].gaps.get(&address) else {
+        let Some((id, handle)) = self.arenas[kind as usize].gaps.get_mut(&address) else {
             return;
         };
+        *handle = None;
+        let id = *id;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.views[view as usize] = None;
         self.vacant_views.push(view);

@@ -100,18 +100,14 @@ impl Heap {
         let mut best: Option<Plan> = None;
         let mut seen_to = 0;
         let mut run = Vec::new();
-        for (&address, &id) in &self.arenas[kind as usize].gaps {
-            if address < seen_to || !self.passable(id, rules) {
+        for (&address, &(id, handle)) in &self.arenas[kind as usize].gaps {
+            if address < seen_to || !handle.is_none_or(|handle| (rules.usable)(handle)) {
                 continue;
             }
             seen_to = self.collect_run(id, rules, &mut run);
             self.plan_in_run(&run, bytes, rules, &mut best);
         }
         best
-    }
-
-    fn passable(&self, id: BlockId, rules: &PlanRules<'_>) -> bool {
-        self.part_of(id, rules).is_some()
     }
 
     fn part_of(&self, id: BlockId, rules: &PlanRules<'_>) -> Option<Part> {

@@ -54,7 +54,7 @@ impl Heap {
                 range.tail = start;
             }
         }
-        self.arenas[kind as usize].gaps.insert(base, id);
+        self.arenas[kind as usize].gaps.insert(base, (id, None));
     }
 
     /// Bytes of all addresses that were reserved for one kind of request.
@@ -149,7 +149,7 @@ impl Heap {
 
     /// Whether there is a hole in which a request of `bytes` would fit.
     pub(crate) fn has_hole(&self, bytes: Bytes, kind: ArenaKind) -> bool {
-        self.arenas[kind as usize].gaps.values().any(|&id| {
+        self.arenas[kind as usize].gaps.values().any(|&(id, _)| {
             let block = &self.blocks[id];
             block.state == State::Hole && block.bytes >= bytes
         })
