@@ -28,6 +28,7 @@ mod out_of_memory;
 mod padded;
 mod peaks;
 mod pins;
+mod plan;
 mod pool_memory;
 mod pools;
 mod reclaim;

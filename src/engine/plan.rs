@@ -1,0 +1,85 @@
+//! Where a request goes that needs memory: a plan over what is free, idle and empty in its heap, and
+//! addresses where there are none left for one.
+
+use super::grow::{Request, Supply};
+use super::idle::Idle;
+use super::{Engine, Growth};
+use crate::error::Result;
+use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules};
+use crate::lock::MutexGuard;
+use crate::units::{Bytes, GRANULE, MIB, align_down, align_up};
+
+/// The addresses that a heap reserves first for small requests.
+const FIRST_SMALL_RANGE: Bytes = 64 * MIB;
+
+impl Engine {
+    /// The cheapest place for a request within the supply, where there is one.
+    pub(super) fn plan(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        idle: &[Idle],
+        supply: &Supply,
+    ) -> Result<Option<Plan>> {
+        let store = &growth.store;
+        let own = idle.iter().take_while(|idle| idle.shard == request.shard);
+        let own = IdleSpans::new(own.map(|idle| &idle.view));
+        let spare = self.claimable(growth, request.shard)?;
+        let spare = spare.iter().copied();
+        let mut handles = vec![false; store.numbers()];
+        for number in idle.iter().map(|idle| idle.view.handle).chain(spare.clone()) {
+            handles[number as usize] = true;
+        }
+        let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
+        let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
+        let rules = PlanRules {
+            supply: supply.ready.saturating_add(idle).saturating_add(spare),
+            excess_max: supply.most - supply.ready,
+            idle: &own,
+            usable: &|handle| handles.get(handle as usize).is_some_and(|&usable| usable),
+            piece_bytes: self.policy.piece_bytes,
+        };
+        let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());
+        if most < request.bytes {
+            return Ok(None);
+        }
+        let plan = heap.plan(request.bytes, request.kind, &rules);
+        if plan.is_some() || heap.has_hole(request.bytes, request.kind) {
+            return Ok(plan);
+        }
+        if !self.add_range(heap, request)? {
+            return Ok(None);
+        }
+        Ok(heap.plan(request.bytes, request.kind, &rules))
+    }
+
+    /// Reserves addresses for the heap: five times the device's whole memory for large requests,
+    /// and halved until the system grants it. A second range is rare then, and a fifth is the tail,
+    /// for a request that fits only if it begins in what is free at the end of the rest. Small
+    /// requests need none, since any page holds one whole. For them little is reserved at first,
+    /// then each time as much again: the addresses of a thousand heaps are to lie close enough
+    /// together for their places in the page map to share pages of it.
+    fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
+        let least = align_up(request.bytes, GRANULE);
+        let mut bytes = match request.kind {
+            ArenaKind::Small => heap.reserved(request.kind).max(FIRST_SMALL_RANGE),
+            ArenaKind::Large => self.total.saturating_mul(5),
+        };
+        bytes = align_up(bytes.max(least), GRANULE);
+        loop {
+            match self.device.reserve(bytes) {
+                Ok(base) => {
+                    let tail = match request.kind {
+                        ArenaKind::Small => 0,
+                        ArenaKind::Large => align_down(bytes / 5, GRANULE).min(bytes - least),
+                    };
+                    heap.add_range(base, bytes, tail, request.kind);
+                    return Ok(true);
+                }
+                Err(error) if bytes / 2 < least => return Err(error.into()),
+                Err(_) => bytes = align_up(bytes / 2, GRANULE),
+            }
+        }
+    }
+}
