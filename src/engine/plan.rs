@@ -1,5 +1,5 @@
-//! Where a request goes that needs memory: a plan over what is free, idle and empty in its heap, and
-//! addresses where there are none left for one.
+//! Where a request goes that needs memory: a plan over what is free, idle and empty in its heap,
+//! and addresses where there are none left for one.
 
 use super::grow::{Request, Supply};
 use super::idle::Idle;
