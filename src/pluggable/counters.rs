@@ -1,123 +1,29 @@
-//! Counters by device, for user functions as the source of memory.
+//! Counters of one device, for user functions as the source of memory.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-
-use super::metadata::MAX_DEVICES;
-use crate::error::{Error, Result};
-use crate::lock::Mutex;
 use crate::observe::{DeviceStatistics, Stat, StatArray};
-use crate::units::{Bytes, DeviceId, MIB};
+use crate::units::{Bytes, MIB};
 
-/// The counters of every device, made when a device is first used.
-pub(super) struct Counters {
-    devices: Box<[OnceLock<Box<DeviceCounters>>]>,
-}
-
-impl Counters {
-    pub(super) fn new() -> Counters {
-        Counters { devices: (0..MAX_DEVICES).map(|_| OnceLock::new()).collect() }
-    }
-
-    /// The place of a device.
-    pub(super) fn check(&self, device: DeviceId) -> Result<usize> {
-        let index = device.index().filter(|index| *index < MAX_DEVICES);
-        index.ok_or(Error::InvalidDevice { device, count: MAX_DEVICES })
-    }
-
-    #[inline]
-    pub(super) fn device(&self, device: DeviceId) -> Result<&DeviceCounters> {
-        let index = self.check(device)?;
-        Ok(self.devices[index].get_or_init(|| Box::new(DeviceCounters::new())))
-    }
-
-    pub(super) fn copy_fractions(&self, from: &Counters) {
-        for (place, other) in self.devices.iter().zip(&from.devices) {
-            if let Some(other) = other.get() {
-                let own = place.get_or_init(|| Box::new(DeviceCounters::new()));
-                own.set_fraction(other.fraction());
-            }
-        }
-    }
-}
-
-/// Increases and decreases since a reset, by size. Kept in the shards of the map, under their
-/// locks.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    small: Sums,
-    large: Sums,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    allocations: i64,
-    allocated_bytes: i64,
-    frees: i64,
-    freed_bytes: i64,
-}
-
-impl Totals {
-    #[inline]
-    pub(super) fn add_allocation(&mut self, bytes: Bytes) {
-        let sums = self.of(bytes);
-        sums.allocations += 1;
-        sums.allocated_bytes += bytes as i64;
-    }
-
-    #[inline]
-    pub(super) fn add_free(&mut self, bytes: Bytes) {
-        let sums = self.of(bytes);
-        sums.frees += 1;
-        sums.freed_bytes += bytes as i64;
-    }
-
-    pub(super) fn add(&mut self, other: Totals) {
-        self.small.add(other.small);
-        self.large.add(other.large);
-    }
-
-    #[inline]
-    fn of(&mut self, bytes: Bytes) -> &mut Sums {
-        if is_small(bytes) { &mut self.small } else { &mut self.large }
-    }
-}
-
-impl Sums {
-    fn add(&mut self, other: Sums) {
-        self.allocations += other.allocations;
-        self.allocated_bytes += other.allocated_bytes;
-        self.frees += other.frees;
-        self.freed_bytes += other.freed_bytes;
-    }
-}
-
-/// What must be seen by all threads at once: what is live, and the peaks of it, which are exact.
-///
-/// They stand behind one lock: taking it is the one atomic exchange that a call pays for them,
-/// where counters that are atomic each would cost as much apiece.
-#[repr(align(128))]
+/// What was allocated from one device's source, and what of it is live.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct DeviceCounters {
-    live: Mutex<Live>,
-    out_of_memory: AtomicI64,
-    fraction: AtomicU64,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Live {
     small: Quantities,
     large: Quantities,
     peak: Quantity,
+    out_of_memory: i64,
+    /// The share of the device's memory that was allowed last.
+    pub(super) fraction: f64,
 }
 
-/// What is live of one size, and the most that was.
-#[derive(Clone, Copy, Default)]
+/// Of one size: what is live, the most that was, and everything allocated and freed since a reset.
+#[derive(Clone, Copy, Debug, Default)]
 struct Quantities {
     now: Quantity,
     peak: Quantity,
+    allocated: Quantity,
+    freed: Quantity,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Quantity {
     count: i64,
     bytes: i64,
@@ -125,8 +31,18 @@ struct Quantity {
 
 impl Quantity {
     #[inline]
+    fn one(bytes: Bytes) -> Quantity {
+        Quantity { count: 1, bytes: bytes as i64 }
+    }
+
+    #[inline]
     fn plus(self, other: Quantity) -> Quantity {
         Quantity { count: self.count + other.count, bytes: self.bytes + other.bytes }
+    }
+
+    #[inline]
+    fn minus(self, other: Quantity) -> Quantity {
+        Quantity { count: self.count - other.count, bytes: self.bytes - other.bytes }
     }
 
     /// Each no less than in the other.
@@ -137,84 +53,80 @@ impl Quantity {
     }
 }
 
-impl Live {
+impl Default for DeviceCounters {
+    fn default() -> Self {
+        let (small, large) = (Quantities::default(), Quantities::default());
+        let peak = Quantity::default();
+        DeviceCounters { small, large, peak, out_of_memory: 0, fraction: 1.0 }
+    }
+}
+
+impl DeviceCounters {
     #[inline]
     fn of(&mut self, bytes: Bytes) -> &mut Quantities {
         if is_small(bytes) { &mut self.small } else { &mut self.large }
     }
 
-    fn all(&self) -> Quantity {
+    #[inline]
+    fn live(&self) -> Quantity {
         self.small.now.plus(self.large.now)
     }
-}
-
-impl DeviceCounters {
-    fn new() -> DeviceCounters {
-        DeviceCounters {
-            live: Mutex::new(Live::default()),
-            out_of_memory: AtomicI64::new(0),
-            fraction: AtomicU64::new(1.0f64.to_bits()),
-        }
-    }
 
     #[inline]
-    pub(super) fn allocated(&self, bytes: Bytes) {
-        let mut live = self.live.lock();
-        let own = live.of(bytes);
-        own.now = own.now.plus(Quantity { count: 1, bytes: bytes as i64 });
+    pub(super) fn allocated(&mut self, bytes: Bytes) {
+        let own = self.of(bytes);
+        own.now = own.now.plus(Quantity::one(bytes));
+        own.allocated = own.allocated.plus(Quantity::one(bytes));
         own.peak.raise(own.now);
-        let all = live.all();
-        live.peak.raise(all);
+        let live = self.live();
+        self.peak.raise(live);
     }
 
     #[inline]
-    pub(super) fn freed(&self, bytes: Bytes) {
-        let mut live = self.live.lock();
-        let own = live.of(bytes);
-        own.now = own.now.plus(Quantity { count: -1, bytes: -(bytes as i64) });
+    pub(super) fn freed(&mut self, bytes: Bytes) {
+        let own = self.of(bytes);
+        own.now = own.now.minus(Quantity::one(bytes));
+        own.freed = own.freed.plus(Quantity::one(bytes));
     }
 
     /// Counts a failed request; gives the bytes that are live.
-    pub(super) fn out_of_memory(&self) -> Bytes {
-        self.out_of_memory.fetch_add(1, Relaxed);
-        self.live.lock().all().bytes.max(0) as Bytes
+    pub(super) fn out_of_memory(&mut self) -> Bytes {
+        self.out_of_memory += 1;
+        self.live().bytes.max(0) as Bytes
     }
 
-    pub(super) fn fraction(&self) -> f64 {
-        f64::from_bits(self.fraction.load(Relaxed))
+    pub(super) fn reset_peaks(&mut self) {
+        self.small.peak = self.small.now;
+        self.large.peak = self.large.now;
+        self.peak = self.live();
     }
 
-    pub(super) fn set_fraction(&self, fraction: f64) {
-        self.fraction.store(fraction.to_bits(), Relaxed);
-    }
-
-    pub(super) fn reset_peaks(&self) {
-        let mut live = self.live.lock();
-        live.small.peak = live.small.now;
-        live.large.peak = live.large.now;
-        live.peak = live.all();
-    }
-
-    pub(super) fn reset_accumulated(&self) {
-        self.out_of_memory.store(0, Relaxed);
+    pub(super) fn reset_accumulated(&mut self) {
+        self.out_of_memory = 0;
+        for size in [&mut self.small, &mut self.large] {
+            (size.allocated, size.freed) = (Quantity::default(), Quantity::default());
+        }
     }
 
     /// Every request is the source's own: what is allocated, active and reserved is the same.
-    pub(super) fn statistics(&self, totals: Totals) -> DeviceStatistics {
-        let live = *self.live.lock();
-        let all = Quantities { now: live.all(), peak: live.peak };
-        let mut sums = totals.small;
-        sums.add(totals.large);
-        let counts = StatArray {
-            all: all.counts(sums),
-            small_pool: live.small.counts(totals.small),
-            large_pool: live.large.counts(totals.large),
+    pub(super) fn statistics(&self) -> DeviceStatistics {
+        let (small, large) = (self.small, self.large);
+        let all = Quantities {
+            now: self.live(),
+            peak: self.peak,
+            allocated: small.allocated.plus(large.allocated),
+            freed: small.freed.plus(large.freed),
         };
-        let bytes = StatArray {
-            all: all.bytes(sums),
-            small_pool: live.small.bytes(totals.small),
-            large_pool: live.large.bytes(totals.large),
+        let stats = |of: fn(Quantity) -> i64| {
+            let [all, small_pool, large_pool] = [all, small, large].map(|size| Stat {
+                current: of(size.now),
+                peak: of(size.peak),
+                allocated: of(size.allocated),
+                freed: of(size.freed),
+            });
+            StatArray { all, small_pool, large_pool }
         };
+        let (counts, bytes) = (stats(|quantity| quantity.count), stats(|quantity| quantity.bytes));
         DeviceStatistics {
             allocation: counts,
             segment: counts,
@@ -223,31 +135,11 @@ impl DeviceCounters {
             reserved_bytes: bytes,
             active_bytes: bytes,
             requested_bytes: bytes,
-            num_ooms: self.out_of_memory.load(Relaxed),
+            num_ooms: self.out_of_memory,
             num_device_alloc: counts.all.allocated,
             num_device_free: counts.all.freed,
             max_split_size: -1,
             ..DeviceStatistics::default()
-        }
-    }
-}
-
-impl Quantities {
-    fn counts(&self, sums: Sums) -> Stat {
-        Stat {
-            current: self.now.count,
-            peak: self.peak.count,
-            allocated: sums.allocations,
-            freed: sums.frees,
-        }
-    }
-
-    fn bytes(&self, sums: Sums) -> Stat {
-        Stat {
-            current: self.now.bytes,
-            peak: self.peak.bytes,
-            allocated: sums.allocated_bytes,
-            freed: sums.freed_bytes,
         }
     }
 }
@@ -264,26 +156,26 @@ mod tests {
 
     #[test]
     fn the_peak_of_both_sizes_is_their_sum_at_one_moment() {
-        let counters = DeviceCounters::new();
+        let mut counters = DeviceCounters::default();
         counters.allocated(MIB);
         counters.freed(MIB);
         counters.allocated(3 * MIB);
-        let statistics = counters.statistics(Totals::default());
+        let statistics = counters.statistics();
         assert_eq!(statistics.allocated_bytes.all.peak, 3 * MIB as i64);
         counters.allocated(MIB);
-        let statistics = counters.statistics(Totals::default());
+        let statistics = counters.statistics();
         assert_eq!(statistics.allocated_bytes.all.peak, 4 * MIB as i64);
         assert_eq!(statistics.allocation.all.peak, 2);
     }
 
     #[test]
     fn a_reset_brings_the_peak_to_what_is_live() {
-        let counters = DeviceCounters::new();
+        let mut counters = DeviceCounters::default();
         counters.allocated(512);
         counters.allocated(512);
         counters.freed(512);
         counters.reset_peaks();
-        let statistics = counters.statistics(Totals::default());
+        let statistics = counters.statistics();
         assert_eq!(statistics.allocation.all.peak, 1);
         assert_eq!(statistics.allocated_bytes.small_pool.peak, 512);
     }

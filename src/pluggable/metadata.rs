@@ -1,10 +1,9 @@
-//! What is known of the allocations of user functions: a map from pointers, in shards, and
-//! counters.
+//! What is known of the allocations of user functions: a map from pointers, and counters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::counters::{Counters, Totals};
+use super::counters::DeviceCounters;
 use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, Result};
 use crate::lock::Mutex;
 use crate::observe::DeviceStatistics;
@@ -21,92 +20,87 @@ pub struct Entry {
     pub stream: StreamId,
 }
 
-/// How many shards the map has: enough that 16 threads seldom meet in one.
-const SHARDS: usize = 64;
-/// How many freed addresses each shard remembers, to tell a double free from a foreign pointer.
-const REMEMBERED: usize = 32;
+/// How many freed addresses are remembered, to tell a double free from a foreign pointer.
+const REMEMBERED: usize = 1024;
 /// Devices are numbered by a signed byte on the C++ side.
-pub(super) const MAX_DEVICES: usize = 128;
+const MAX_DEVICES: usize = 128;
 
 /// The allocations of one source.
 ///
-/// Nothing here calls a user function, so that none is ever called under one of these locks.
-pub(crate) struct Metadata {
-    shards: Box<[Shard]>,
-    counters: Counters,
-}
+/// All of it stands behind one lock, which is one atomic exchange a call: the source is one for all
+/// threads as well, and counters apart from the map would cost as much again, map or not.
+///
+/// Nothing here calls a user function, so that none is ever called under the lock.
+pub(crate) struct Metadata(Mutex<State>);
 
-/// On cache lines of its own, so that threads in different shards do not slow each other.
-#[repr(align(128))]
-#[derive(Default)]
-struct Shard(Mutex<ShardState>);
-
-#[derive(Default)]
-struct ShardState {
+struct State {
     live: HashMap<Address, Entry, BuildHasherDefault<AddressHasher>>,
-    freed: [Address; REMEMBERED],
+    freed: Box<[Address; REMEMBERED]>,
     next_freed: usize,
-    /// By device. What is counted here needs no shared counter.
-    totals: Vec<Totals>,
+    /// By device, as far as any was used.
+    devices: Vec<DeviceCounters>,
 }
 
 impl Metadata {
     pub(crate) fn new() -> Metadata {
-        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Metadata { shards, counters: Counters::new() }
+        let freed = Box::new([0; REMEMBERED]);
+        Metadata(Mutex::new(State {
+            live: HashMap::default(),
+            freed,
+            next_freed: 0,
+            devices: Vec::new(),
+        }))
     }
 
     /// Notes a new allocation. A pointer that is live already is refused, and the old entry stays.
     pub(crate) fn record(&self, address: Address, entry: Entry) -> Result<()> {
-        let device = self.counters.device(entry.device)?;
-        let mut shard = self.shard(address).0.lock();
-        let slot = match shard.live.entry(address) {
-            std::collections::hash_map::Entry::Vacant(slot) => slot,
-            std::collections::hash_map::Entry::Occupied(_) => return Err(live_twice(address)),
+        let device = place_of(entry.device)?;
+        let mut state = self.0.lock();
+        match state.live.entry(address) {
+            hash_map::Entry::Vacant(slot) => slot.insert(entry),
+            hash_map::Entry::Occupied(_) => {
+                drop(state);
+                return Err(live_twice(address));
+            }
         };
-        slot.insert(entry);
-        shard.totals_of(entry.device).add_allocation(entry.bytes);
-        drop(shard);
-        device.allocated(entry.bytes);
+        state.counters(device).allocated(entry.bytes);
         Ok(())
     }
 
     /// Forgets an allocation and says what it was. From then on the pointer may be recorded again.
     pub(crate) fn take(&self, address: Address) -> Result<Entry> {
-        let mut shard = self.shard(address).0.lock();
-        let Some(entry) = shard.live.remove(&address) else {
-            return Err(shard.refuse(address));
+        let mut state = self.0.lock();
+        let Some(entry) = state.live.remove(&address) else {
+            return Err(state.refuse(address));
         };
-        shard.remember(address);
-        shard.totals_of(entry.device).add_free(entry.bytes);
-        drop(shard);
-        self.counters.device(entry.device)?.freed(entry.bytes);
+        state.remember(address);
+        let device = place_of(entry.device)?;
+        state.counters(device).freed(entry.bytes);
         Ok(entry)
     }
 
     /// What is known of a live allocation.
     pub(crate) fn find(&self, address: Address) -> Result<Entry> {
-        let shard = self.shard(address).0.lock();
-        shard.live.get(&address).copied().ok_or_else(|| shard.refuse(address))
+        let state = self.0.lock();
+        state.live.get(&address).copied().ok_or_else(|| state.refuse(address))
     }
 
     /// Whether the pointer is the start of a live allocation.
     pub(crate) fn owns(&self, address: Address) -> bool {
-        self.shard(address).0.lock().live.contains_key(&address)
+        self.0.lock().live.contains_key(&address)
     }
 
     /// Whether nothing is live.
     pub(crate) fn is_idle(&self) -> bool {
-        self.shards.iter().all(|shard| shard.0.lock().live.is_empty())
+        self.0.lock().live.is_empty()
     }
 
     /// Counts a request for which there was no memory, and gives the error for it.
     pub(crate) fn out_of_memory(&self, bytes: Bytes, device: DeviceId) -> Error {
-        let counters = match self.counters.device(device) {
-            Ok(counters) => counters,
+        let allocated = match self.of(device, |counters| counters.out_of_memory()) {
+            Ok(allocated) => allocated,
             Err(error) => return error,
         };
-        let allocated = counters.out_of_memory();
         Error::OutOfMemory(Box::new(OutOfMemory {
             requested: bytes,
             device: device.0,
@@ -119,29 +113,24 @@ impl Metadata {
 
     /// Fails for a device number that cannot be.
     pub(crate) fn check_device(&self, device: DeviceId) -> Result<()> {
-        self.counters.check(device).map(|_| ())
+        place_of(device).map(|_| ())
     }
 
     pub(crate) fn statistics(&self, device: DeviceId) -> Result<DeviceStatistics> {
-        Ok(self.counters.device(device)?.statistics(self.totals(device)))
+        self.of(device, |counters| counters.statistics())
     }
 
     pub(crate) fn reset_peaks(&self, device: DeviceId) -> Result<()> {
-        self.counters.device(device)?.reset_peaks();
-        Ok(())
+        self.of(device, DeviceCounters::reset_peaks)
     }
 
     pub(crate) fn reset_accumulated(&self, device: DeviceId) -> Result<()> {
-        self.counters.device(device)?.reset_accumulated();
-        for shard in &self.shards {
-            *shard.0.lock().totals_of(device) = Totals::default();
-        }
-        Ok(())
+        self.of(device, DeviceCounters::reset_accumulated)
     }
 
     /// The share of the device's memory that was allowed last; 1 before.
     pub(crate) fn fraction(&self, device: DeviceId) -> Result<f64> {
-        Ok(self.counters.device(device)?.fraction())
+        self.of(device, |counters| counters.fraction)
     }
 
     pub(crate) fn set_fraction(&self, device: DeviceId, fraction: f64) -> Result<()> {
@@ -152,36 +141,37 @@ impl Metadata {
                 expected: "a share of the device's memory, from 0 to 1".to_owned(),
             });
         }
-        self.counters.device(device)?.set_fraction(fraction);
-        Ok(())
+        self.of(device, |counters| counters.fraction = fraction)
     }
 
     pub(crate) fn copy_fractions(&self, from: &Metadata) {
-        self.counters.copy_fractions(&from.counters);
-    }
-
-    fn totals(&self, device: DeviceId) -> Totals {
-        let mut sum = Totals::default();
-        for shard in &self.shards {
-            sum.add(*shard.0.lock().totals_of(device));
+        let fractions: Vec<f64> = from.0.lock().devices.iter().map(|c| c.fraction).collect();
+        let mut state = self.0.lock();
+        for (device, fraction) in fractions.into_iter().enumerate() {
+            state.counters(device).fraction = fraction;
         }
-        sum
     }
 
-    #[inline]
-    fn shard(&self, address: Address) -> &Shard {
-        &self.shards[(spread(address) >> (64 - SHARDS.ilog2())) as usize]
+    fn of<T>(&self, device: DeviceId, look: impl FnOnce(&mut DeviceCounters) -> T) -> Result<T> {
+        let device = place_of(device)?;
+        Ok(look(self.0.lock().counters(device)))
     }
 }
 
-impl ShardState {
+/// The place of a device among the counters.
+#[inline]
+fn place_of(device: DeviceId) -> Result<usize> {
+    let index = device.index().filter(|index| *index < MAX_DEVICES);
+    index.ok_or(Error::InvalidDevice { device, count: MAX_DEVICES })
+}
+
+impl State {
     #[inline]
-    fn totals_of(&mut self, device: DeviceId) -> &mut Totals {
-        let index = device.index().unwrap_or(0);
-        if index >= self.totals.len() {
-            self.totals.resize(index + 1, Totals::default());
+    fn counters(&mut self, device: usize) -> &mut DeviceCounters {
+        if device >= self.devices.len() {
+            self.devices.resize(device + 1, DeviceCounters::default());
         }
-        &mut self.totals[index]
+        &mut self.devices[device]
     }
 
     #[inline]
@@ -214,7 +204,8 @@ fn spread(address: Address) -> u64 {
     address.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The top bits of the product choose the shard, so the table inside it takes the ones below.
+/// A table takes its bucket from the lowest bits of a hash and a tag from its highest: to those all
+/// bits of an address carry, so that they are folded onto the lowest.
 #[derive(Default)]
 struct AddressHasher(u64);
 
@@ -231,7 +222,8 @@ impl Hasher for AddressHasher {
 
     #[inline]
     fn write_u64(&mut self, address: u64) {
-        self.0 = spread(address).rotate_left(32);
+        let product = spread(address);
+        self.0 = product ^ (product >> 32);
     }
 }
 
@@ -274,11 +266,27 @@ mod tests {
     }
 
     #[test]
-    fn addresses_two_mebibytes_apart_do_not_share_a_shard_or_a_bucket() {
-        let mut shards = [0; SHARDS];
-        for index in 0..6400 {
-            shards[(spread(index * 2 * MIB) >> 58) as usize] += 1;
+    fn addresses_two_mebibytes_apart_spread_over_buckets_and_tags() {
+        let hash = |index: u64| {
+            let mut hasher = AddressHasher::default();
+            hasher.write_u64(index * 2 * MIB);
+            hasher.finish()
+        };
+        for place in [0, 57] {
+            let mut counts = [0; 128];
+            (0..12_800).for_each(|index| counts[(hash(index) >> place) as usize % 128] += 1);
+            assert!(counts.iter().all(|count| (50..200).contains(count)), "{counts:?}");
         }
-        assert!(shards.iter().all(|count| (50..200).contains(count)), "{shards:?}");
+    }
+
+    #[test]
+    fn fractions_are_each_devices_own_and_can_be_copied() {
+        let (metadata, other) = (Metadata::new(), Metadata::new());
+        metadata.set_fraction(DeviceId(2), 0.5).expect("a share");
+        assert!(metadata.set_fraction(DeviceId(2), 1.5).is_err());
+        other.copy_fractions(&metadata);
+        let fractions = [0, 1, 2, 3].map(|device| other.fraction(DeviceId(device)).expect("known"));
+        assert_eq!(fractions, [1.0, 1.0, 0.5, 1.0]);
+        assert!(other.fraction(DeviceId(MAX_DEVICES as i32)).is_err());
     }
 }
