@@ -196,3 +196,61 @@ impl Heap {
         (before, after)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{IdleSpans, PlanRules};
+    use super::*;
+    use crate::units::MIB;
+
+    const BASE: Address = 64 * GRANULE;
+    const KIND: ArenaKind = ArenaKind::Large;
+
+    /// A heap whose range of four pages and a tail of as many is memory up to the tail, all but the
+    /// last half page of which is in use.
+    fn full_up_to_the_tail() -> Heap {
+        let mut heap = Heap::new(None);
+        heap.add_range(BASE, 8 * GRANULE, 4 * GRANULE, KIND);
+        (0..4).for_each(|page| {
+            heap.attach(BASE + page * GRANULE, GRANULE, page as u32).unwrap();
+        });
+        let bytes = 4 * GRANULE - MIB;
+        assert_eq!(heap.allocate(bytes, bytes), Some(BASE));
+        heap
+    }
+
+    fn plans(heap: &Heap, bytes: Bytes) -> bool {
+        let idle = IdleSpans::new(std::iter::empty());
+        let (supply, piece_bytes) = (2 * GRANULE, MIB);
+        let rules =
+            PlanRules { supply, excess_max: 0, idle: &idle, usable: &|_| false, piece_bytes };
+        heap.plan(bytes, KIND, &rules).is_some_and(|plan| plan.start == BASE + 4 * GRANULE - MIB)
+    }
+
+    #[test]
+    fn a_request_goes_on_in_the_tail_of_a_range_once_that_is_opened() {
+        let mut heap = full_up_to_the_tail();
+        let bytes = 2 * GRANULE + MIB;
+        assert!(!plans(&heap, bytes), "the tail is left alone");
+        let in_the_way = heap.in_the_way(KIND, bytes);
+        let (from, to) = (BASE + 4 * GRANULE, BASE + 6 * GRANULE);
+        assert_eq!(in_the_way, [((from, to), false)]);
+        assert!(heap.continue_range(KIND, from, to));
+        assert!(!heap.continue_range(KIND, from, to), "it is opened once");
+        assert!(plans(&heap, bytes));
+        assert!(!plans(&heap, bytes + GRANULE), "no further than was needed");
+        heap.is_valid().unwrap();
+    }
+
+    #[test]
+    fn the_tail_of_a_range_passes_to_other_heaps() {
+        let mut heap = full_up_to_the_tail();
+        let (from, to) = (BASE + 4 * GRANULE, BASE + 5 * GRANULE);
+        let ceded = heap.cede_hole(KIND, (from, to), false).unwrap();
+        let mut other = Heap::new(None);
+        assert!(other.adopt(ceded).is_none(), "a hole has no view");
+        assert!(other.has_hole(GRANULE, KIND) && !other.has_hole(2 * GRANULE, KIND));
+        heap.is_valid().unwrap();
+        other.is_valid().unwrap();
+    }
+}
