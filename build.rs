@@ -3,7 +3,7 @@
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {
-    cxx_build::bridge("src/ffi/bridge.rs")
+    cxx_build::bridges(["src/ffi/bridge.rs", "src/ffi/records.rs"])
         .files(&cpp_sources()?)
         .include("cpp/include")
         .include("cpp/src")
@@ -26,6 +26,7 @@ fn main() -> std::io::Result<()> {
     // For crates that compile C++ against the same headers.
     println!("cargo:include={}/cpp/include", env!("CARGO_MANIFEST_DIR"));
     println!("cargo:rerun-if-changed=src/ffi/bridge.rs");
+    println!("cargo:rerun-if-changed=src/ffi/records.rs");
     println!("cargo:rerun-if-changed=cpp/include");
     println!("cargo:rerun-if-changed=cpp/src");
     Ok(())

@@ -139,8 +139,8 @@ for ((round = 1; round <= rounds; ++round)); do
   fi
   measure "${plugalloc[@]}" --mode malloc
 done
-echo "growth and statistics" >&2
-for suite in growth statistics; do
+echo "growth, statistics and history" >&2
+for suite in growth statistics history; do
   measure "${plugalloc[@]}" --mode calls --suite $suite
   [ $have_torch = no ] || torch_host "" --mode native --name "torch native" --suite $suite
 done

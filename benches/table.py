@@ -67,6 +67,8 @@ def show(title, rows, columns, cell):
 def group(workload):
     if "in turn" in workload or workload.endswith(" live") and workload != "random, 512 live":
         return "growth"
+    if "history" in workload:
+        return "history rate" if "thread" in workload else "history"
     if workload.endswith("reads") or workload.endswith("statistics read"):
         return "statistics"
     return "rate" if "thread" in workload else "time"
@@ -83,6 +85,8 @@ def tables(measures):
         "time": "Nanoseconds for an allocation and its free",
         "rate": "Million pairs a second, all threads together",
         "growth": "Growth: nanoseconds a pair",
+        "history": "A history is recorded: nanoseconds a pair",
+        "history rate": "A history is recorded: million pairs a second",
         "statistics": "Statistics read by another thread every millisecond: nanoseconds a pair",
     }
     for name, title in titles.items():

@@ -1,5 +1,6 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
+mod history;
 mod hot_path;
 mod owners;
 mod pins;

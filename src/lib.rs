@@ -47,7 +47,7 @@ pub use allocation::{Allocation, Stream};
 pub use allocator::{Allocator, BlockInfo, ImportedMemory, ObserverId, Pin, SharedMemory};
 pub use builder::AllocatorBuilder;
 pub use config::Config;
-pub use engine::{MappingChange, MappingEvent, SegmentSource};
+pub use engine::{MappingChange, MappingEvent, OutOfMemoryEvent, SegmentSource};
 pub use error::{Error, Result};
 pub use observe::DeviceStatistics;
 pub use pluggable::PluggableAllocator;

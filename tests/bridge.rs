@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use plugalloc::cpp::{self, CachingAllocator, CudaAllocator};
+use plugalloc::cpp::{self, CachingAllocator, CudaAllocator, PluggableAllocator};
 use plugalloc::device::sim::{SimMachine, SimOptions};
 use plugalloc::error::{OutOfMemory, PointerFault};
 use plugalloc::units::{GIB, MIB};
@@ -248,13 +248,24 @@ fn copies_bytes_on_the_current_stream() {
 
 #[test]
 fn what_is_missing_names_the_method_and_the_allocator() {
-    let rig = rig(1, GIB);
-    match rig.cpp.snapshot_segments() {
+    let none = || PluggableAllocator::new(|_, _, _| Ok(0), |_, _, _, _| ());
+    match none().expect("made").snapshot_segments() {
         Err(Error::Unsupported { operation, by, .. }) => {
-            assert_eq!((operation.as_str(), by.as_str()), ("snapshot", "caching"));
+            assert_eq!((operation.as_str(), by.as_str()), ("snapshot", "pluggable"));
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_snapshot_is_that_of_the_engine() {
+    let rig = rig(2, GIB);
+    assert_eq!(rig.cpp.snapshot_segments().expect("a snapshot"), 0);
+    let blocks = [100, 3 << 20].map(|bytes| rig.cpp.raw_alloc(bytes).expect("fits"));
+    let segments = rig.engine.snapshot(None, false).segments;
+    assert!(segments.len() >= 2, "small and large: {segments:?}");
+    assert_eq!(rig.cpp.snapshot_segments().expect("a snapshot"), segments.len());
+    blocks.into_iter().for_each(|block| rig.cpp.raw_delete(block).expect("live"));
 }
 
 #[test]

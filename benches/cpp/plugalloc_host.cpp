@@ -23,6 +23,10 @@ namespace {
 
 using bench::Stream;
 
+std::shared_ptr<plugalloc::GatheredContext> gather() {
+  return std::make_shared<plugalloc::GatheredContext>();
+}
+
 /// The virtual calls, through the abstract class.
 struct Calls {
   static constexpr bool kHasStatistics = true;
@@ -34,6 +38,11 @@ struct Calls {
   void free(void* pointer, std::size_t, Stream) { allocator->raw_delete(pointer); }
   void enterThread() { plugalloc::setCurrentDevice(0); }
   void readStatistics() { (void)allocator->getDeviceStats(0); }
+  void recordHistory(bool on, bool contexts) {
+    allocator->recordHistory(
+        on, contexts ? &gather : nullptr, 100000,
+        contexts ? plugalloc::RecordContext::ALL : plugalloc::RecordContext::NEVER, true, {});
+  }
 };
 
 /// The host's heap. It has no streams.

@@ -15,7 +15,7 @@ namespace bench {
 /// The command line: `--quick`, `--suite NAME`, `--mode NAME`, `--device NAME`, `--name NAME`.
 struct CommandLine {
   Effort effort;
-  std::string suite = "standard";  ///< standard, growth or statistics.
+  std::string suite = "standard";  ///< standard, growth, statistics or history.
   std::string mode;                ///< Which way in, or which allocator; the program's own.
   std::string device = "auto";
   std::string name;                ///< The peer's name in the table, if not the program's choice.
@@ -139,6 +139,27 @@ void statisticsSuite(const CommandLine& line, const Report& report, Client& clie
   reader.join();
 }
 
+/// What a history costs: of 100,000 events, without and with contexts; and when it is over.
+template <typename Client>
+void historySuite(const CommandLine& line, const Report& report, Client& client,
+                  const MakeStreams& make_streams) {
+  const Stream stream = make_streams(1)[0];
+  const auto measure = [&](const std::string& suffix) {
+    report.time("hot 512 B, " + suffix, hotPair(line.effort, client, stream, 512));
+    report.time("random, 512 live, " + suffix,
+                randomReplacement(line.effort, client, stream, 512, 8 * kMiB));
+    report.rate("4 threads, own streams, " + suffix,
+                threadsRate(line.effort, client, make_streams(4), 4));
+  };
+  measure("no history");
+  client.recordHistory(true, false);
+  measure("history");
+  client.recordHistory(true, true);
+  measure("history with contexts");
+  client.recordHistory(false, false);
+  measure("history over");
+}
+
 /// Runs the suite that the command line names; false if there is none of that name.
 template <typename Client>
 bool runSuite(const CommandLine& line, const Report& report, Client& client,
@@ -152,8 +173,12 @@ bool runSuite(const CommandLine& line, const Report& report, Client& client,
     if constexpr (Client::kHasStatistics) {
       statisticsSuite(line, report, client, make_streams);
     }
+  } else if (line.suite == "history") {
+    if constexpr (Client::kHasStatistics) {
+      historySuite(line, report, client, make_streams);
+    }
   } else {
-    std::fprintf(stderr, "unknown suite '%s': standard, growth or statistics\n",
+    std::fprintf(stderr, "unknown suite '%s': standard, growth, statistics or history\n",
                  line.suite.c_str());
     return false;
   }

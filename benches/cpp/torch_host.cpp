@@ -26,6 +26,8 @@ namespace {
 namespace caching = c10::cuda::CUDACachingAllocator;
 using bench::Stream;
 
+std::shared_ptr<c10::GatheredContext> gather() { return std::make_shared<c10::GatheredContext>(); }
+
 struct Torch {
   static constexpr bool kHasStatistics = true;
   void* alloc(std::size_t bytes, Stream stream) {
@@ -34,6 +36,11 @@ struct Torch {
   void free(void* pointer, std::size_t, Stream) { caching::raw_delete(pointer); }
   void enterThread() { (void)cudaSetDevice(0); }
   void readStatistics() { (void)caching::getDeviceStats(0); }
+  void recordHistory(bool on, bool contexts) {
+    caching::recordHistory(on, contexts ? &gather : nullptr, 100000,
+                           contexts ? caching::RecordContext::ALL : caching::RecordContext::NEVER,
+                           true, {});
+  }
 };
 
 std::vector<Stream> makeStreams(int count) {

@@ -4,6 +4,7 @@
 //     void free(void* pointer, std::size_t bytes, Stream stream);
 //     void enterThread();       // called first on every thread
 //     void readStatistics();    // whatever the allocator can tell; only if kHasStatistics
+//     void recordHistory(bool on, bool contexts);  // the same
 //
 // so that each allocator does the same work. Nothing touches the memory.
 #pragma once

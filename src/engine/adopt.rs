@@ -8,6 +8,7 @@ use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::Heap;
 use crate::lock::MutexGuard;
+use crate::observe::Action;
 use crate::units::{Address, Bytes};
 
 /// A place for a request over idle views that lie side by side.
@@ -90,6 +91,9 @@ impl Engine {
             if let Some((view, slots)) = heap.adopt(ceded) {
                 growth.store.hand_over(idle.view.handle, request.shard, view);
                 self.publish(request.shard, &slots);
+                let (address, bytes) = (idle.view.address, idle.view.bytes);
+                self.record_memory(Action::SegmentUnmap, giver, address, bytes);
+                self.record_memory(Action::SegmentMap, request.shard, address, bytes);
             }
         }
         Ok(true)

@@ -89,12 +89,18 @@ impl Engine {
     /// Allocates `bytes` for use on `stream`. Zero bytes give address 0.
     #[cold]
     pub(crate) fn allocate(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
-        let address = self.allocate_untold(bytes, stream)?;
-        self.tell_allocated(address, bytes);
-        Ok(address)
+        let result = match self.is_recorded() {
+            false => self.allocate_untold(bytes, stream),
+            true => self.allocate_recorded(bytes, stream),
+        };
+        match result {
+            Ok(address) => self.tell_allocated(address, bytes),
+            Err(ref error) => self.tell_out_of_memory(error, stream),
+        }
+        result
     }
 
-    fn allocate_untold(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
+    pub(super) fn allocate_untold(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
         if bytes == 0 {
             return Ok(0);
         }
@@ -106,7 +112,7 @@ impl Engine {
         };
         let shard = self.shards.lane(first);
         let index = shard.number;
-        if self.flags.load(Ordering::Relaxed) != 0
+        if self.flags.load(Ordering::Relaxed) & flag::BEFORE != 0
             && let Some(address) = self.allocate_flagged(index, bytes, stream)?
         {
             return Ok(address);
@@ -159,6 +165,7 @@ impl Engine {
     #[cold]
     pub(crate) fn free(&self, at: PageEntry<'_>, address: Address) -> Result<()> {
         let number = at.shard.number;
+        let context = self.gather_for_free();
         let mut heap = at.shard.heap.lock();
         let found = heap.lookup(at.slot, address);
         let Lookup::Live(block) = found else {
@@ -167,6 +174,7 @@ impl Engine {
         };
         self.peaks.enter(&mut heap);
         self.tell_freed(address);
+        self.record_freed(number, heap.block(block), context);
         if heap.is_shared(block) {
             heap.defer(block);
             drop(heap);
@@ -293,6 +301,7 @@ impl Engine {
             if let Some(shard) = self.shards.get(ticket.shard) {
                 let mut heap = shard.heap.lock();
                 self.peaks.enter(&mut heap);
+                self.record_completed(&heap, *ticket);
                 heap.complete(ticket.block);
             }
         }

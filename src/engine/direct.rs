@@ -55,6 +55,8 @@ impl Engine {
         let block = DirectBlock { shard, bytes, kind, requested, stream };
         self.direct.blocks.lock().insert(address, block);
         self.note_mapped(address, bytes);
+        growth.store.note_segment(address);
+        self.record_outside(address, block, None);
         drop(growth);
         self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
         self.tell_observers();
@@ -79,21 +81,25 @@ impl Engine {
             return Ok(false);
         };
         self.announce_direct(address, block.bytes);
+        let context = self.gather_for_free();
         // Held for as long as the table and the counts differ.
         let mut growth = self.growth.lock();
         let Some(block) = self.direct.blocks.lock().remove(&address) else {
             return Ok(false);
         };
+        self.record_outside_freed(address, block, context);
         let waited = self.wait_for_guests(address);
         if let Err(error) = waited.and_then(|()| self.device.free(address)) {
             self.direct.blocks.lock().insert(address, block);
             self.note_mapped(address, block.bytes);
+            self.record_outside(address, block, Some(block.requested));
             drop(growth);
             self.tell_observers();
             return Err(error.into());
         }
         self.direct.guests.lock().remove(&address);
         self.tell_freed(address);
+        growth.store.forget_segment(address);
         growth.store.count_given(block.bytes);
         growth.store.count_idle(block.kind, block.bytes);
         drop(growth);

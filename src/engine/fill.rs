@@ -6,6 +6,7 @@ use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{Gap, Heap};
 use crate::lock::MutexGuard;
+use crate::observe::Action;
 use crate::pages::Place;
 use crate::units::{Address, Bytes};
 
@@ -45,6 +46,8 @@ impl Engine {
         };
         growth.store.activate(number, Place { shard, view, address, kind });
         self.publish(shard, &slots);
+        let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
+        self.record_memory(Action::SegmentMap, shard, address, bytes);
         Ok(true)
     }
 
@@ -93,6 +96,7 @@ impl Engine {
             } else {
                 self.publish(shard, &slots);
                 self.note_mapped(address, bytes);
+                self.record_memory(Action::SegmentMap, shard, address, bytes);
             }
         }
         mapped?;

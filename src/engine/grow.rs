@@ -119,6 +119,7 @@ impl Engine {
         if heap.turn.retired {
             self.deferred.lock().revive(shard.stream)?;
             heap.turn.retired = false;
+            heap.turn.update();
         }
         self.peaks.enter(&mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);

@@ -10,6 +10,7 @@ use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::Heap;
 use crate::lock::MutexGuard;
+use crate::observe::Action;
 use crate::pages::Place;
 use crate::units::{Address, Bytes, GRANULE, StreamId};
 
@@ -259,7 +260,7 @@ impl Engine {
             }
             since
         };
-        self.retract(view.address, view.bytes);
+        self.withdraw(source.shard, view.address, view.bytes);
         growth.store.deactivate(number, mark);
         growth.moving_us += self.policy.move_us;
         Ok(true)
@@ -273,6 +274,12 @@ impl Engine {
         for &(address, slot) in slots {
             self.map.set(address, owner, slot);
         }
+    }
+
+    /// Memory of a heap is nobody's from now on.
+    pub(super) fn withdraw(&self, shard: u32, address: Address, bytes: Bytes) {
+        self.record_memory(Action::SegmentUnmap, shard, address, bytes);
+        self.retract(address, bytes);
     }
 
     pub(super) fn retract(&self, address: Address, bytes: Bytes) {

@@ -32,9 +32,11 @@ mod plan;
 mod pool_memory;
 mod pools;
 mod reclaim;
+mod record;
 mod room;
 mod segments;
 mod shards;
+mod snapshot;
 mod statistics;
 mod unneeded;
 mod watch;
@@ -43,6 +45,7 @@ pub(crate) use allocate::{Look, foreign};
 pub(crate) use pins::Pinned;
 pub use pool_memory::SegmentSource;
 pub(crate) use pools::StreamFilter;
+pub use record::OutOfMemoryEvent;
 pub(crate) use watch::MappingObserver;
 pub use watch::{MappingChange, MappingEvent};
 
@@ -56,6 +59,7 @@ use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
 use crate::heap::{ArenaKind, Divisions};
 use crate::nvtx::Announcer;
+use crate::observe::history::History;
 use crate::page_map::PageMap;
 use crate::pages::{Policy, Store};
 use crate::streams::{Captures, Deferred, Guest};
@@ -67,6 +71,7 @@ use padded::Padded;
 use peaks::Peaks;
 use pins::Pins;
 use pools::Pools;
+use record::Alarm;
 pub(crate) use shards::Shard;
 use shards::Shards;
 use statistics::Counters;
@@ -84,6 +89,10 @@ pub(crate) mod flag {
     pub(crate) const ANNOUNCED: u32 = 8;
     /// Allocations of some streams or threads go to a private pool.
     pub(crate) const DIVERTED: u32 = 16;
+    /// A history is recorded, or events are tracked.
+    pub(crate) const RECORDED: u32 = 32;
+    /// What there is to do before an allocation, of those above.
+    pub(crate) const BEFORE: u32 = DEFERRED | UNCACHED | DIVERTED;
 }
 
 /// To whom a granule of memory belongs: what the address map tells.
@@ -139,6 +148,8 @@ pub(crate) struct Engine {
     ipc: Padded<Mutex<Ipc>>,
     deferred: Padded<Mutex<Deferred>>,
     direct: Padded<Direct>,
+    history: Padded<History>,
+    alarm: Padded<Alarm>,
     ooms: AtomicU64,
     fraction_limited: AtomicBool,
 }
@@ -213,6 +224,8 @@ impl Engine {
             ipc: Padded::default(),
             deferred: Padded(Mutex::new(deferred)),
             direct: Padded::default(),
+            history: Padded(History::new(DeviceId(index as i32))),
+            alarm: Padded::default(),
             ooms: AtomicU64::new(0),
             fraction_limited: AtomicBool::new(false),
             device,

@@ -92,16 +92,16 @@ impl Peaks {
     /// Called with the heap locked, before it changes. False where its stream is retired.
     #[inline]
     pub(crate) fn enter(&self, heap: &mut Heap) -> bool {
-        if !heap.turn.ready {
+        if !heap.turn.ready && !heap.turn.holder {
             self.state.lock().register(heap);
         }
-        heap.turn.ready
+        !heap.turn.retired
     }
 
     /// The stream of this heap, which is locked, retires: no call passes by `enter` any more.
     pub(crate) fn retire(&self, heap: &mut Heap) {
         heap.turn.retired = true;
-        heap.turn.ready = false;
+        heap.turn.update();
     }
 
     /// Called with the heap locked, after it grew: extends its leases where it exceeds one.
@@ -200,7 +200,7 @@ impl State {
             heap.turn.holder = true;
             self.holders.push(heap.turn.number);
         }
-        heap.turn.ready = !heap.turn.retired;
+        heap.turn.update();
     }
 
     /// Whether less is left below the peaks than the heap needs.
@@ -261,7 +261,8 @@ impl State {
             self.total[m] -= lease - values[m];
         }
         heap.tally.set_leases(values);
-        (heap.turn.holder, heap.turn.ready) = (false, false);
+        heap.turn.holder = false;
+        heap.turn.update();
     }
 
     /// Extends the leases of a heap: to what it needs, for which peaks rise if they must, and to

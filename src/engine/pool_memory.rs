@@ -8,6 +8,7 @@ use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::{DeviceErrorKind, Error, Result};
 use crate::heap::ArenaKind;
+use crate::observe::Action;
 use crate::units::{Address, Bytes, DeviceId, GRANULE, PoolId, StreamId};
 
 /// Where a pool takes its memory from, instead of the device: whole segments, which the allocator
@@ -176,6 +177,7 @@ impl Engine {
         bytes: Bytes,
     ) -> Result<()> {
         growth.store.tell_segment_end(base);
+        self.record_memory(Action::SegmentFree, shard.number, base, bytes);
         let given = match shard.pool().and_then(|pool| pool.source.clone()) {
             None => self.device.free(base).map_err(Into::into),
             Some(source) => {
@@ -185,6 +187,7 @@ impl Engine {
         };
         if given.is_err() {
             growth.store.tell_segment(base, bytes);
+            self.record_memory(Action::SegmentAlloc, shard.number, base, bytes);
         }
         given
     }

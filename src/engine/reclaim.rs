@@ -127,7 +127,7 @@ impl Engine {
                 if released >= wanted || !heap.detach(view.view) {
                     continue;
                 }
-                self.retract(view.address, view.bytes);
+                self.withdraw(shard.number, view.address, view.bytes);
                 growth.store.deactivate(view.handle, heap.mark());
                 released += view.bytes;
             }

@@ -9,6 +9,7 @@ use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
+use crate::observe::Action;
 use crate::units::{Address, Bytes, GRANULE, MIB, PoolId, align_up};
 
 /// Large requests below this share segments of the configured size.
@@ -44,6 +45,7 @@ impl Engine {
             return Ok(None);
         };
         growth.store.count_taken(bytes);
+        growth.store.note_segment(base);
         growth.store.tell_segment(base, bytes);
         growth.store.count_serving(request.kind, bytes);
         growth.counters.segment_taken(bytes, request.kind, self.config.max_split_size);
@@ -52,6 +54,7 @@ impl Engine {
         let found = heap.allocate(request.requested, request.bytes);
         self.peaks.leave(&self.shards, &mut heap);
         self.note_mapped(base, bytes);
+        self.record_memory(Action::SegmentAlloc, request.shard, base, bytes);
         Ok(found)
     }
 
@@ -107,12 +110,18 @@ impl Engine {
         self.give_segment(growth, shard, base, bytes)?;
         heap.remove_segment(base);
         self.retract(base, bytes);
-        self.count_given(growth, bytes, kind);
+        self.count_given(growth, (base, bytes), kind);
         Ok(())
     }
 
     /// Counts a segment that went back to where it came from.
-    pub(super) fn count_given(&self, growth: &mut Growth, bytes: Bytes, kind: ArenaKind) {
+    pub(super) fn count_given(
+        &self,
+        growth: &mut Growth,
+        (base, bytes): (Address, Bytes),
+        kind: ArenaKind,
+    ) {
+        growth.store.forget_segment(base);
         growth.store.count_given(bytes);
         growth.store.count_idle(kind, bytes);
         growth.counters.segment_given(bytes, kind, self.config.max_split_size);

@@ -13,7 +13,9 @@ use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::Heap;
 use crate::lock;
-use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering};
+use crate::sync::{
+    AtomicBool, AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering,
+};
 use crate::units::{Bytes, PoolId, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
@@ -44,8 +46,8 @@ const LANES: usize = 16;
 const COLLISIONS: u32 = if MODEL { 1 } else { 64 };
 
 impl Shard {
-    fn new(device: u32, number: u32, stream: StreamId, whole: Option<(Bytes, Bytes)>) -> Self {
-        let mut heap = Heap::new(whole);
+    fn new(device: u32, number: u32, stream: StreamId, heap: Heap) -> Self {
+        let mut heap = heap;
         heap.turn.number = number;
         Shard {
             heap: Padded(lock::Mutex::new(heap)),
@@ -112,6 +114,8 @@ pub(crate) struct Shards {
     count: AtomicUsize,
     directory: Directory,
     adding: Mutex<()>,
+    /// Whether what happens in the heaps is recorded; changes under `adding`.
+    recorded: AtomicBool,
     /// The device's place among the allocator's devices.
     device: u32,
     /// What heaps are told of blocks that are not to be split.
@@ -127,6 +131,7 @@ impl Shards {
             count: AtomicUsize::new(0),
             directory: Directory::new(),
             adding: Mutex::new(()),
+            recorded: AtomicBool::new(false),
         }
     }
 
@@ -136,6 +141,18 @@ impl Shards {
         let adding = self.adding.lock();
         let heaps = self.iter().map(|(_, shard)| shard.heap.lock()).collect();
         AllHeaps { heaps, _adding: adding }
+    }
+
+    /// Sends the calls of every heap, those that are added later too, off the hot path, or lets
+    /// them go there again. Whoever calls this has no heap's lock.
+    pub(crate) fn set_recorded(&self, recorded: bool) {
+        let _adding = self.adding.lock();
+        self.recorded.store(recorded, Ordering::Relaxed);
+        for (_, shard) in self.iter() {
+            let mut heap = shard.heap.lock();
+            heap.turn.recorded = recorded;
+            heap.turn.update();
+        }
     }
 
     /// The shard of that number.
@@ -201,7 +218,9 @@ impl Shards {
             .chunks
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        let shard = Arc::new(Shard::new(self.device, index as u32, stream, self.whole));
+        let mut heap = Heap::new(self.whole);
+        heap.turn.recorded = self.recorded.load(Ordering::Relaxed);
+        let shard = Arc::new(Shard::new(self.device, index as u32, stream, heap));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
         Some(shard)

@@ -55,7 +55,7 @@ impl Engine {
             for view in idle.drain(..) {
                 if view.bytes <= unneeded && heap.detach(view.view) {
                     unneeded -= view.bytes;
-                    self.retract(view.address, view.bytes);
+                    self.withdraw(shard.number, view.address, view.bytes);
                     growth.store.deactivate(view.handle, heap.mark());
                 }
             }

@@ -259,7 +259,7 @@ impl Engine {
             self.give_segment(growth, shard, segment.base, segment.bytes)?;
         }
         growth.parting.announced.remove(&segment.base);
-        self.count_given(growth, segment.bytes, segment.kind);
+        self.count_given(growth, (segment.base, segment.bytes), segment.kind);
         Ok(())
     }
 

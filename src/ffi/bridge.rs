@@ -14,6 +14,7 @@
 
 use super::caching::{CachingCore, open_caching};
 use super::error::take_last_error;
+use super::history::{pop_compile_context, push_compile_context, set_user_metadata, user_metadata};
 use super::pluggable::{PluggableCore, SourceFns, new_pluggable_core};
 use super::pools::RustFilter;
 
@@ -24,103 +25,6 @@ pub(crate) mod ffi {
     struct AllocResult {
         address: u64,
         status: u32,
-    }
-
-    /// Which error it is; the C++ exceptions and the variants of `Error` match one to one.
-    #[derive(Debug)]
-    enum ErrorKind {
-        OutOfMemory,
-        SizeTooLarge,
-        InvalidDevice,
-        InvalidPointer,
-        Config,
-        Device,
-        Unsupported,
-        InvalidArgument,
-        AlreadyInitialized,
-        Internal,
-        /// A C++ exception that is none of ours.
-        Foreign,
-    }
-
-    struct StreamUsageRecord {
-        stream: u64,
-        allocated: u64,
-        cached: u64,
-    }
-
-    /// An error as plain data. Fields that a kind does not use are empty.
-    struct ErrorRecord {
-        kind: ErrorKind,
-        message: String,
-        /// Key, driver call, operation, argument, allocator or check.
-        subject: String,
-        /// Problem, detail, why, value or hint.
-        detail: String,
-        /// What was expected, or who cannot do it.
-        other: String,
-        device: i32,
-        requested: u64,
-        total: u64,
-        free: u64,
-        allocated: u64,
-        reserved: u64,
-        pending: u64,
-        limit: u64,
-        largest_free_block: u64,
-        fragmentation: f64,
-        streams: Vec<StreamUsageRecord>,
-        address: u64,
-        /// `PointerFault` or `DeviceErrorKind`, in declaration order.
-        fault: u32,
-        block_start: u64,
-        block_bytes: u64,
-        /// Position in a text, or the number of devices.
-        position: u64,
-    }
-
-    #[derive(Clone, Copy, Default)]
-    struct StatRecord {
-        current: i64,
-        peak: i64,
-        allocated: i64,
-        freed: i64,
-    }
-
-    /// Three numbers sets: all, small pool, large pool.
-    #[derive(Clone, Copy, Default)]
-    struct StatArrayRecord {
-        all: StatRecord,
-        small_pool: StatRecord,
-        large_pool: StatRecord,
-    }
-
-    #[derive(Clone, Copy, Default)]
-    struct StatsRecord {
-        allocation: StatArrayRecord,
-        segment: StatArrayRecord,
-        active: StatArrayRecord,
-        inactive_split: StatArrayRecord,
-        allocated_bytes: StatArrayRecord,
-        reserved_bytes: StatArrayRecord,
-        active_bytes: StatArrayRecord,
-        inactive_split_bytes: StatArrayRecord,
-        requested_bytes: StatArrayRecord,
-        oversize_allocations: StatRecord,
-        oversize_segments: StatRecord,
-        num_alloc_retries: i64,
-        num_ooms: i64,
-        num_sync_all_streams: i64,
-        num_device_alloc: i64,
-        num_device_free: i64,
-        max_split_size: i64,
-    }
-
-    /// The two numbers that name a pool.
-    #[derive(Clone, Copy, Debug)]
-    struct PoolKey {
-        first: u64,
-        second: u64,
     }
 
     /// One live allocation of user functions.
@@ -236,6 +140,35 @@ pub(crate) mod ffi {
         fn open_shared(self: &CachingCore, device: i32, handle: &[u8], address: &mut u64) -> u32;
         fn close_shared(self: &CachingCore, device: i32, address: u64) -> u32;
 
+        // What happens, and what there is.
+        fn record_history(
+            self: &CachingCore,
+            max_entries: usize,
+            when: u8,
+            source: UniquePtr<CppContextSource>,
+            clear: bool,
+            skip: Vec<String>,
+        ) -> u32;
+        fn stop_history(self: &CachingCore) -> u32;
+        fn is_history_enabled(self: &CachingCore) -> bool;
+        fn annotate(self: &CachingCore, device: i32, metadata: Vec<TextPair>) -> u32;
+        fn snapshot(
+            self: &CachingCore,
+            pool: PoolKey,
+            traces: bool,
+            out: &mut SnapshotRecord,
+        ) -> u32;
+        fn context_of(self: &CachingCore, address: u64) -> SharedPtr<GatheredContext>;
+        fn track(self: &CachingCore, tracker: UniquePtr<CppTracker>) -> u32;
+        fn observe_out_of_memory(
+            self: &CachingCore,
+            observer: UniquePtr<CppOutOfMemoryObserver>,
+        ) -> u32;
+        fn push_compile_context(name: &str);
+        fn pop_compile_context();
+        fn set_user_metadata(text: &str);
+        fn user_metadata() -> String;
+
         type RustFilter;
         fn matches(self: &RustFilter, stream: u64) -> bool;
 
@@ -261,6 +194,17 @@ pub(crate) mod ffi {
     }
 
     unsafe extern "C++" {
+        include!("plugalloc/src/ffi/records.rs.h");
+        type ErrorRecord = super::super::records::ffi::ErrorRecord;
+        type StatsRecord = super::super::records::ffi::StatsRecord;
+        type PoolKey = super::super::records::ffi::PoolKey;
+        type TraceRecord = super::super::records::ffi::TraceRecord;
+        type SnapshotRecord = super::super::records::ffi::SnapshotRecord;
+        type TextPair = super::super::records::ffi::TextPair;
+        type OutOfMemoryRecord = super::super::records::ffi::OutOfMemoryRecord;
+        #[namespace = "plugalloc"]
+        type GatheredContext = super::super::records::ffi::GatheredContext;
+
         include!("drive.h");
         include!("host_function.h");
 
@@ -330,6 +274,15 @@ pub(crate) mod ffi {
         type CppObserver;
         fn tell_observer(to: &CppObserver, mapped: bool, device: i32, address: u64, bytes: u64);
 
+        include!("history.h");
+
+        type CppContextSource;
+        fn gather_context(source: &CppContextSource) -> SharedPtr<GatheredContext>;
+        type CppTracker;
+        fn tell_tracker(tracker: &CppTracker, event: &TraceRecord);
+        type CppOutOfMemoryObserver;
+        fn tell_out_of_memory(to: &CppOutOfMemoryObserver, event: &OutOfMemoryRecord);
+
         include!("drive_pools.h");
 
         type StreamFilter;
@@ -388,5 +341,19 @@ unsafe impl Sync for ffi::StreamFilter {}
 unsafe impl Send for ffi::CppObserver {}
 // SAFETY: as above.
 unsafe impl Sync for ffi::CppObserver {}
+// SAFETY: it holds the address of a function, which may be called from any thread.
+unsafe impl Send for ffi::CppContextSource {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::CppContextSource {}
+// SAFETY: a tracker is called from whichever thread calls the allocator, for one event of a device
+// at a time, which the contract of `AllocatorTraceTracker` says to whoever wrote it.
+unsafe impl Send for ffi::CppTracker {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::CppTracker {}
+// SAFETY: an observer is called from whichever thread allocates, one or several at a time, which
+// the contract of `OutOfMemoryObserver` says to whoever wrote it.
+unsafe impl Send for ffi::CppOutOfMemoryObserver {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::CppOutOfMemoryObserver {}
 // SAFETY: a `DataPtr` is two pointers, a deleter that may run on any thread, and a device.
 unsafe impl Send for ffi::DataPtr {}

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parking_lot::Mutex;
 
-use super::bridge::ffi::{AllocResult, ErrorKind, ErrorRecord, StreamUsageRecord};
+use super::bridge::ffi::AllocResult;
+use super::records::ffi::{ErrorKind, ErrorRecord, StreamUsageRecord};
 use crate::error::{
     ConfigError, DeviceError, DeviceErrorKind, DriverCall, Error, InvalidPointer, OutOfMemory,
     PointerFault, Result, StreamUsage,

@@ -8,8 +8,10 @@
 pub(crate) mod bridge;
 pub(crate) mod caching;
 pub(crate) mod error;
+pub(crate) mod history;
 pub(crate) mod places;
 pub(crate) mod pluggable;
 pub(crate) mod pools;
+pub(crate) mod records;
 pub(crate) mod statistics;
 pub(crate) mod stream;

@@ -1,6 +1,6 @@
 //! Statistics on their way over the bridge.
 
-use super::bridge::ffi::{StatArrayRecord, StatRecord, StatsRecord};
+use super::records::ffi::{StatArrayRecord, StatRecord, StatsRecord};
 use crate::observe::{DeviceStatistics, Stat, StatArray};
 
 impl From<Stat> for StatRecord {

@@ -60,6 +60,11 @@ impl State {
     pub(crate) fn is_live(self) -> bool {
         matches!(self, State::Live | State::Shared)
     }
+
+    /// Whether other streams were recorded as its users.
+    pub(crate) fn is_shared(self) -> bool {
+        self == State::Shared
+    }
 }
 
 impl Block {

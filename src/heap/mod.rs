@@ -31,6 +31,7 @@ mod lookup;
 mod plan;
 mod quick;
 mod ranges;
+mod runs;
 mod size;
 mod slots;
 mod tally;

@@ -261,13 +261,23 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
 /// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`).
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// Whether the heap may change as it is: it is a holder, and its stream is not retired.
+    /// Whether the heap may change as it is: it is a holder, its stream is not retired, and nobody
+    /// records what happens.
     pub(crate) ready: bool,
     /// Whether its leases may be above its values.
     pub(crate) holder: bool,
     /// Whether its stream is about to be destroyed, or was: then the next allocation is to be seen
     /// to be one of a new stream.
     pub(crate) retired: bool,
+    /// Whether its calls are to leave the hot path, since they are recorded.
+    pub(crate) recorded: bool,
     /// The heap's number among those of its device.
     pub(crate) number: u32,
+}
+
+impl Turn {
+    /// Sees whether the heap is ready, after anything else here changed.
+    pub(crate) fn update(&mut self) {
+        self.ready = self.holder && !self.retired && !self.recorded;
+    }
 }

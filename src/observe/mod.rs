@@ -3,6 +3,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod events;
+pub(crate) mod history;
+pub mod labels;
+pub mod snapshot;
 pub mod statistics;
 
+pub use events::{
+    Action, Annotation, Context, ContextSource, HistoryOptions, RecordContext, TraceEntry,
+};
+pub use labels::{pop_compile_context, push_compile_context, set_user_metadata, user_metadata};
+pub use snapshot::{BlockState, Snapshot, SnapshotBlock, SnapshotSegment};
 pub use statistics::{DeviceStatistics, Stat, StatArray};

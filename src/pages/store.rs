@@ -1,7 +1,7 @@
 //! The device's handles, and the driver calls that make, map, unmap and release them. Every method
 //! leaves the store as it was, or as it should be: a failed step is undone.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::policy::price;
@@ -35,6 +35,8 @@ pub(crate) struct Handle {
     pub(crate) dormant: Vec<Place>,
     /// Where it is mapped but was not made accessible.
     closed: Vec<Address>,
+    /// How many handles and segments there were before it.
+    pub(crate) born: u64,
 }
 
 impl Handle {
@@ -79,6 +81,9 @@ pub(crate) struct Store {
     /// How often memory was taken from the device, and given back.
     pub(crate) device_allocs: i64,
     pub(crate) device_frees: i64,
+    /// How many handles and segments there ever were, and which of them each segment is.
+    born: u64,
+    segments: HashMap<Address, u64>,
 }
 
 impl std::fmt::Debug for Store {
@@ -109,6 +114,8 @@ impl Store {
             spent_us: 0,
             device_allocs: 0,
             device_frees: 0,
+            born: 0,
+            segments: HashMap::new(),
         }
     }
 
@@ -134,6 +141,22 @@ impl Store {
         self.device_frees += 1;
         self.reserved.decrease(bytes as i64);
         self.announce_reserved();
+    }
+
+    /// Numbers a new segment.
+    pub(crate) fn note_segment(&mut self, base: Address) {
+        self.segments.insert(base, self.born);
+        self.born += 1;
+    }
+
+    /// Forgets a segment's number.
+    pub(crate) fn forget_segment(&mut self, base: Address) {
+        self.segments.remove(&base);
+    }
+
+    /// How many handles and segments there were before a segment.
+    pub(crate) fn segment_born(&self, base: Address) -> u64 {
+        self.segments.get(&base).copied().unwrap_or(0)
     }
 
     fn announce_reserved(&self) {
@@ -203,8 +226,10 @@ impl Store {
         };
         self.spent_us += price::CREATE_US;
         self.count_taken(bytes);
-        let handle =
-            Some(Handle { id, bytes, active: None, dormant: Vec::new(), closed: Vec::new() });
+        let born = self.born;
+        self.born += 1;
+        let (dormant, closed) = (Vec::new(), Vec::new());
+        let handle = Some(Handle { id, bytes, active: None, dormant, closed, born });
         let number = match self.vacant.pop() {
             Some(number) => {
                 self.handles[number as usize] = handle;

@@ -9,6 +9,7 @@
 #include <string>
 #include <unordered_set>
 #include <utility>
+#include <vector>
 
 #include "plugalloc/cuda_allocator.h"
 #include "plugalloc/memory_pin.h"
@@ -162,6 +163,46 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// @throws InvalidArgumentError for bytes of another format or version, UnsupportedError if the
   /// file descriptors cannot be fetched, DeviceError if the driver refuses.
   [[nodiscard]] std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
+
+  /// @name History
+  /// @{
+
+  /// Every device is locked while it is looked at: about a millisecond for ten thousand blocks or
+  /// events. The segments of a device add up to what is reserved, their blocks to the segments.
+  /// Memory that is kept and serves no stream is a segment of one free block. What is recorded and
+  /// what is there fit each other, save for allocations that are about to return, which have no
+  /// event yet. Of memory that moves, `SEGMENT_UNMAP` comes when it ceases to serve at its old
+  /// addresses, although it may stay mapped there for a while.
+  [[nodiscard]] SnapshotInfo snapshot(MempoolId_t mempool_id = {0, 0},
+                                      bool include_traces = true) override;
+  [[nodiscard]] std::shared_ptr<GatheredContext> getContextForPointer(const void* ptr) override;
+  /// Records on all devices alike, so that it does not depend on the current one.
+  [[nodiscard]] bool isHistoryEnabled() override;
+  /// On all devices. While events are recorded each allocation and free takes one lock of its
+  /// device more; otherwise nothing. An event takes about 100 bytes, beside its context. Ending it
+  /// forgets what was recorded.
+  /// @throws InvalidArgumentError for a null `context_recorder` unless `when` is NEVER, and for an
+  /// action that is none.
+  void recordHistory(bool enabled, CreateContextFn context_recorder, std::size_t max_entries,
+                     RecordContext when, bool clearHistory,
+                     const std::vector<std::string>& skip_actions) override;
+  /// For the current device.
+  void recordAnnotation(
+      const std::vector<std::pair<std::string, std::string>>& metadata) override;
+  /// Whether a history is recorded or not: contexts nest as they were pushed. They are the
+  /// thread's, in the histories of all allocators, as is its metadata.
+  void pushCompileContext(std::string& metadata) override;
+  void popCompileContext() override;
+  [[nodiscard]] bool supportsUserMetadata() const override;
+  void setUserMetadata(const std::string& metadata) override;
+  [[nodiscard]] std::string getUserMetadata() override;
+  /// @throws InvalidArgumentError for an empty function; so for the two below.
+  void attachOutOfMemoryObserver(OutOfMemoryObserver observer) override;
+  void attachOomRejectionObserver(OomRejectionObserver observer) override;
+  /// Calls leave the hot path from now on. What it throws, and what the observers throw, goes to
+  /// the handler of `setDeleterErrorHandler`.
+  void attachAllocatorTraceTracker(AllocatorTraceTracker tracker) override;
+  /// @}
 
   void enablePeerAccess(DeviceIndex device, DeviceIndex device_to_access) override;
   /// @throws DeviceError if the device refuses; else returns 0.

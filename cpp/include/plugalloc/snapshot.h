@@ -16,12 +16,15 @@
 
 PLUGALLOC_BEGIN_NAMESPACE
 
-/// Where in the program something happened, as a framework records it. Derive from it.
+/// Where in the program something happened, as a framework records it. Derive from it. Contexts are
+/// shared between threads, and destroyed on whichever thread frees memory, with locks of the
+/// allocator held: a destructor must not call the allocator, nor wait for another thread.
 struct PLUGALLOC_API GatheredContext {
   virtual ~GatheredContext();
 };
 
-/// Makes the context of the calling thread. Called without any lock of the allocator.
+/// Makes the context of the calling thread. Called without any lock of the allocator, but inside of
+/// its calls: it must not call the allocator.
 using CreateContextFn = std::shared_ptr<GatheredContext> (*)();
 
 /// When contexts are gathered.
@@ -99,7 +102,7 @@ struct AllocatorConfigInfo {
   std::size_t max_split_size = 0;                     ///< Bytes.
   bool expandable_segments = false;                   ///< Virtual memory in use.
   bool graph_capture_record_stream_reuse = false;     ///< As configured.
-  std::string last_allocator_settings;                ///< The text that was read.
+  std::string last_allocator_settings;                ///< The options as text, every key.
   std::vector<std::size_t> roundup_power2_divisions;  ///< By size class.
 };
 

@@ -1,0 +1,223 @@
+// The caching allocator's history and snapshots, and whoever is told of events.
+#include "history.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "caching_state.h"
+#include "errors.h"
+#include "handles.h"
+#include "plugalloc/src/ffi/bridge.rs.h"
+#include "plugalloc/src/ffi/records.rs.h"
+#include "thread_values.h"
+
+namespace plugalloc {
+namespace bridge {
+
+namespace {
+
+TraceEntry toEntry(const TraceRecord& record) {
+  TraceEntry entry;
+  // In one order on both sides.
+  entry.action_ = static_cast<TraceEntry::Action>(record.action);
+  entry.device_ = static_cast<DeviceIndex>(record.device);
+  entry.addr_ = record.address;
+  entry.size_ = record.bytes;
+  entry.stream_ = toStream(record.stream);
+  entry.mempool_ = {record.pool.first, record.pool.second};
+  entry.time_us_ = record.time_us;
+  entry.context_ = record.context;
+  entry.compile_context_ = std::string(record.compile_context);
+  entry.user_metadata_ = std::string(record.user_metadata);
+  return entry;
+}
+
+BlockInfo toBlock(const BlockRecord& record) {
+  BlockInfo block;
+  block.size = record.bytes;
+  block.requested_size = record.requested;
+  block.allocated = record.allocated;
+  block.active = record.active;
+  block.context_when_allocated = record.context;
+  return block;
+}
+
+SegmentInfo toSegment(const SegmentRecord& record) {
+  SegmentInfo segment;
+  segment.device = static_cast<DeviceIndex>(record.device);
+  segment.address = record.address;
+  segment.total_size = record.total;
+  segment.requested_size = record.requested;
+  segment.allocated_size = record.allocated;
+  segment.active_size = record.active;
+  segment.stream = toStream(record.stream);
+  segment.is_large = record.is_large;
+  segment.is_expandable = record.is_expandable;
+  segment.owner_private_pool_id = {record.pool.first, record.pool.second};
+  segment.registration_counter = static_cast<std::int64_t>(record.registration_counter);
+  segment.blocks.reserve(record.blocks.size());
+  for (const BlockRecord& block : record.blocks) {
+    segment.blocks.push_back(toBlock(block));
+  }
+  return segment;
+}
+
+AnnotationEntry toAnnotation(const AnnotationRecord& record) {
+  AnnotationEntry entry;
+  entry.device_ = static_cast<DeviceIndex>(record.device);
+  entry.time_us_ = record.time_us;
+  for (const TextPair& pair : record.metadata) {
+    entry.metadata_.emplace(std::string(pair.key), std::string(pair.value));
+  }
+  return entry;
+}
+
+AllocatorConfigInfo configOf(const SnapshotRecord& record) {
+  AllocatorConfigInfo config;
+  config.garbage_collection_threshold = record.garbage_collection_threshold;
+  config.max_split_size = record.max_split_size;
+  config.expandable_segments = record.expandable_segments;
+  config.graph_capture_record_stream_reuse = record.record_stream_reuse;
+  config.last_allocator_settings = std::string(record.settings);
+  config.roundup_power2_divisions.assign(record.roundup_power2_divisions.begin(),
+                                         record.roundup_power2_divisions.end());
+  return config;
+}
+
+}  // namespace
+
+std::shared_ptr<GatheredContext> gather_context(const CppContextSource& source) noexcept {
+  try {
+    return source.gather();
+  } catch (...) {
+    reportFromDeleter();
+    return nullptr;
+  }
+}
+
+void tell_tracker(const CppTracker& tracker, const TraceRecord& event) noexcept {
+  try {
+    tracker.tracker(toEntry(event));
+  } catch (...) {
+    reportFromDeleter();
+  }
+}
+
+void tell_out_of_memory(const CppOutOfMemoryObserver& to,
+                        const OutOfMemoryRecord& event) noexcept {
+  try {
+    const auto device = event.device;
+    if (to.observer) {
+      to.observer(device, event.segment, event.limit, event.free);
+    } else if (to.rejection && event.at_limit) {
+      to.rejection(device, event.requested, event.allocated, event.total);
+    }
+  } catch (...) {
+    reportFromDeleter();
+  }
+}
+
+}  // namespace bridge
+}  // namespace plugalloc
+
+PLUGALLOC_BEGIN_NAMESPACE
+
+using bridge::check;
+
+SnapshotInfo CachingAllocator::snapshot(MempoolId_t mempool_id, bool include_traces) {
+  bridge::SnapshotRecord record{};
+  check(state_->core->snapshot({mempool_id.first, mempool_id.second}, include_traces, record));
+  SnapshotInfo info;
+  info.segments.reserve(record.segments.size());
+  for (const bridge::SegmentRecord& segment : record.segments) {
+    info.segments.push_back(bridge::toSegment(segment));
+  }
+  info.device_traces.resize(record.devices);
+  for (const bridge::TraceRecord& event : record.traces) {
+    info.device_traces.at(static_cast<std::size_t>(event.device)).push_back(bridge::toEntry(event));
+  }
+  for (const bridge::AnnotationRecord& mark : record.annotations) {
+    info.external_annotations.push_back(bridge::toAnnotation(mark));
+  }
+  info.config_metadata = bridge::configOf(record);
+  return info;
+}
+
+std::shared_ptr<GatheredContext> CachingAllocator::getContextForPointer(const void* ptr) {
+  return state_->core->context_of(bridge::toNumber(ptr));
+}
+
+bool CachingAllocator::isHistoryEnabled() { return state_->core->is_history_enabled(); }
+
+void CachingAllocator::recordHistory(bool enabled, CreateContextFn context_recorder,
+                                     std::size_t max_entries, RecordContext when, bool clearHistory,
+                                     const std::vector<std::string>& skip_actions) {
+  if (!enabled) {
+    check(state_->core->stop_history());
+    return;
+  }
+  std::unique_ptr<bridge::CppContextSource> source;
+  if (context_recorder != nullptr) {
+    source = std::make_unique<bridge::CppContextSource>();
+    source->gather = context_recorder;
+  }
+  rust::Vec<rust::String> skip;
+  for (const std::string& action : skip_actions) {
+    skip.push_back(rust::String::lossy(action));
+  }
+  check(state_->core->record_history(max_entries, static_cast<std::uint8_t>(when),
+                                     std::move(source), clearHistory, std::move(skip)));
+}
+
+void CachingAllocator::recordAnnotation(
+    const std::vector<std::pair<std::string, std::string>>& metadata) {
+  rust::Vec<bridge::TextPair> pairs;
+  for (const auto& [key, value] : metadata) {
+    pairs.push_back({rust::String::lossy(key), rust::String::lossy(value)});
+  }
+  check(state_->core->annotate(bridge::currentDeviceInline(), std::move(pairs)));
+}
+
+void CachingAllocator::pushCompileContext(std::string& metadata) {
+  bridge::push_compile_context(std::string(rust::String::lossy(metadata)));
+}
+
+void CachingAllocator::popCompileContext() { bridge::pop_compile_context(); }
+
+bool CachingAllocator::supportsUserMetadata() const { return true; }
+
+void CachingAllocator::setUserMetadata(const std::string& metadata) {
+  bridge::set_user_metadata(std::string(rust::String::lossy(metadata)));
+}
+
+std::string CachingAllocator::getUserMetadata() { return std::string(bridge::user_metadata()); }
+
+void CachingAllocator::attachOutOfMemoryObserver(OutOfMemoryObserver observer) {
+  if (!observer) {
+    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
+  }
+  auto shared = std::make_unique<bridge::CppOutOfMemoryObserver>();
+  shared->observer = std::move(observer);
+  check(state_->core->observe_out_of_memory(std::move(shared)));
+}
+
+void CachingAllocator::attachOomRejectionObserver(OomRejectionObserver observer) {
+  if (!observer) {
+    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
+  }
+  auto shared = std::make_unique<bridge::CppOutOfMemoryObserver>();
+  shared->rejection = std::move(observer);
+  check(state_->core->observe_out_of_memory(std::move(shared)));
+}
+
+void CachingAllocator::attachAllocatorTraceTracker(AllocatorTraceTracker tracker) {
+  if (!tracker) {
+    bridge::throwInvalidArgument("tracker", "an empty function", "a function to call");
+  }
+  auto shared = std::make_unique<bridge::CppTracker>();
+  shared->tracker = std::move(tracker);
+  check(state_->core->track(std::move(shared)));
+}
+
+PLUGALLOC_END_NAMESPACE

@@ -1,0 +1,107 @@
+//! The history of what happens, snapshots, and whoever is told of events.
+
+use std::sync::Arc;
+
+use crate::allocator::Allocator;
+use crate::engine::OutOfMemoryEvent;
+use crate::error::{Error, Result};
+use crate::observe::{Context, HistoryOptions, RecordContext, Snapshot, TraceEntry};
+use crate::units::{Address, DeviceId, PoolId};
+
+/// # History and snapshots
+///
+/// While a history is recorded, every allocation and free takes one lock of its device more and
+/// some hundred nanoseconds; without one, nothing (`docs/BENCHMARKS.md` has the figures).
+///
+/// ```
+/// use plugalloc::observe::{Action, HistoryOptions};
+/// use plugalloc::{Allocator, DeviceId, StreamId};
+///
+/// let allocator = Allocator::builder().device("sim").build()?;
+/// allocator.record_history(&HistoryOptions { max_entries: 100, ..Default::default() })?;
+/// let block = allocator.allocate(DeviceId(0), 1 << 20, StreamId::DEFAULT)?;
+/// allocator.free(block)?;
+/// let snapshot = allocator.snapshot(None, true);
+/// let actions: Vec<_> = snapshot.device_traces[0].iter().map(|entry| entry.action).collect();
+/// let expected =
+///     [Action::SegmentMap, Action::Alloc, Action::FreeRequested, Action::FreeCompleted];
+/// assert_eq!(actions, expected);
+/// allocator.stop_history();
+/// # Ok::<(), plugalloc::Error>(())
+/// ```
+impl Allocator {
+    /// Begins to record what happens on all devices, or goes on with other options.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where contexts are to be gathered and nothing is named that
+    /// gathers them.
+    pub fn record_history(&self, options: &HistoryOptions) -> Result<()> {
+        if options.when != RecordContext::Never && options.source.is_none() {
+            return Err(Error::InvalidArgument {
+                argument: "source of contexts",
+                value: "none".to_owned(),
+                expected: "what gathers contexts, unless they are never gathered".to_owned(),
+            });
+        }
+        self.engines.iter().for_each(|engine| engine.start_history(options));
+        Ok(())
+    }
+
+    /// Ends the recording on all devices, and forgets what was recorded.
+    pub fn stop_history(&self) {
+        self.engines.iter().for_each(|engine| engine.stop_history());
+    }
+
+    /// Whether a history is recorded.
+    pub fn is_history_enabled(&self) -> bool {
+        self.engines.iter().any(|engine| engine.is_history_enabled())
+    }
+
+    /// Sets a mark in the history of a device. Nothing happens where none is recorded.
+    ///
+    /// # Errors
+    /// [`Error::InvalidDevice`].
+    pub fn record_annotation(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()> {
+        self.engine(device)?.annotate(metadata);
+        Ok(())
+    }
+
+    /// All memory of all devices, of all pools or of one, and the history, if it is wanted. Each
+    /// device is locked while it is looked at: calls on it wait, for about a millisecond for ten
+    /// thousand blocks or events.
+    ///
+    /// Of a device's memory, the segments add up to what is reserved, and their blocks to the
+    /// segments.
+    pub fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        self.engines.iter().for_each(|engine| engine.add_to(&mut snapshot, pool, traces));
+        snapshot.annotations.sort_by_key(|mark| mark.time_us);
+        snapshot
+    }
+
+    /// The context that was gathered when the live allocation at `address` was made.
+    pub fn context_of(&self, address: Address) -> Option<Context> {
+        self.engines.iter().find_map(|engine| engine.context_of(address))
+    }
+
+    /// Calls `tracker` for every event of every device as it happens, from now on and for the life
+    /// of the allocator, whether a history is recorded or not, and also for those that a history
+    /// would skip. It is called with locks held: it must not call the allocator, nor wait for a
+    /// thread that does. Calls leave the hot path from now on.
+    pub fn track_events(&self, tracker: impl Fn(&TraceEntry) + Send + Sync + 'static) {
+        let tracker: Arc<dyn Fn(&TraceEntry) + Send + Sync> = Arc::new(tracker);
+        self.engines.iter().for_each(|engine| engine.track(Arc::clone(&tracker)));
+    }
+
+    /// Calls `observer` for every request that fails for want of memory, before the error is
+    /// returned, on the same thread and with no lock held, for the life of the allocator.
+    pub fn observe_out_of_memory(
+        &self,
+        observer: impl Fn(&OutOfMemoryEvent<'_>) + Send + Sync + 'static,
+    ) {
+        let observer: Arc<dyn Fn(&OutOfMemoryEvent<'_>) + Send + Sync> = Arc::new(observer);
+        for engine in &self.engines {
+            engine.observe_out_of_memory(Arc::clone(&observer));
+        }
+    }
+}
