@@ -31,7 +31,7 @@ mod checked {
 
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::MutexGuard;
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use loom::thread::yield_now;
 
     /// Time does not pass in a model: others go on.

@@ -104,8 +104,7 @@ void tell_tracker(const CppTracker& tracker, const TraceRecord& event) noexcept 
   }
 }
 
-void tell_out_of_memory(const CppOutOfMemoryObserver& to,
-                        const OutOfMemoryRecord& event) noexcept {
+void tell_out_of_memory(const CppOutOfMemoryObserver& to, const OutOfMemoryRecord& event) noexcept {
   try {
     const auto device = event.device;
     if (to.observer) {

@@ -36,8 +36,7 @@ void tell_tracker(const CppTracker& tracker, const TraceRecord& event) noexcept;
 
 /// Tells an observer; one of rejections only of those. What it throws goes where errors of deleters
 /// go.
-void tell_out_of_memory(const CppOutOfMemoryObserver& to,
-                        const OutOfMemoryRecord& event) noexcept;
+void tell_out_of_memory(const CppOutOfMemoryObserver& to, const OutOfMemoryRecord& event) noexcept;
 
 }  // namespace bridge
 }  // namespace plugalloc

@@ -13,9 +13,7 @@ use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::Heap;
 use crate::lock;
-use crate::sync::{
-    AtomicBool, AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering,
-};
+use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering};
 use crate::units::{Bytes, PoolId, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
@@ -98,7 +96,7 @@ impl Shard {
 /// Every heap of a device, each locked.
 pub(crate) struct AllHeaps<'a> {
     pub(crate) heaps: Vec<lock::MutexGuard<'a, Heap>>,
-    _adding: MutexGuard<'a, ()>,
+    _adding: MutexGuard<'a, bool>,
 }
 
 const CHUNK: usize = if MODEL { 2 } else { 256 };
@@ -113,9 +111,8 @@ pub(crate) struct Shards {
     chunks: Box<[OnceLock<Chunk>]>,
     count: AtomicUsize,
     directory: Directory,
-    adding: Mutex<()>,
-    /// Whether what happens in the heaps is recorded; changes under `adding`.
-    recorded: AtomicBool,
+    /// Held to add one; tells whether what happens in the heaps is recorded.
+    adding: Mutex<bool>,
     /// The device's place among the allocator's devices.
     device: u32,
     /// What heaps are told of blocks that are not to be split.
@@ -130,8 +127,7 @@ impl Shards {
             chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
             count: AtomicUsize::new(0),
             directory: Directory::new(),
-            adding: Mutex::new(()),
-            recorded: AtomicBool::new(false),
+            adding: Mutex::new(false),
         }
     }
 
@@ -146,8 +142,8 @@ impl Shards {
     /// Sends the calls of every heap, those that are added later too, off the hot path, or lets
     /// them go there again. Whoever calls this has no heap's lock.
     pub(crate) fn set_recorded(&self, recorded: bool) {
-        let _adding = self.adding.lock();
-        self.recorded.store(recorded, Ordering::Relaxed);
+        let mut adding = self.adding.lock();
+        *adding = recorded;
         for (_, shard) in self.iter() {
             let mut heap = shard.heap.lock();
             heap.turn.recorded = recorded;
@@ -195,31 +191,31 @@ impl Shards {
 
     #[cold]
     fn add(&self, stream: StreamId) -> Option<&Shard> {
-        let _adding = self.adding.lock();
+        let adding = self.adding.lock();
         if let Some(found) = self.directory.find(stream) {
             return Some(found);
         }
-        self.directory.insert(stream, self.push(stream)?);
+        self.directory.insert(stream, self.push(stream, *adding)?);
         self.directory.find(stream)
     }
 
     /// Adds a heap that no stream finds by itself; `None` where there are 2^20 already.
     pub(crate) fn add_private(&self, stream: StreamId, pool: Arc<Pool>) -> Option<u32> {
-        let _adding = self.adding.lock();
-        let shard = self.push(stream)?;
+        let adding = self.adding.lock();
+        let shard = self.push(stream, *adding)?;
         shard.set_pool(pool);
         Some(shard.number)
     }
 
     /// Adds a heap to the list; the lock on adding is held.
-    fn push(&self, stream: StreamId) -> Option<Arc<Shard>> {
+    fn push(&self, stream: StreamId, recorded: bool) -> Option<Arc<Shard>> {
         let index = self.count.load(Ordering::Relaxed);
         let chunk = self
             .chunks
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let mut heap = Heap::new(self.whole);
-        heap.turn.recorded = self.recorded.load(Ordering::Relaxed);
+        heap.turn.recorded = recorded;
         let shard = Arc::new(Shard::new(self.device, index as u32, stream, heap));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
@@ -254,7 +250,7 @@ impl Shards {
         if first.collisions.fetch_add(1, Ordering::Relaxed) < COLLISIONS {
             return;
         }
-        let Some(_adding) = self.adding.try_lock() else {
+        let Some(adding) = self.adding.try_lock() else {
             return;
         };
         let lanes = first.lanes.load(Ordering::Relaxed) as usize;
@@ -262,7 +258,7 @@ impl Shards {
             return;
         }
         for place in &first.lane_numbers[lanes..2 * lanes] {
-            let Some(lane) = self.push(first.stream) else {
+            let Some(lane) = self.push(first.stream, *adding) else {
                 return;
             };
             place.store(lane.number, Ordering::Relaxed);

@@ -187,8 +187,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
                      RecordContext when, bool clearHistory,
                      const std::vector<std::string>& skip_actions) override;
   /// For the current device.
-  void recordAnnotation(
-      const std::vector<std::pair<std::string, std::string>>& metadata) override;
+  void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& metadata) override;
   /// Whether a history is recorded or not: contexts nest as they were pushed. They are the
   /// thread's, in the histories of all allocators, as is its metadata.
   void pushCompileContext(std::string& metadata) override;
