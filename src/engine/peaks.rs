@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use super::padded::Padded;
 use super::shards::{Shards, thread_number};
 use crate::heap::{Heap, METRICS, metric};
+use crate::lock::MutexGuard;
 
 /// Two threads of which one needs more than is left within this time after the other was served
 /// work at the same time.
@@ -35,6 +36,8 @@ const CROWD: Duration = Duration::from_millis(100);
 /// How often a heap is tried whose lock another thread has: it has it for some tens of
 /// instructions, or for a driver call.
 const TRIES: u32 = 200;
+/// How often it is looked what is live, in vain, before the last answer does.
+const LOOKS: u32 = 8;
 /// A lease is extended by at least so many times what is needed, where that is left.
 const GROWTH: i64 = 16;
 
@@ -155,20 +158,24 @@ impl Peaks {
         state.seen = state.total[metric::BYTES];
     }
 
-    /// The bytes that are live, where this heap is locked: exact for the heaps that no other thread
-    /// has locked, and for those an upper bound. And the most that were ever seen live: the peak,
-    /// save that threads at work do not raise it by more than was there when somebody asked here,
-    /// since policy must not take the sum of their peaks for the peak of their sum.
+    /// The bytes that are live, where this heap is locked, and the most that were ever seen live:
+    /// the peak, save that threads at work do not raise it by more than was there when somebody
+    /// asked here, since policy must not take the sum of their peaks for the peak of their sum. For
+    /// the same reason nothing is seen while another thread has a heap locked; the live bytes are
+    /// those last seen then, at most.
     pub(crate) fn estimate(&self, shards: &Shards, heap: &Heap) -> (i64, i64) {
-        let metric = metric::BYTES;
-        let mut state = self.state.lock();
-        let surplus = |heap: &Heap| heap.tally.leases()[metric] - heap.tally.current(metric);
-        let others = state.holders.iter().filter(|&&number| number != heap.turn.number);
-        let others = others.filter_map(|&number| shards.get(number)?.heap.try_lock());
-        let spare: i64 = others.map(|other| surplus(&other)).sum();
-        let now = state.total[metric] - spare - surplus(heap);
-        state.seen = state.seen.max(now);
-        (now, state.seen)
+        for _ in 0..LOOKS {
+            let mut state = self.state.lock();
+            if let Some(now) = state.live(shards, heap) {
+                state.seen = state.seen.max(now);
+                return (now, state.seen);
+            }
+            // Whoever has it may want this lock.
+            drop(state);
+            std::thread::yield_now();
+        }
+        let seen = self.state.lock().seen;
+        (seen, seen)
     }
 
     /// What is wrong, if anything, given that every heap is locked and none is added.
@@ -235,15 +242,7 @@ impl State {
             if number == except {
                 continue;
             }
-            match shards.get(number).and_then(|shard| {
-                (0..TRIES).find_map(|_| {
-                    let locked = shard.heap.try_lock();
-                    if locked.is_none() {
-                        std::hint::spin_loop();
-                    }
-                    locked
-                })
-            }) {
+            match patiently(shards, number) {
                 Some(mut heap) => self.take_surplus(&mut heap),
                 None => busy.push(number),
             }
@@ -252,6 +251,17 @@ impl State {
         let all = self.holders.is_empty();
         self.holders.push(except);
         all
+    }
+
+    /// The bytes that are live, where this heap is locked; `None` where another thread has one.
+    fn live(&self, shards: &Shards, heap: &Heap) -> Option<i64> {
+        let metric = metric::BYTES;
+        let surplus = |heap: &Heap| heap.tally.leases()[metric] - heap.tally.current(metric);
+        let mut now = self.total[metric] - surplus(heap);
+        for &number in self.holders.iter().filter(|&&number| number != heap.turn.number) {
+            now -= surplus(&*patiently(shards, number)?);
+        }
+        Some(now)
     }
 
     /// Takes a heap's surplus, after which it is no holder.
@@ -287,6 +297,18 @@ impl State {
             self.seen = self.peak[metric::BYTES];
         }
     }
+}
+
+/// Tries a heap's lock for a while.
+fn patiently(shards: &Shards, number: u32) -> Option<MutexGuard<'_, Heap>> {
+    let shard = shards.get(number)?;
+    (0..TRIES).find_map(|_| {
+        let locked = shard.heap.try_lock();
+        if locked.is_none() {
+            std::hint::spin_loop();
+        }
+        locked
+    })
 }
 
 fn add(sum: &mut [i64; METRICS], values: &[i64; METRICS]) {
@@ -373,6 +395,9 @@ mod tests {
         rig.change(0, -30);
         let busy = rig.shards.get(0).unwrap().heap.lock();
         rig.change(1, 20);
+        let own = rig.shards.get(1).unwrap().heap.lock();
+        assert_eq!(rig.peaks.estimate(&rig.shards, &own), (30, 30), "nothing new is seen");
+        drop(own);
         drop(busy);
         assert_eq!(rig.peak(), 50, "the truth is 30");
         let own = rig.shards.get(1).unwrap().heap.lock();
