@@ -143,6 +143,12 @@ SnapshotInfo CachingAllocator::snapshot(MempoolId_t mempool_id, bool include_tra
   return info;
 }
 
+std::string CachingAllocator::dumpSnapshot(SnapshotFormat format) {
+  rust::Vec<std::uint8_t> bytes;
+  check(state_->core->dump_snapshot(format == SnapshotFormat::Json, bytes));
+  return {bytes.begin(), bytes.end()};
+}
+
 std::shared_ptr<GatheredContext> CachingAllocator::getContextForPointer(const void* ptr) {
   return state_->core->context_of(bridge::toNumber(ptr));
 }

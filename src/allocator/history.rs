@@ -73,7 +73,7 @@ impl Allocator {
     /// Of a device's memory, the segments add up to what is reserved, and their blocks to the
     /// segments.
     pub fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Snapshot {
-        let mut snapshot = Snapshot::default();
+        let mut snapshot = Snapshot { config: self.config.clone(), ..Snapshot::default() };
         self.engines.iter().for_each(|engine| engine.add_to(&mut snapshot, pool, traces));
         snapshot.annotations.sort_by_key(|mark| mark.time_us);
         snapshot

@@ -158,6 +158,7 @@ pub(crate) mod ffi {
             traces: bool,
             out: &mut SnapshotRecord,
         ) -> u32;
+        fn dump_snapshot(self: &CachingCore, json: bool, out: &mut Vec<u8>) -> u32;
         fn context_of(self: &CachingCore, address: u64) -> SharedPtr<GatheredContext>;
         fn track(self: &CachingCore, tracker: UniquePtr<CppTracker>) -> u32;
         fn observe_out_of_memory(

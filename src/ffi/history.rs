@@ -176,6 +176,14 @@ impl CachingCore {
         })
     }
 
+    pub(crate) fn dump_snapshot(&self, json: bool, out: &mut Vec<u8>) -> u32 {
+        guarded(|| {
+            let snapshot = self.0.snapshot(None, true);
+            *out = if json { snapshot.to_json(None).into() } else { snapshot.to_pickle(None) };
+            Ok(())
+        })
+    }
+
     pub(crate) fn context_of(&self, address: u64) -> SharedPtr<records::GatheredContext> {
         guarded_or(SharedPtr::null(), || unwrapped(self.0.context_of(address).as_ref()))
     }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod events;
+pub mod format;
 pub(crate) mod history;
 pub mod labels;
 pub mod snapshot;
@@ -12,6 +13,7 @@ pub mod statistics;
 pub use events::{
     Action, Annotation, Context, ContextSource, HistoryOptions, RecordContext, TraceEntry,
 };
+pub use format::{Frame, FramesOf};
 pub use labels::{pop_compile_context, push_compile_context, set_user_metadata, user_metadata};
 pub use snapshot::{BlockState, Snapshot, SnapshotBlock, SnapshotSegment};
 pub use statistics::{DeviceStatistics, Stat, StatArray};

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::events::{Annotation, Context, TraceEntry};
+use crate::config::Config;
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
 /// What a block is.
@@ -116,4 +117,6 @@ pub struct Snapshot {
     pub device_traces: Vec<Vec<TraceEntry>>,
     /// The marks that the program set, by time.
     pub annotations: Vec<Annotation>,
+    /// The options in force.
+    pub config: Config,
 }

@@ -126,6 +126,18 @@ TEST_CASE("SnapshotShowsEverySegment") {
   allocator->raw_delete(large);
 }
 
+TEST_CASE("SnapshotsBecomeFiles") {
+  const auto allocator = std::dynamic_pointer_cast<CachingAllocator>(makeSim());
+  REQUIRE(allocator != nullptr);
+  allocator->raw_delete(allocator->raw_alloc(1000));
+  const std::string pickle = allocator->dumpSnapshot();
+  CHECK(pickle.substr(0, 2) == "\x80\x02");
+  CHECK(pickle.back() == '.');
+  const std::string json = allocator->dumpSnapshot(SnapshotFormat::Json);
+  CHECK(json.substr(0, 14) == "{\"segments\": [");
+  CHECK(json.find("\"is_expandable\": true") != std::string::npos);
+}
+
 TEST_CASE("HistoryRefusesWhatItCannotDo") {
   const auto allocator = makeSim();
   CHECK_THROWS_AS(allocator->recordHistory(true, nullptr, 9, RecordContext::STATE, false, {}),

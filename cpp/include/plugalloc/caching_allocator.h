@@ -175,6 +175,9 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// addresses, although it may stay mapped there for a while.
   [[nodiscard]] SnapshotInfo snapshot(MempoolId_t mempool_id = {0, 0},
                                       bool include_traces = true) override;
+  /// The snapshot with its history as the bytes of a file, without contexts, which only the program
+  /// can read. Not in PyTorch's interface: cast to `CachingAllocator` for it.
+  [[nodiscard]] std::string dumpSnapshot(SnapshotFormat format = SnapshotFormat::Pickle);
   [[nodiscard]] std::shared_ptr<GatheredContext> getContextForPointer(const void* ptr) override;
   /// Records on all devices alike, so that it does not depend on the current one.
   [[nodiscard]] bool isHistoryEnabled() override;

@@ -114,6 +114,12 @@ struct SnapshotInfo {
   AllocatorConfigInfo config_metadata;                 ///< The options.
 };
 
+/// How `CachingAllocator::dumpSnapshot` writes. Both have PyTorch's structure.
+enum class SnapshotFormat {
+  Pickle,  ///< Protocol 2: for `torch/cuda/_memory_viz.py` and the web viewer.
+  Json,    ///< The same as text.
+};
+
 /// Told when a request fails for want of memory, before the exception: device, bytes of the
 /// request, the limit or the device's total, the driver's free bytes. Called without any lock.
 using OutOfMemoryObserver = std::function<void(std::int64_t device, std::size_t allocated,
