@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
+#[path = "common/history_model.rs"]
 mod history_model;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -133,3 +133,10 @@ fn a_process_opens_its_own_handles_but_no_legacy_ones() {
         scenarios::sharing::a_process_opens_its_own_handles_but_no_legacy_ones(&place(), kind);
     }
 }
+
+#[test]
+fn events_lead_to_every_snapshot() {
+    for kind in [Kind::Handles, Kind::Segments] {
+        scenarios::history::events_lead_to_every_snapshot(&site(kind));
+    }
+}

@@ -17,6 +17,7 @@ mod captures;
 mod contexts;
 mod devices;
 mod engine;
+mod history;
 mod interop;
 mod ipc;
 mod kernels;

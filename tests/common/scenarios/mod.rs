@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 pub(crate) mod graphs;
+pub(crate) mod history;
 pub(crate) mod others;
 pub(crate) mod peers;
 pub(crate) mod processes;
