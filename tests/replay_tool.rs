@@ -211,3 +211,22 @@ fn help_and_version_are_printed() {
         assert!(out(&output).contains(option), "{option}");
     }
 }
+
+#[test]
+fn snapshots_are_written_where_they_are_wanted() {
+    let trace = Scratch::trace("snapshots.csv", GOOD);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let output = replay(&["--snapshots", directory.to_str().unwrap(), trace.path()]);
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    let name = format!("{}-snapshots.pickle", std::process::id());
+    let written = Scratch(directory.join(name));
+    let bytes = std::fs::read(&written.0).unwrap();
+    assert_eq!((&bytes[..2], bytes.last()), (&[0x80, 2][..], Some(&b'.')));
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    // Two of four allocations live at the end; one was of nothing.
+    assert_eq!(text.matches("active_allocated").count(), 2);
+    assert_eq!(text.matches("free_requested").count(), 1);
+    let nowhere = replay(&["--snapshots", "/nowhere/at/all", trace.path()]);
+    assert_eq!(status(&nowhere), 1);
+    assert!(err(&nowhere).contains("/nowhere/at/all"), "{}", err(&nowhere));
+}

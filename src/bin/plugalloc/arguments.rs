@@ -66,6 +66,11 @@ pub(crate) struct ReplayArguments {
     /// Print one JSON object a line instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write DIR/TRACE.pickle with all memory after the last event and the history up to it, for
+    /// PyTorch's `_memory_viz.py` or <https://pytorch.org/memory_viz>; recording takes time, which
+    /// is in what is shown
+    #[arg(long, value_name = "DIR")]
+    pub(crate) snapshots: Option<PathBuf>,
     /// The traces; by default those of the source tree
     #[arg(value_name = "TRACE")]
     pub(crate) traces: Vec<PathBuf>,

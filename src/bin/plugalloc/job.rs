@@ -1,9 +1,11 @@
 //! One trace on one device: a fresh allocator over a fresh device for each run, and the checks
 //! after it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use indicatif::ProgressBar;
+use plugalloc::observe::HistoryOptions;
 use plugalloc::units::format_bytes;
 use plugalloc::{Allocator, Bytes, Config, DeviceId, Error, StreamId};
 
@@ -27,7 +29,12 @@ pub(crate) struct Job<'a> {
     pub(crate) capacity: Option<Bytes>,
     pub(crate) via: Via,
     pub(crate) config: &'a Config,
+    /// Where a snapshot is written.
+    pub(crate) snapshots: Option<&'a Path>,
 }
+
+/// The most events of a history that are kept: some hundred megabytes.
+const MOST_EVENTS: usize = 1_000_000;
 
 /// One replay.
 struct Sample {
@@ -45,6 +52,7 @@ struct Bench<'a> {
     allocator: &'a Allocator,
     machine: &'a Machine,
     streams: &'a [StreamId],
+    snapshots: Option<&'a Path>,
 }
 
 impl Job<'_> {
@@ -54,7 +62,7 @@ impl Job<'_> {
     /// Only where there is no such device or no allocator over it; what goes wrong later is in the
     /// report.
     pub(crate) fn run(&self, least: bool, progress: &ProgressBar) -> Result<Report, Error> {
-        let sample = self.sample(self.capacity, OnOutOfMemory::Count)?;
+        let sample = self.sample(self.capacity, OnOutOfMemory::Count, self.snapshots)?;
         let mut report = Report {
             trace: self.name.clone(),
             device: self.device.to_string(),
@@ -91,7 +99,7 @@ impl Job<'_> {
         let mut problems = Vec::new();
         let found = least_capacity(report.live_peak, report.reserved_peak, most, |capacity| {
             progress.set_message(format!("{} in {}", self.name, format_bytes(capacity)));
-            let sample = self.sample(Some(capacity), OnOutOfMemory::Stop)?;
+            let sample = self.sample(Some(capacity), OnOutOfMemory::Stop, None)?;
             let fits = sample.outcome.ooms == 0 && sample.problems.is_empty();
             // A lack of memory is what is looked for; anything else is a fault at any capacity.
             problems.extend(sample.problems);
@@ -111,11 +119,21 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn sample(&self, capacity: Option<Bytes>, policy: OnOutOfMemory) -> Result<Sample, Error> {
+    fn sample(
+        &self,
+        capacity: Option<Bytes>,
+        policy: OnOutOfMemory,
+        snapshots: Option<&Path>,
+    ) -> Result<Sample, Error> {
         let machine = Machine::open(self.device, capacity)?;
         let streams = machine.streams(&self.trace.streams)?;
         let allocator = Arc::new(Allocator::new(machine.devices(), self.config.clone())?);
-        let bench = Bench { allocator: &allocator, machine: &machine, streams: &streams };
+        let bench =
+            Bench { allocator: &allocator, machine: &machine, streams: &streams, snapshots };
+        if snapshots.is_some() {
+            let max_entries = MOST_EVENTS;
+            allocator.record_history(&HistoryOptions { max_entries, ..Default::default() })?;
+        }
         let sample = match self.via {
             Via::Rust => self.measure(&RustClient(Arc::clone(&allocator)), bench, policy),
             Via::Cpp => self.measure(&CppClient::new(Arc::clone(&allocator))?, bench, policy),
@@ -132,12 +150,13 @@ impl Job<'_> {
         bench: Bench<'_>,
         policy: OnOutOfMemory,
     ) -> Result<Sample, Error> {
-        let Bench { allocator, machine, streams } = bench;
+        let Bench { allocator, machine, streams, snapshots } = bench;
         let total = machine.total()?;
         machine.reset_usage();
         let mut outcome = replay(client, self.trace, streams, allocator.clock(), policy);
         let usage = machine.usage();
         let mut problems: Vec<String> = outcome.failure.take().into_iter().collect();
+        problems.extend(snapshots.and_then(|directory| self.write_snapshot(allocator, directory)));
         if problems.is_empty() {
             let end = free_rest(client, &mut outcome)
                 .and_then(|()| allocator.empty_cache())
@@ -148,6 +167,17 @@ impl Job<'_> {
             }
         }
         Ok(Sample { outcome, usage, total, problems })
+    }
+}
+
+impl Job<'_> {
+    /// Writes what there is, and ends the history; says what went wrong.
+    fn write_snapshot(&self, allocator: &Allocator, directory: &Path) -> Option<String> {
+        let path = directory.join(format!("{}.pickle", self.name));
+        let bytes = allocator.snapshot(None, true).to_pickle(None);
+        allocator.stop_history();
+        let error = std::fs::write(&path, bytes).err()?;
+        Some(format!("writing {}: {error}", path.display()))
     }
 }
 

@@ -117,6 +117,7 @@ fn replay_one(
         capacity: arguments.capacity,
         via: arguments.via,
         config,
+        snapshots: arguments.snapshots.as_deref(),
     };
     job.run(arguments.least, progress).map_err(|error| error.to_string())
 }
