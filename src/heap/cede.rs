@@ -147,7 +147,7 @@ impl Heap {
     ) -> Vec<((Address, Address), bool)> {
         let arena = &self.arenas[kind as usize];
         let mut found = Vec::new();
-        for id in arena.free.at_least(&self.blocks, 1) {
+        for (id, _) in arena.free.at_least(&self.blocks, 1) {
             let (from, to) = (self.blocks[id].start, self.blocks[id].end());
             if let Some(ceded) = self.next_ceded(id, |block| block.next) {
                 let end = align_up(from + reach, GRANULE).min(ceded.end());

@@ -30,11 +30,11 @@ impl Heap {
                 return broken("free index holds every free block", detail);
             }
             let indexed = arena.free.at_least(&self.blocks, 1);
-            let wrong = indexed.filter(|&id| self.blocks[id].state != State::Free).count();
+            let wrong = indexed.filter(|(_, block)| block.state != State::Free).count();
             if wrong > 0 {
                 return broken("free index holds free blocks only", format!("{wrong} others"));
             }
-            let mut large = arena.free.at_least(&self.blocks, 1).map(|id| &self.blocks[id]);
+            let mut large = arena.free.at_least(&self.blocks, 1).map(|(_, block)| block);
             let stale = |block: &&Block| {
                 block.arena == ArenaKind::Large && block.idle() != self.idle_in(block)
             };

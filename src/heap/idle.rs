@@ -14,8 +14,8 @@ impl Heap {
             return;
         }
         for arena in &self.arenas {
-            for id in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(&self.blocks[id], out);
+            for (_, block) in arena.free.at_least(&self.blocks, GRANULE) {
+                self.idle_views_in(block, out);
             }
         }
     }
@@ -45,11 +45,15 @@ impl Heap {
         }
     }
 
-    /// Puts a free block into the index. Of a large one it is noted how much of it is idle, since
-    /// requests compare many blocks between two changes of one.
-    #[inline]
+    /// Puts a free block into the index.
     pub(super) fn index(&mut self, id: BlockId) {
-        let kind = self.blocks[id].arena;
+        self.index_as(self.blocks[id].arena, id);
+    }
+
+    /// Puts a free block of that arena into the index. Of a large one it is noted how much of it is
+    /// idle, since requests compare many blocks between two changes of one.
+    #[inline(always)]
+    pub(super) fn index_as(&mut self, kind: ArenaKind, id: BlockId) {
         if kind == ArenaKind::Large {
             let idle = self.idle_in(&self.blocks[id]);
             self.blocks[id].set_idle(idle);
@@ -58,9 +62,17 @@ impl Heap {
     }
 
     /// The idle memory of a free block, as start and end: none of a segment, which has no views.
+    #[inline(always)]
     pub(super) fn idle_in(&self, block: &Block) -> (Address, Address) {
-        let (start, end) = (block.start, block.end());
-        let range = self.ranges[block.range as usize].as_ref();
+        // Views are whole granules: most remainders of blocks hold none, which needs no look.
+        if block.start.div_ceil(GRANULE) >= block.end() / GRANULE {
+            return (0, 0);
+        }
+        self.idle_views_over(block.range, block.start, block.end())
+    }
+
+    fn idle_views_over(&self, range: u32, start: Address, end: Address) -> (Address, Address) {
+        let range = self.ranges[range as usize].as_ref();
         let Some(range) = range.filter(|range| !range.segment) else {
             return (0, 0);
         };

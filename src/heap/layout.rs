@@ -63,7 +63,7 @@ impl Heap {
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
         let slots = self.add_slots(range, address, bytes, kind, view);
-        self.insert_free(id);
+        self.insert_free(kind, id);
         (view, slots)
     }
 
@@ -159,7 +159,7 @@ impl Heap {
             view.active = true;
         }
         let slots = self.add_slots(range, address, bytes, kind, view);
-        self.insert_free(id);
+        self.insert_free(kind, id);
         Some(slots)
     }
 

@@ -204,5 +204,6 @@ fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State
         state,
         arena: kind,
         class: LARGE_CLASS,
+        bin: 0,
     }
 }
