@@ -6,18 +6,25 @@ use super::grow::Request;
 use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::Heap;
+use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes};
+
+/// Idle views side by side that stand so in the list of all, by their places in it.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: Address,
+    end: Address,
+    views: (usize, usize),
+}
 
 /// A place for a request over idle views that lie side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
     start: Address,
-    /// The views that it needs, among those sorted by address.
-    first: usize,
-    end: usize,
-    /// Their bytes, and those of the whole run.
+    /// The run that it lies in, among the spans sorted by address.
+    spans: (usize, usize),
+    /// The bytes of the views that it needs, and those of the whole run.
     taken: Bytes,
     run: Bytes,
 }
@@ -36,13 +43,13 @@ impl Engine {
         if idle.iter().all(|idle| idle.shard == request.shard) {
             return Ok(None);
         }
-        let of_kind = idle.iter().filter(|idle| idle.view.kind == request.kind);
-        let mut views: Vec<Idle> = of_kind.copied().collect();
-        views.sort_unstable_by_key(|idle| idle.view.address);
-        let Some(window) = best_window(&views, heap, request) else {
+        let mut spans = spans_of(idle, request.kind);
+        spans.sort_unstable_by_key(|span| span.start);
+        let Some(window) = best_window(idle, &spans, heap, request) else {
             return Ok(None);
         };
-        let taken = &views[window.first..window.end];
+        let run = &spans[window.spans.0..window.spans.1];
+        let taken: Vec<Idle> = window_over(idle, run, window.start, request).copied().collect();
         let mut givers: Vec<u32> = taken.iter().map(|idle| idle.shard).collect();
         givers.sort_unstable();
         givers.dedup();
@@ -96,21 +103,39 @@ impl Engine {
     }
 }
 
+/// What of a list lies side by side, as far as it stands there in a row.
+fn spans_of(idle: &[Idle], kind: ArenaKind) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::with_capacity(32);
+    for (at, idle) in idle.iter().enumerate().filter(|(_, idle)| idle.view.kind == kind) {
+        let (start, end) = (idle.view.address, end_of(idle));
+        match spans.last_mut() {
+            Some(span) if span.end == start && span.views.1 == at => {
+                (span.end, span.views.1) = (end, at + 1);
+            }
+            _ => spans.push(Span { start, end, views: (at, at + 1) }),
+        }
+    }
+    spans
+}
+
 /// The window that takes the least idle memory, among equals from the shortest run.
-fn best_window(views: &[Idle], heap: &Heap, request: Request) -> Option<Window> {
+fn best_window(idle: &[Idle], spans: &[Span], heap: &Heap, request: Request) -> Option<Window> {
+    // What a window may take beside a run is one free block of the heap at each end.
+    let beside = 2 * heap.largest_indexed(request.kind);
     let mut best: Option<Window> = None;
     let mut first = 0;
-    while first < views.len() {
+    while first < spans.len() {
         let mut end = first + 1;
-        while end < views.len() && end_of(&views[end - 1]) == views[end].view.address {
+        while end < spans.len() && spans[end - 1].end == spans[end].start {
             end += 1;
         }
-        for window in windows(&views[first..end], heap, request).into_iter().flatten() {
-            let better =
-                best.is_none_or(|best| (window.taken, window.run) < (best.taken, best.run));
-            if better {
-                let (first, end) = (window.first + first, window.end + first);
-                best = Some(Window { first, end, ..window });
+        if spans[end - 1].end - spans[first].start + beside >= request.bytes {
+            for window in windows(idle, spans, (first, end), heap, request).into_iter().flatten() {
+                let better =
+                    best.is_none_or(|best| (window.taken, window.run) < (best.taken, best.run));
+                if better {
+                    best = Some(window);
+                }
             }
         }
         first = end;
@@ -119,28 +144,45 @@ fn best_window(views: &[Idle], heap: &Heap, request: Request) -> Option<Window> 
 }
 
 /// The windows at both ends of a run, if it is long enough.
-fn windows(run: &[Idle], heap: &Heap, request: Request) -> [Option<Window>; 2] {
-    let (from, to) = (run[0].view.address, end_of(&run[run.len() - 1]));
+fn windows(
+    idle: &[Idle],
+    spans: &[Span],
+    (first, end): (usize, usize),
+    heap: &Heap,
+    request: Request,
+) -> [Option<Window>; 2] {
+    let run = &spans[first..end];
+    let (head, tail) = (&idle[run[0].views.0], &idle[run[run.len() - 1].views.1 - 1]);
+    let (from, to) = (head.view.address, end_of(tail));
     let (mut before, mut after) = heap.free_beside(request.kind, from, to);
-    let own = |idle: &Idle| idle.shard == request.shard;
-    if own(&run[0]) {
-        before = from - run[0].view.block.0;
+    if head.shard == request.shard {
+        before = from - head.view.block.0;
     }
-    if own(&run[run.len() - 1]) {
-        let (start, bytes) = run[run.len() - 1].view.block;
+    if tail.shard == request.shard {
+        let (start, bytes) = tail.view.block;
         after = start + bytes - to;
     }
     if before + (to - from) + after < request.bytes {
         return [None, None];
     }
     let window = |start: Address| {
-        let end = start + request.bytes;
-        let first = run.iter().take_while(|idle| end_of(idle) <= start).count();
-        let count = run.iter().take_while(|idle| idle.view.address < end).count();
-        let taken = run[first..count].iter().map(|idle| idle.view.bytes).sum();
-        Window { start, first, end: count, taken, run: to - from }
+        let taken = window_over(idle, run, start, request).map(|idle| idle.view.bytes).sum();
+        Window { start, spans: (first, end), taken, run: to - from }
     };
     [Some(window(from - before)), Some(window(to + after - request.bytes))]
+}
+
+/// The views of a run that a request needs which begins at `start`, by address.
+fn window_over<'a>(
+    idle: &'a [Idle],
+    run: &'a [Span],
+    start: Address,
+    request: Request,
+) -> impl Iterator<Item = &'a Idle> {
+    let end = start + request.bytes;
+    let over = run.iter().filter(move |span| start < span.end && span.start < end);
+    over.flat_map(|span| &idle[span.views.0..span.views.1])
+        .filter(move |idle| start < end_of(idle) && idle.view.address < end)
 }
 
 fn end_of(idle: &Idle) -> Address {

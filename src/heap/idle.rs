@@ -8,19 +8,20 @@ use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE};
 
 impl Heap {
-    /// Every active view on which nothing lives and that may move.
-    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
+    /// Calls `found` with every active view on which nothing lives and that may move: block by
+    /// block, those of a block by address.
+    pub(crate) fn idle_views(&self, mut found: impl FnMut(IdleView)) {
         if self.holds.everything() {
             return;
         }
         for arena in &self.arenas {
             for (_, block) in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(block, out);
+                self.idle_views_in(block, &mut found);
             }
         }
     }
 
-    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
+    fn idle_views_in(&self, block: &Block, found: &mut impl FnMut(IdleView)) {
         let Some(range) = &self.ranges[block.range as usize] else {
             return;
         };
@@ -31,7 +32,7 @@ impl Heap {
             let Some(view) = self.view(id) else { return };
             let end = view.address + view.bytes;
             if !self.holds.at(view.address) {
-                out.push(IdleView {
+                found(IdleView {
                     view: id,
                     handle: view.handle,
                     address: view.address,
@@ -43,6 +44,11 @@ impl Heap {
             }
             at = end;
         }
+    }
+
+    /// The size of the largest block in the index.
+    pub(crate) fn largest_indexed(&self, kind: ArenaKind) -> Bytes {
+        self.arenas[kind as usize].free.largest(&self.blocks)
     }
 
     /// Puts a free block into the index.
