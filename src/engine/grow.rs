@@ -29,6 +29,8 @@ pub(super) enum Effort {
 /// What a stage may use.
 pub(super) struct Supply {
     pub(super) idle: Vec<Idle>,
+    /// None of that is longer.
+    pub(super) longest_idle: Bytes,
     /// How much may be taken from the device without a second thought, and at most.
     pub(super) ready: Bytes,
     pub(super) most: Bytes,
@@ -58,7 +60,8 @@ impl Means {
     /// What it comes to; idle memory is added once it is known what of it is needed.
     fn supply(self, most: Bytes, effort: Effort) -> Supply {
         let Means { ready, grain, longest, .. } = self;
-        Supply { idle: Vec::new(), ready, most, cut: 0, effort, grain, longest }
+        let (idle, longest_idle) = (Vec::new(), Bytes::MAX);
+        Supply { idle, longest_idle, ready, most, cut: 0, effort, grain, longest }
     }
 }
 

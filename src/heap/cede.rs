@@ -47,7 +47,6 @@ impl Heap {
         }
         let (from, to) = (from.max(block.start), to.min(block.end()));
         let id = self.cut_hole(kind, from, to - from)?;
-        self.arenas[kind as usize].gaps.remove(&from);
         self.give_away(id, None)
     }
 
@@ -72,8 +71,7 @@ impl Heap {
         let block = &mut self.blocks[id];
         block.state = State::Ceded;
         let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
-        self.arenas[kind as usize].ceded.insert(address, id);
-        self.join_ceded(kind, id);
+        self.insert_ceded(kind, id);
         let range = self.ranges[range as usize].as_ref()?;
         Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handle })
     }
@@ -122,19 +120,18 @@ impl Heap {
         Some(id)
     }
 
-    fn join_ceded(&mut self, kind: ArenaKind, mut id: BlockId) {
-        let previous = self.blocks[id].previous;
-        if previous != NONE && self.blocks[previous].state == State::Ceded {
-            let start = self.blocks[id].start;
-            self.arenas[kind as usize].ceded.remove(&start);
-            join(&mut self.blocks, previous, id);
-            id = previous;
-        }
-        let next = self.blocks[id].next;
+    /// Indexes a ceded block, joined with those beside it.
+    fn insert_ceded(&mut self, kind: ArenaKind, id: BlockId) {
+        let Block { start, previous, next, .. } = self.blocks[id];
+        let ceded = &mut self.arenas[kind as usize].ceded;
         if next != NONE && self.blocks[next].state == State::Ceded {
-            let start = self.blocks[next].start;
-            self.arenas[kind as usize].ceded.remove(&start);
+            ceded.remove(&self.blocks[next].start);
             join(&mut self.blocks, id, next);
+        }
+        if previous != NONE && self.blocks[previous].state == State::Ceded {
+            join(&mut self.blocks, previous, id);
+        } else {
+            ceded.insert(start, id);
         }
     }
 
@@ -222,8 +219,7 @@ mod tests {
     fn plans(heap: &Heap, bytes: Bytes) -> bool {
         let idle = IdleSpans::new(std::iter::empty());
         let (supply, piece_bytes) = (2 * GRANULE, MIB);
-        let rules =
-            PlanRules { supply, excess_max: 0, idle: &idle, usable: &|_| false, piece_bytes };
+        let rules = PlanRules { supply, excess_max: 0, idle: &idle, usable: &[], piece_bytes };
         heap.plan(bytes, KIND, &rules).is_some_and(|plan| plan.start == BASE + 4 * GRANULE - MIB)
     }
 

@@ -51,7 +51,6 @@ impl Heap {
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
         let kind = self.arena_of(address)?;
         let id = self.cut_hole(kind, address, bytes)?;
-        self.arenas[kind as usize].gaps.remove(&address);
         Some(self.back(id, handle))
     }
 
@@ -71,7 +70,7 @@ impl Heap {
         self.ranges.iter().flatten().find(|range| range.contains(address)).map(|range| range.kind)
     }
 
-    /// Cuts the hole over the span so that one block is exactly the span.
+    /// Cuts the hole over the span so that one block, in no index, is exactly the span.
     pub(super) fn cut_hole(
         &mut self,
         kind: ArenaKind,
@@ -88,7 +87,8 @@ impl Heap {
         if self.blocks[id].start < address {
             let front = address - self.blocks[id].start;
             id = self.split(id, front);
-            self.arenas[kind as usize].gaps.insert(address, (id, None));
+        } else {
+            self.arenas[kind as usize].gaps.remove(&address);
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
