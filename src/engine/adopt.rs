@@ -154,14 +154,14 @@ fn windows(
     let run = &spans[first..end];
     let (head, tail) = (&idle[run[0].views.0], &idle[run[run.len() - 1].views.1 - 1]);
     let (from, to) = (head.view.address, end_of(tail));
-    let (mut before, mut after) = heap.free_beside(request.kind, from, to);
-    if head.shard == request.shard {
-        before = from - head.view.block.0;
-    }
-    if tail.shard == request.shard {
-        let (start, bytes) = tail.view.block;
-        after = start + bytes - to;
-    }
+    let before = match head.shard == request.shard {
+        true => from - head.view.block.0,
+        false => heap.free_before(request.kind, from),
+    };
+    let after = match tail.shard == request.shard {
+        true => tail.view.block.0 + tail.view.block.1 - to,
+        false => heap.free_after(request.kind, to),
+    };
     if before + (to - from) + after < request.bytes {
         return [None, None];
     }

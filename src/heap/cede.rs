@@ -173,24 +173,25 @@ impl Heap {
         None
     }
 
-    /// Bytes of the free blocks that end at `from` and begin at `to`, between which all is another
-    /// heap's.
-    pub(crate) fn free_beside(
-        &self,
-        kind: ArenaKind,
-        from: Address,
-        to: Address,
-    ) -> (Bytes, Bytes) {
-        let ceded = &self.arenas[kind as usize].ceded;
-        let free = |id: BlockId| match id {
+    /// Bytes of the free block that ends at `from`, where another heap's memory begins.
+    pub(crate) fn free_before(&self, kind: ArenaKind, from: Address) -> Bytes {
+        let ceded = self.arenas[kind as usize].ceded.get(&from);
+        ceded.map_or(0, |&id| self.free_bytes(self.blocks[id].previous))
+    }
+
+    /// Bytes of the free block that begins at `to`, where another heap's memory ends.
+    pub(crate) fn free_after(&self, kind: ArenaKind, to: Address) -> Bytes {
+        let last = self.arenas[kind as usize].ceded.range(..to).next_back();
+        let last = last.map(|(_, &id)| &self.blocks[id]).filter(|block| block.end() == to);
+        last.map_or(0, |block| self.free_bytes(block.next))
+    }
+
+    fn free_bytes(&self, id: BlockId) -> Bytes {
+        match id {
             NONE => 0,
             id if self.blocks[id].state == State::Free => self.blocks[id].bytes,
             _ => 0,
-        };
-        let before = ceded.get(&from).map_or(0, |&id| free(self.blocks[id].previous));
-        let last = ceded.range(..to).next_back().map(|(_, &id)| &self.blocks[id]);
-        let after = last.filter(|block| block.end() == to).map_or(0, |block| free(block.next));
-        (before, after)
+        }
     }
 }
 

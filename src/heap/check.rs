@@ -1,7 +1,7 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
-use super::ranges::Range;
+use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
 use crate::error::Error;
@@ -176,9 +176,12 @@ impl Heap {
                 let index = (view.address - range.base) / GRANULE + k;
                 let slot = range.slots.get(index as usize).copied();
                 let page = slot.and_then(|slot| self.slots.get(slot as usize));
-                let from = view.address - range.base;
-                let span = range.spans.get(index as usize) == Some(&(from, from + view.bytes));
-                if page.is_some_and(|page| page.view == id && span) != view.active {
+                let start = (view.address - range.base) / GRANULE;
+                let end = start + view.bytes / GRANULE;
+                let (start, end, handle) = (start as u32, end as u32, view.handle);
+                let over = ViewOver { start, end, view: id, handle };
+                let noted = range.over.get(index as usize) == Some(&over);
+                if page.is_some_and(|page| page.view == id && noted) != view.active {
                     return broken("active views are memory", format!("view {id}: {view:?}"));
                 }
             }

@@ -4,6 +4,7 @@
 use super::Heap;
 use super::block::{Block, BlockId};
 use super::layout::IdleView;
+use super::ranges::ViewOver;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE};
 
@@ -27,22 +28,21 @@ impl Heap {
         };
         let (mut at, end_of_idle) = self.idle_in(block);
         while at < end_of_idle {
-            let slot = range.slots[((at - range.base) / GRANULE) as usize];
-            let id = self.slots[slot as usize].view;
-            let Some(view) = self.view(id) else { return };
-            let end = view.address + view.bytes;
-            if !self.holds.at(view.address) {
+            let granule = ((at - range.base) / GRANULE) as usize;
+            let ViewOver { end, view, handle, .. } = range.over[granule];
+            let bytes = (u64::from(end) - granule as u64) * GRANULE;
+            if !self.holds.at(at) {
                 found(IdleView {
-                    view: id,
-                    handle: view.handle,
-                    address: view.address,
-                    bytes: view.bytes,
-                    kind: view.kind,
+                    view,
+                    handle,
+                    address: at,
+                    bytes,
+                    kind: block.arena,
                     block: (block.start, block.bytes),
                     since: block.since,
                 });
             }
-            at = end;
+            at += bytes;
         }
     }
 
