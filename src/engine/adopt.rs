@@ -188,3 +188,79 @@ fn window_over<'a>(
 fn end_of(idle: &Idle) -> Address {
     idle.view.address + idle.view.bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::IdleView;
+    use crate::units::GRANULE;
+
+    const KIND: ArenaKind = ArenaKind::Large;
+
+    /// The best window by its start and the views under it, from a list in order of addresses.
+    fn by_address(idle: &[Idle], bytes: Bytes) -> Option<(Address, Vec<Address>)> {
+        let mut views: Vec<_> = idle.iter().filter(|idle| idle.view.kind == KIND).collect();
+        views.sort_by_key(|idle| idle.view.address);
+        let mut best: Option<((Bytes, Bytes), Address, Vec<Address>)> = None;
+        for run in views.chunk_by(|one, next| end_of(one) == next.view.address) {
+            let (from, to) = (run[0].view.address, end_of(run[run.len() - 1]));
+            for start in [from, to.saturating_sub(bytes)] {
+                let over =
+                    |idle: &&&Idle| start < end_of(idle) && idle.view.address < start + bytes;
+                let taken: Vec<_> = run.iter().filter(over).map(|idle| idle.view).collect();
+                let key = (taken.iter().map(|view| view.bytes).sum(), to - from);
+                if to - from >= bytes && best.as_ref().is_none_or(|best| key < best.0) {
+                    best = Some((key, start, taken.iter().map(|view| view.address).collect()));
+                }
+            }
+        }
+        best.map(|(_, start, taken)| (start, taken))
+    }
+
+    #[test]
+    fn the_best_window_lies_where_views_of_any_heaps_lie_side_by_side() {
+        let mut random = 3u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let mut found = 0;
+        for _ in 0..500 {
+            // Blocks of one to four views, some side by side; heap by heap, each in any order.
+            let mut blocks = Vec::new();
+            let mut at = GRANULE;
+            for _ in 0..next(16) {
+                at += next(2) * GRANULE;
+                let views: Vec<_> = (0..=next(4)).map(|_| GRANULE << next(3)).collect();
+                let bytes: Bytes = views.iter().sum();
+                blocks.push((1 + next(3) as u32, next(8), at, views));
+                at += bytes;
+            }
+            blocks.sort_by_key(|&(shard, order, ..)| (shard, order));
+            let mut idle = Vec::new();
+            for (shard, _, start, views) in blocks {
+                let kind = if next(9) == 0 { ArenaKind::Small } else { KIND };
+                let block = (start, views.iter().sum());
+                let mut address = start;
+                for bytes in views {
+                    let view =
+                        IdleView { view: 0, handle: 0, address, bytes, kind, block, since: 0 };
+                    idle.push(Idle { shard, settled: true, view });
+                    address += bytes;
+                }
+            }
+            let bytes = (1 + next(12)) * GRANULE - next(2) * 4096;
+            let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
+            let mut spans = spans_of(&idle, KIND);
+            spans.sort_unstable_by_key(|span| span.start);
+            let window = best_window(&idle, &spans, &Heap::new(None), request).map(|window| {
+                let run = &spans[window.spans.0..window.spans.1];
+                let over = window_over(&idle, run, window.start, request);
+                (window.start, over.map(|idle| idle.view.address).collect())
+            });
+            found += usize::from(window.is_some());
+            assert_eq!(window, by_address(&idle, bytes));
+        }
+        assert!(found > 200, "{found}");
+    }
+}

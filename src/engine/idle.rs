@@ -51,10 +51,14 @@ impl Engine {
                 Effort::Reshape => _ = heap.flush_quick(),
             }
             let first = idle.len();
-            heap.idle_views(|view| idle.push(Idle { shard: index, settled: false, view }));
-            let Some(newest) = idle[first..].iter().map(|idle| idle.view.since).max() else {
+            let mut newest = 0;
+            heap.idle_views(|view| {
+                newest = newest.max(view.since);
+                idle.push(Idle { shard: index, settled: true, view });
+            });
+            if idle.len() == first {
                 continue;
-            };
+            }
             let passed = match &mut marks {
                 _ if Some(shard.stream) == stream => u64::MAX,
                 Some(marks) => {
@@ -66,7 +70,10 @@ impl Engine {
                 }
                 None => 0,
             };
-            idle[first..].iter_mut().for_each(|idle| idle.settled = idle.view.since < passed);
+            if newest >= passed {
+                let of_heap = idle[first..].iter_mut();
+                of_heap.for_each(|idle| idle.settled = idle.view.since < passed);
+            }
         }
     }
 }

@@ -286,7 +286,7 @@ impl Heap {
 
     fn flush_classes(&mut self, from: u8) -> bool {
         let mut any = false;
-        for class in from..=LARGE_CLASS {
+        for class in from..LARGE_CLASS + 1 {
             let mut id = self.quick.take_class(class);
             while id != NONE {
                 let next = self.blocks[id].bin_next;
