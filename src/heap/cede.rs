@@ -40,9 +40,8 @@ impl Heap {
     ) -> Option<Ceded> {
         let within = if at_end { to - GRANULE } else { from };
         self.continue_range(kind, within, to);
-        let (_, &(hole, _)) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
-        let block = &self.blocks[hole];
-        if block.state != State::Hole || block.end() <= within {
+        let block = &self.blocks[self.gap_over(kind, within)?];
+        if block.state != State::Hole {
             return None;
         }
         let (from, to) = (from.max(block.start), to.min(block.end()));
@@ -94,10 +93,8 @@ impl Heap {
 
     /// Makes a block that is in no index a hole.
     fn make_hole(&mut self, kind: ArenaKind, id: BlockId) {
-        let block = &mut self.blocks[id];
-        block.state = State::Hole;
-        self.arenas[kind as usize].gaps.insert(block.start, (id, None));
-        self.join_holes(kind, id);
+        self.blocks[id].state = State::Hole;
+        self.insert_hole(kind, id);
     }
 
     /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.

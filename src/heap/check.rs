@@ -82,7 +82,7 @@ impl Heap {
                     let dormant = (block.state == State::Dormant).then_some(block.view);
                     let view = dormant.and_then(|view| self.view(view));
                     let entry = (id, view.map(|view| view.handle));
-                    if self.arenas[range.kind as usize].gaps.get(&at) != Some(&entry) {
+                    if self.arenas[range.kind as usize].gaps.get(&block.end()) != Some(&entry) {
                         return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
                     }
                 }

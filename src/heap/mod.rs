@@ -58,8 +58,9 @@ use slots::PageSlot;
 #[derive(Debug)]
 struct Arena {
     free: FreeIndex,
-    /// Holes and dormant blocks by address; with those, the handle of their view. Most of them are
-    /// passed over for their handle's sake, without a look at the block.
+    /// Holes and dormant blocks by the address at which they end, since holes are filled from the
+    /// front; with dormant ones, the handle of their view. Most of them are passed over for their
+    /// handle's sake, without a look at the block.
     gaps: BTreeMap<Address, (BlockId, Option<u32>)>,
     /// What other heaps use, by address.
     ceded: BTreeMap<Address, BlockId>,

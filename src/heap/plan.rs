@@ -106,8 +106,8 @@ impl Heap {
         let mut best: Option<Plan> = None;
         let mut seen_to = 0;
         let mut run = Vec::new();
-        for (&address, &(id, handle)) in &self.arenas[kind as usize].gaps {
-            if address < seen_to || !handle.is_none_or(|handle| rules.is_usable(handle)) {
+        for (&end, &(id, handle)) in &self.arenas[kind as usize].gaps {
+            if end <= seen_to || !handle.is_none_or(|handle| rules.is_usable(handle)) {
                 continue;
             }
             seen_to = self.collect_run(id, rules, &mut run);

@@ -71,7 +71,7 @@ impl Heap {
                 range.tail = start;
             }
         }
-        self.arenas[kind as usize].gaps.insert(base, (id, None));
+        self.arenas[kind as usize].gaps.insert(base + bytes - tail, (id, None));
     }
 
     /// Bytes of all addresses that were reserved for one kind of request.
