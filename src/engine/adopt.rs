@@ -263,4 +263,23 @@ mod tests {
         }
         assert!(found > 200, "{found}");
     }
+
+    #[test]
+    fn what_the_heap_has_free_beside_a_run_counts() {
+        let mut heap = Heap::new(None);
+        heap.add_range(64 * GRANULE, 2 * GRANULE, 0, KIND);
+        heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
+        let (view, _) = heap.attach(65 * GRANULE, GRANULE, 1).unwrap();
+        heap.allocate(GRANULE * 3 / 4, GRANULE * 3 / 4).unwrap();
+        let mut idle = Vec::new();
+        heap.idle_views(|view| idle.push(Idle { shard: 1, settled: true, view }));
+        heap.cede(view).unwrap();
+        let spans = spans_of(&idle, KIND);
+        let start_of = |bytes| {
+            let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
+            best_window(&idle, &spans, &heap, request).map(|window| window.start)
+        };
+        assert_eq!(start_of(GRANULE * 5 / 4), Some(64 * GRANULE + GRANULE * 3 / 4));
+        assert_eq!(start_of(GRANULE * 5 / 4 + 4096), None);
+    }
 }
