@@ -36,6 +36,8 @@ pub(crate) struct PageMap<T> {
     /// Leaves by the upper bits of an address. Those without an entry are all the same one, so that
     /// a look-up need not ask whether there is a leaf.
     root: Box<[AtomicPtr<Leaf<T>>; ROOT]>,
+    /// The address of that one.
+    empty: usize,
     kept: Mutex<Kept<T>>,
 }
 
@@ -43,8 +45,9 @@ pub(crate) struct PageMap<T> {
 struct Kept<T> {
     /// By the place in the root; the empty leaf is at `ROOT`.
     leaves: HashMap<usize, Arc<Leaf<T>>>,
-    /// By address.
+    /// By address; and the one that was named last, mostly the next one, too.
     owners: HashMap<usize, Arc<T>>,
+    last_owner: usize,
 }
 
 impl<T> std::fmt::Debug for PageMap<T> {
@@ -59,7 +62,8 @@ impl<T> PageMap<T> {
         let pointer = Arc::as_ptr(&empty).cast_mut();
         let root = boxed((0..ROOT).map(|_| AtomicPtr::new(pointer)));
         let leaves = HashMap::from([(ROOT, empty)]);
-        PageMap { root, kept: Mutex::new(Kept { leaves, owners: HashMap::new() }) }
+        let kept = Kept { leaves, owners: HashMap::new(), last_owner: 0 };
+        PageMap { root, kept: Mutex::new(kept), empty: pointer.addr() }
     }
 
     /// To whom the granule around `address` belongs, and its page slot there.
@@ -81,24 +85,33 @@ impl<T> PageMap<T> {
     /// false where the address is beyond 47 bits.
     pub(crate) fn set(&self, address: Address, owner: &Arc<T>, slot: u32) -> bool {
         let pointer = Arc::as_ptr(owner);
-        self.kept.lock().owners.entry(pointer.addr()).or_insert_with(|| Arc::clone(owner));
-        self.store(address, pointer.cast_mut(), slot)
+        let mut kept = self.kept.lock();
+        if kept.last_owner != pointer.addr() {
+            kept.owners.entry(pointer.addr()).or_insert_with(|| Arc::clone(owner));
+            kept.last_owner = pointer.addr();
+        }
+        self.store(&mut kept, address, pointer.cast_mut(), slot)
     }
 
     /// Takes the granule at `address` from its owner.
     pub(crate) fn clear(&self, address: Address) {
-        self.store(address, std::ptr::null_mut(), 0);
+        self.store(&mut self.kept.lock(), address, std::ptr::null_mut(), 0);
     }
 
-    fn store(&self, address: Address, owner: *mut T, slot: u32) -> bool {
+    fn store(&self, kept: &mut Kept<T>, address: Address, owner: *mut T, slot: u32) -> bool {
         let page = (address / GRANULE) as usize;
         let place = page >> LEAF_BITS;
         let Some(root) = self.root.get(place) else {
             return false;
         };
-        let mut kept = self.kept.lock();
-        let leaf = kept.leaves.entry(place).or_insert_with(new_leaf);
-        root.store(Arc::as_ptr(leaf).cast_mut(), Ordering::Release);
+        // Leaves are put there under this lock.
+        let mut leaf = root.load(Ordering::Relaxed);
+        if leaf.addr() == self.empty {
+            leaf = Arc::as_ptr(kept.leaves.entry(place).or_insert_with(new_leaf)).cast_mut();
+            root.store(leaf, Ordering::Release);
+        }
+        // SAFETY: it was taken from an `Arc` in `kept`, from which nothing is removed.
+        let leaf = unsafe { &*leaf };
         let entry = &leaf[page & (LEAF - 1)];
         entry.slot.store(slot, Ordering::Relaxed);
         entry.owner.store(owner, Ordering::Release);

@@ -6,19 +6,26 @@ use super::grow::Request;
 use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::Heap;
+use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::units::{Address, Bytes};
+
+/// Idle views side by side that stand so in the list of all, by their places in it.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: Address,
+    end: Address,
+    views: (usize, usize),
+}
 
 /// A place for a request over idle views that lie side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
     start: Address,
-    /// The views that it needs, among those sorted by address.
-    first: usize,
-    end: usize,
-    /// Their bytes, and those of the whole run.
+    /// The run that it lies in, among the spans sorted by address.
+    spans: (usize, usize),
+    /// The bytes of the views that it needs, and those of the whole run.
     taken: Bytes,
     run: Bytes,
 }
@@ -37,13 +44,13 @@ impl Engine {
         if idle.iter().all(|idle| idle.shard == request.shard) {
             return Ok(None);
         }
-        let of_kind = idle.iter().filter(|idle| idle.view.kind == request.kind);
-        let mut views: Vec<Idle> = of_kind.copied().collect();
-        views.sort_unstable_by_key(|idle| idle.view.address);
-        let Some(window) = best_window(&views, heap, request) else {
+        let mut spans = spans_of(idle, request.kind);
+        spans.sort_unstable_by_key(|span| span.start);
+        let Some(window) = best_window(idle, &spans, heap, request) else {
             return Ok(None);
         };
-        let taken = &views[window.first..window.end];
+        let run = &spans[window.spans.0..window.spans.1];
+        let taken: Vec<Idle> = window_over(idle, run, window.start, request).copied().collect();
         let mut givers: Vec<u32> = taken.iter().map(|idle| idle.shard).collect();
         givers.sort_unstable();
         givers.dedup();
@@ -100,21 +107,39 @@ impl Engine {
     }
 }
 
+/// What of a list lies side by side, as far as it stands there in a row.
+fn spans_of(idle: &[Idle], kind: ArenaKind) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::with_capacity(32);
+    for (at, idle) in idle.iter().enumerate().filter(|(_, idle)| idle.view.kind == kind) {
+        let (start, end) = (idle.view.address, end_of(idle));
+        match spans.last_mut() {
+            Some(span) if span.end == start && span.views.1 == at => {
+                (span.end, span.views.1) = (end, at + 1);
+            }
+            _ => spans.push(Span { start, end, views: (at, at + 1) }),
+        }
+    }
+    spans
+}
+
 /// The window that takes the least idle memory, among equals from the shortest run.
-fn best_window(views: &[Idle], heap: &Heap, request: Request) -> Option<Window> {
+fn best_window(idle: &[Idle], spans: &[Span], heap: &Heap, request: Request) -> Option<Window> {
+    // What a window may take beside a run is one free block of the heap at each end.
+    let beside = 2 * heap.largest_indexed(request.kind);
     let mut best: Option<Window> = None;
     let mut first = 0;
-    while first < views.len() {
+    while first < spans.len() {
         let mut end = first + 1;
-        while end < views.len() && end_of(&views[end - 1]) == views[end].view.address {
+        while end < spans.len() && spans[end - 1].end == spans[end].start {
             end += 1;
         }
-        for window in windows(&views[first..end], heap, request).into_iter().flatten() {
-            let better =
-                best.is_none_or(|best| (window.taken, window.run) < (best.taken, best.run));
-            if better {
-                let (first, end) = (window.first + first, window.end + first);
-                best = Some(Window { first, end, ..window });
+        if spans[end - 1].end - spans[first].start + beside >= request.bytes {
+            for window in windows(idle, spans, (first, end), heap, request).into_iter().flatten() {
+                let better =
+                    best.is_none_or(|best| (window.taken, window.run) < (best.taken, best.run));
+                if better {
+                    best = Some(window);
+                }
             }
         }
         first = end;
@@ -123,30 +148,142 @@ fn best_window(views: &[Idle], heap: &Heap, request: Request) -> Option<Window> 
 }
 
 /// The windows at both ends of a run, if it is long enough.
-fn windows(run: &[Idle], heap: &Heap, request: Request) -> [Option<Window>; 2] {
-    let (from, to) = (run[0].view.address, end_of(&run[run.len() - 1]));
-    let (mut before, mut after) = heap.free_beside(request.kind, from, to);
-    let own = |idle: &Idle| idle.shard == request.shard;
-    if own(&run[0]) {
-        before = from - run[0].view.block.0;
-    }
-    if own(&run[run.len() - 1]) {
-        let (start, bytes) = run[run.len() - 1].view.block;
-        after = start + bytes - to;
-    }
+fn windows(
+    idle: &[Idle],
+    spans: &[Span],
+    (first, end): (usize, usize),
+    heap: &Heap,
+    request: Request,
+) -> [Option<Window>; 2] {
+    let run = &spans[first..end];
+    let (head, tail) = (&idle[run[0].views.0], &idle[run[run.len() - 1].views.1 - 1]);
+    let (from, to) = (head.view.address, end_of(tail));
+    let before = match head.shard == request.shard {
+        true => from - head.view.block.0,
+        false => heap.free_before(request.kind, from),
+    };
+    let after = match tail.shard == request.shard {
+        true => tail.view.block.0 + tail.view.block.1 - to,
+        false => heap.free_after(request.kind, to),
+    };
     if before + (to - from) + after < request.bytes {
         return [None, None];
     }
     let window = |start: Address| {
-        let end = start + request.bytes;
-        let first = run.iter().take_while(|idle| end_of(idle) <= start).count();
-        let count = run.iter().take_while(|idle| idle.view.address < end).count();
-        let taken = run[first..count].iter().map(|idle| idle.view.bytes).sum();
-        Window { start, first, end: count, taken, run: to - from }
+        let taken = window_over(idle, run, start, request).map(|idle| idle.view.bytes).sum();
+        Window { start, spans: (first, end), taken, run: to - from }
     };
     [Some(window(from - before)), Some(window(to + after - request.bytes))]
 }
 
+/// The views of a run that a request needs which begins at `start`, by address.
+fn window_over<'a>(
+    idle: &'a [Idle],
+    run: &'a [Span],
+    start: Address,
+    request: Request,
+) -> impl Iterator<Item = &'a Idle> {
+    let end = start + request.bytes;
+    let over = run.iter().filter(move |span| start < span.end && span.start < end);
+    over.flat_map(|span| &idle[span.views.0..span.views.1])
+        .filter(move |idle| start < end_of(idle) && idle.view.address < end)
+}
+
 fn end_of(idle: &Idle) -> Address {
     idle.view.address + idle.view.bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::IdleView;
+    use crate::units::GRANULE;
+
+    const KIND: ArenaKind = ArenaKind::Large;
+
+    /// The best window by its start and the views under it, from a list in order of addresses.
+    fn by_address(idle: &[Idle], bytes: Bytes) -> Option<(Address, Vec<Address>)> {
+        let mut views: Vec<_> = idle.iter().filter(|idle| idle.view.kind == KIND).collect();
+        views.sort_by_key(|idle| idle.view.address);
+        let mut best: Option<((Bytes, Bytes), Address, Vec<Address>)> = None;
+        for run in views.chunk_by(|one, next| end_of(one) == next.view.address) {
+            let (from, to) = (run[0].view.address, end_of(run[run.len() - 1]));
+            for start in [from, to.saturating_sub(bytes)] {
+                let over =
+                    |idle: &&&Idle| start < end_of(idle) && idle.view.address < start + bytes;
+                let taken: Vec<_> = run.iter().filter(over).map(|idle| idle.view).collect();
+                let key = (taken.iter().map(|view| view.bytes).sum(), to - from);
+                if to - from >= bytes && best.as_ref().is_none_or(|best| key < best.0) {
+                    best = Some((key, start, taken.iter().map(|view| view.address).collect()));
+                }
+            }
+        }
+        best.map(|(_, start, taken)| (start, taken))
+    }
+
+    #[test]
+    fn the_best_window_lies_where_views_of_any_heaps_lie_side_by_side() {
+        let mut random = 3u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let mut found = 0;
+        for _ in 0..500 {
+            // Blocks of one to four views, some side by side; heap by heap, each in any order.
+            let mut blocks = Vec::new();
+            let mut at = GRANULE;
+            for _ in 0..next(16) {
+                at += next(2) * GRANULE;
+                let views: Vec<_> = (0..=next(4)).map(|_| GRANULE << next(3)).collect();
+                let bytes: Bytes = views.iter().sum();
+                blocks.push((1 + next(3) as u32, next(8), at, views));
+                at += bytes;
+            }
+            blocks.sort_by_key(|&(shard, order, ..)| (shard, order));
+            let mut idle = Vec::new();
+            for (shard, _, start, views) in blocks {
+                let kind = if next(9) == 0 { ArenaKind::Small } else { KIND };
+                let block = (start, views.iter().sum());
+                let mut address = start;
+                for bytes in views {
+                    let view =
+                        IdleView { view: 0, handle: 0, address, bytes, kind, block, since: 0 };
+                    idle.push(Idle { shard, settled: true, view });
+                    address += bytes;
+                }
+            }
+            let bytes = (1 + next(12)) * GRANULE - next(2) * 4096;
+            let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
+            let mut spans = spans_of(&idle, KIND);
+            spans.sort_unstable_by_key(|span| span.start);
+            let window = best_window(&idle, &spans, &Heap::new(None), request).map(|window| {
+                let run = &spans[window.spans.0..window.spans.1];
+                let over = window_over(&idle, run, window.start, request);
+                (window.start, over.map(|idle| idle.view.address).collect())
+            });
+            found += usize::from(window.is_some());
+            assert_eq!(window, by_address(&idle, bytes));
+        }
+        assert!(found > 200, "{found}");
+    }
+
+    #[test]
+    fn what_the_heap_has_free_beside_a_run_counts() {
+        let mut heap = Heap::new(None);
+        heap.add_range(64 * GRANULE, 2 * GRANULE, 0, KIND);
+        heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
+        let (view, _) = heap.attach(65 * GRANULE, GRANULE, 1).unwrap();
+        heap.allocate(GRANULE * 3 / 4, GRANULE * 3 / 4).unwrap();
+        let mut idle = Vec::new();
+        heap.idle_views(|view| idle.push(Idle { shard: 1, settled: true, view }));
+        heap.cede(view).unwrap();
+        let spans = spans_of(&idle, KIND);
+        let start_of = |bytes| {
+            let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
+            best_window(&idle, &spans, &heap, request).map(|window| window.start)
+        };
+        assert_eq!(start_of(GRANULE * 5 / 4), Some(64 * GRANULE + GRANULE * 3 / 4));
+        assert_eq!(start_of(GRANULE * 5 / 4 + 4096), None);
+    }
 }

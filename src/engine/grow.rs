@@ -29,6 +29,8 @@ pub(super) enum Effort {
 /// What a stage may use.
 pub(super) struct Supply {
     pub(super) idle: Vec<Idle>,
+    /// None of that is longer.
+    pub(super) longest_idle: Bytes,
     /// How much may be taken from the device without a second thought, and at most.
     pub(super) ready: Bytes,
     pub(super) most: Bytes,
@@ -58,7 +60,8 @@ impl Means {
     /// What it comes to; idle memory is added once it is known what of it is needed.
     fn supply(self, most: Bytes, effort: Effort) -> Supply {
         let Means { ready, grain, longest, .. } = self;
-        Supply { idle: Vec::new(), ready, most, cut: 0, effort, grain, longest }
+        let (idle, longest_idle) = (Vec::new(), Bytes::MAX);
+        Supply { idle, longest_idle, ready, most, cut: 0, effort, grain, longest }
     }
 }
 
@@ -175,6 +178,21 @@ impl Engine {
         request: Request,
         asked: Effort,
     ) -> Result<Option<Address>> {
+        // The list is kept for the next request: it may be long.
+        let mut idle = std::mem::take(&mut growth.idle);
+        let grown = self.grow_over(growth, heap, request, asked, &mut idle);
+        growth.idle = idle;
+        grown
+    }
+
+    fn grow_over(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        asked: Effort,
+        idle: &mut Vec<Idle>,
+    ) -> Result<Option<Address>> {
         let means = self.means(growth, heap, request, asked)?;
         if !means.may_move && request.kind == ArenaKind::Small {
             // Not even a look at the others: they are at work, too, and there is little to be had.
@@ -184,7 +202,7 @@ impl Engine {
                 return Ok(Some(address));
             }
         }
-        let mut idle = self.all_idle(growth, heap, request, asked);
+        self.find_all_idle(growth, heap, request, asked, idle);
         if asked == Effort::Usual && idle.iter().any(|idle| !idle.settled) {
             // What queued work still uses is left to its heap as long as anything else will do:
             // whoever took it would wait for that work, which costs more time than all calls of the
@@ -193,21 +211,21 @@ impl Engine {
             let means = Means { most, ..means };
             let round = Round { means, asked, settled: true };
             idle.retain(|idle| idle.settled);
-            if let Some(address) = self.grow_in_stages(growth, heap, request, round, &mut idle)? {
+            if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
                 return Ok(Some(address));
             }
-            idle = self.all_idle(growth, heap, request, asked);
+            self.find_all_idle(growth, heap, request, asked, idle);
         }
         let round = Round { means, asked, settled: false };
-        if let Some(address) = self.grow_in_stages(growth, heap, request, round, &mut idle)? {
+        if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
             return Ok(Some(address));
         }
         // A stage fails where it counted on memory that turns out to belong to a stream that is
         // being captured: without that. It also fails where other threads have taken what was idle:
         // without theirs, since nobody else has this heap.
-        if self.retain_orderable(request.shard, &mut idle)? {
+        if self.retain_orderable(request.shard, idle)? {
             let supply = means.supply(means.most, Effort::Reshape);
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, &idle, supply)? {
+            if let Grown::Served(address) = self.grow_from(growth, heap, request, idle, supply)? {
                 return Ok(Some(address));
             }
         }
@@ -282,7 +300,7 @@ impl Engine {
             match self.grow_from(growth, heap, request, idle_now, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
                 Grown::Changed => {
-                    *idle = self.all_idle(growth, heap, request, asked);
+                    self.find_all_idle(growth, heap, request, asked, idle);
                     idle.retain(|idle| idle.settled || !settled);
                     own = idle.partition_point(|idle| idle.shard == request.shard);
                 }
@@ -310,7 +328,8 @@ impl Engine {
             let overlaps = view.address < end && start < view.address + view.bytes;
             idle.shard != request.shard || !overlaps
         };
-        supply.idle = idle.iter().filter(is_left).copied().collect();
+        supply.idle.reserve(idle.len());
+        supply.idle.extend(idle.iter().filter(is_left));
         supply.most = supply.ready + plan.excess;
         for &view in &plan.wake {
             if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {

@@ -29,7 +29,8 @@ impl Engine {
         let mut sized: Vec<(u32, Bytes)> = spare
             .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
             .collect();
-        while let Some(at) = best_size(sized.iter().map(|s| s.1), remaining, room) {
+        let mut longest = Bytes::MAX;
+        while let Some(at) = best_size(sized.iter().map(|s| s.1), (remaining, room), &mut longest) {
             let (number, _) = sized.swap_remove(at);
             if self.claim(growth, request.shard, number)? {
                 return Ok(Some(number));
@@ -46,8 +47,7 @@ impl Engine {
             supply.most -= size;
             return Ok(Some(number));
         }
-        let sizes = |idle: &[Idle]| best_size(idle.iter().map(|i| i.view.bytes), remaining, room);
-        while let Some(at) = sizes(&supply.idle) {
+        while let Some(at) = supply.best_idle((remaining, room)) {
             let source = supply.idle.swap_remove(at);
             if !self.take_from(growth, heap, request.shard, source)? {
                 continue;
@@ -325,10 +325,31 @@ impl Engine {
     }
 }
 
-/// The largest size up to `remaining`, else the smallest up to `room`.
-fn best_size(sizes: impl Iterator<Item = Bytes>, remaining: Bytes, room: Bytes) -> Option<usize> {
+impl Supply {
+    fn best_idle(&mut self, sizes: (Bytes, Bytes)) -> Option<usize> {
+        best_size(self.idle.iter().map(|idle| idle.view.bytes), sizes, &mut self.longest_idle)
+    }
+}
+
+/// The first of the largest size up to `remaining`, else of the smallest up to `room`. No size is
+/// beyond `longest`, which is set to the longest where all were looked at; so the look often ends
+/// at the first.
+fn best_size(
+    sizes: impl Iterator<Item = Bytes>,
+    (remaining, room): (Bytes, Bytes),
+    longest: &mut Bytes,
+) -> Option<usize> {
+    let ideal = remaining.min(*longest);
     let mut best: Option<(usize, Bytes)> = None;
-    for (at, size) in sizes.enumerate().filter(|(_, size)| *size <= room) {
+    let mut seen = 0;
+    for (at, size) in sizes.enumerate() {
+        seen = seen.max(size);
+        if size > room {
+            continue;
+        }
+        if size == ideal {
+            return Some(at);
+        }
         let better = match best {
             None => true,
             Some((_, best)) if best <= remaining => size <= remaining && size > best,
@@ -338,5 +359,34 @@ fn best_size(sizes: impl Iterator<Item = Bytes>, remaining: Bytes, room: Bytes) 
             best = Some((at, size));
         }
     }
+    *longest = seen;
     best.map(|(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_best_size_is_found_wherever_the_look_ends() {
+        let mut random = 1u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        for _ in 0..500 {
+            let mut sizes: Vec<_> = (0..next(12)).map(|_| GRANULE << next(4)).collect();
+            let mut longest = Bytes::MAX;
+            while !sizes.is_empty() {
+                let remaining = (1 + next(12)) * GRANULE;
+                let room = remaining + next(6) * GRANULE;
+                let fit = sizes.iter().copied().filter(|&size| size <= remaining).max();
+                let longer = sizes.iter().copied().filter(|&size| size <= room).min();
+                let best = fit.or(longer).and_then(|b| sizes.iter().position(|&size| size == b));
+                let all = sizes.iter().copied();
+                assert_eq!(best_size(all, (remaining, room), &mut longest), best, "{sizes:?}");
+                sizes.swap_remove(best.unwrap_or(0));
+            }
+        }
+    }
 }

@@ -15,17 +15,18 @@ pub(super) struct Idle {
 }
 
 impl Engine {
-    /// The idle views of all heaps whose memory may serve this one.
-    pub(super) fn all_idle(
+    /// Makes a list the idle views of all heaps whose memory may serve this one, its own first.
+    pub(super) fn find_all_idle(
         &self,
         growth: &mut Growth,
         heap: &Heap,
         request: Request,
         effort: Effort,
-    ) -> Vec<Idle> {
-        let mut idle = own_idle(request.shard, heap);
-        self.idle_of_others(Some(&mut growth.marks), request, &mut idle, effort);
-        idle
+        idle: &mut Vec<Idle>,
+    ) {
+        idle.clear();
+        heap.idle_views(|view| idle.push(Idle { shard: request.shard, settled: true, view }));
+        self.idle_of_others(Some(&mut growth.marks), request, idle, effort);
     }
 
     /// Adds the idle views of other heaps: of all of them, or where stealing is off of those of the
@@ -39,7 +40,6 @@ impl Engine {
         idle: &mut Vec<Idle>,
         effort: Effort,
     ) {
-        let mut found = Vec::new();
         let stream = self.shards.get(request.shard).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
             *index != request.shard && (self.policy.steal || Some(shard.stream) == stream)
@@ -50,10 +50,15 @@ impl Engine {
                 Effort::Usual => heap.flush_large(),
                 Effort::Reshape => _ = heap.flush_quick(),
             }
-            heap.idle_views(&mut found);
-            let Some(newest) = found.iter().map(|view| view.since).max() else {
+            let first = idle.len();
+            let mut newest = 0;
+            heap.idle_views(|view| {
+                newest = newest.max(view.since);
+                idle.push(Idle { shard: index, settled: true, view });
+            });
+            if idle.len() == first {
                 continue;
-            };
+            }
             let passed = match &mut marks {
                 _ if Some(shard.stream) == stream => u64::MAX,
                 Some(marks) => {
@@ -65,8 +70,10 @@ impl Engine {
                 }
                 None => 0,
             };
-            let of = |view: IdleView| Idle { shard: index, settled: view.since < passed, view };
-            idle.extend(found.drain(..).map(of));
+            if newest >= passed {
+                let of_heap = idle[first..].iter_mut();
+                of_heap.for_each(|idle| idle.settled = idle.view.since < passed);
+            }
         }
     }
 }
@@ -74,6 +81,6 @@ impl Engine {
 /// The idle views of a heap that is locked, so that they stay idle.
 pub(super) fn own_idle(shard: u32, heap: &Heap) -> Vec<Idle> {
     let mut found = Vec::new();
-    heap.idle_views(&mut found);
-    found.into_iter().map(|view| Idle { shard, settled: true, view }).collect()
+    heap.idle_views(|view| found.push(Idle { shard, settled: true, view }));
+    found
 }

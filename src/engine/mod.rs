@@ -118,6 +118,8 @@ pub(crate) struct Growth {
     marks: Marks,
     /// When it was last looked for memory that nobody needs.
     looked_us: u64,
+    /// Room for a list of idle memory.
+    idle: Vec<idle::Idle>,
 }
 
 /// The allocator of one device.
@@ -216,6 +218,7 @@ impl Engine {
                 parting: Parting::default(),
                 marks: Marks::default(),
                 looked_us: 0,
+                idle: Vec::new(),
             })),
             pools: Padded::default(),
             captures,

@@ -37,7 +37,7 @@ impl Engine {
             supply: supply.ready.saturating_add(idle).saturating_add(spare),
             excess_max: supply.most - supply.ready,
             idle: &own,
-            usable: &|handle| handles.get(handle as usize).is_some_and(|&usable| usable),
+            usable: &handles,
             piece_bytes: self.policy.piece_bytes,
         };
         let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());

@@ -122,7 +122,7 @@ impl Engine {
             }
             let mut heap = shard.heap.lock();
             heap.flush_quick();
-            heap.idle_views(&mut found);
+            heap.idle_views(|view| found.push(view));
             for view in found.drain(..) {
                 if released >= wanted || !heap.detach(view.view) {
                     continue;

@@ -50,7 +50,7 @@ impl Engine {
                 continue;
             }
             let mut heap = shard.heap.lock();
-            heap.idle_views(&mut idle);
+            heap.idle_views(|view| idle.push(view));
             let mut unneeded = heap.unneeded(idle.iter().map(|view| view.bytes).sum());
             for view in idle.drain(..) {
                 if view.bytes <= unneeded && heap.detach(view.view) {

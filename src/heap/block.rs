@@ -53,6 +53,8 @@ pub(crate) struct Block {
     pub(crate) arena: ArenaKind,
     /// The size class, while handed out or kept aside.
     pub(crate) class: u8,
+    /// While free: its bin.
+    pub(crate) bin: u16,
 }
 
 impl State {
@@ -74,9 +76,15 @@ impl Block {
 
     /// Of a free block in the arena of large requests: the part that is idle memory, which is whole
     /// views, as start and end; none is an end that is not beyond the start.
-    #[inline(always)]
     pub(crate) fn idle(&self) -> (Address, Address) {
-        ((self.requested >> 32) * GRANULE, (self.requested & u64::from(u32::MAX)) * GRANULE)
+        let (start, end) = self.idle_granules();
+        (start * GRANULE, end * GRANULE)
+    }
+
+    /// The same in granules from address 0 on.
+    #[inline(always)]
+    pub(crate) fn idle_granules(&self) -> (u64, u64) {
+        (self.requested >> 32, self.requested & u64::from(u32::MAX))
     }
 
     /// Notes that. Views begin and end at granules, of which an address space has 2^27.

@@ -3,10 +3,10 @@
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
 use super::size::{
-    ArenaKind, LARGE_CLASS, SMALL_MAX, bin_of, class_bytes, class_of, classes_near, rounded,
-    rounded_large,
+    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, bin_of, class_bytes, class_of, classes_near,
+    rounded, rounded_large,
 };
-use crate::units::{Address, Bytes, MAX_REQUEST};
+use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
 /// How many free blocks are compared for a large request.
 const COMPARED: usize = 8;
@@ -53,7 +53,7 @@ impl Heap {
             Some(id) => id,
             None => self.give_larger_back(class)?,
         };
-        Some(self.carve(id, requested, bytes))
+        Some(self.carve_small(id, requested, class, bytes))
     }
 
     /// Gives the shortest block back that is kept aside and longer than those of a class.
@@ -114,52 +114,57 @@ impl Heap {
     /// that it is used first. Blocks are looked at by size, so that the first that takes none
     /// serves; among equals the smallest does.
     fn allocate_thrifty(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
-        let ends = self.moves_much();
+        let (id, end) = match self.moves_much() {
+            true => self.thriftiest::<true>(bytes)?,
+            false => self.thriftiest::<false>(bytes)?,
+        };
+        let block = &self.blocks[id];
+        if end && block.bytes > bytes {
+            let start = block.end() - bytes;
+            return Some(self.carve_at(id, start, requested, bytes));
+        }
+        Some(self.carve_large(id, requested, bytes))
+    }
+
+    /// The block of those compared, and whether its end is to be taken, which is looked at if
+    /// `ENDS` says so.
+    #[inline(never)]
+    fn thriftiest<const ENDS: bool>(&self, bytes: Bytes) -> Option<(BlockId, bool)> {
         let free = &self.arenas[ArenaKind::Large as usize].free;
         let mut best = None;
-        let mut least = (Bytes::MAX, Bytes::MAX);
-        for id in free.at_least(&self.blocks, bytes).take(COMPARED) {
-            let block = &self.blocks[id];
-            let idle = block.idle();
-            let (taken, end) = if block.start + bytes <= idle.0 || idle.1 <= idle.0 {
-                (0, false)
-            } else {
-                self.idle_taken(block, idle, bytes, ends)
+        let mut least = u64::MAX;
+        for (id, block) in free.at_least(&self.blocks, bytes).take(COMPARED) {
+            let Some(taken) = idle_taken_at_least::<ENDS>(block, bytes) else {
+                return Some((id, false));
             };
-            if (taken, block.bytes) < least {
-                least = (taken, block.bytes);
+            if thrift(taken, block) >= least {
+                continue;
+            }
+            let (taken, end) = self.idle_taken::<ENDS>(block, bytes);
+            if thrift(taken, block) < least {
+                least = thrift(taken, block);
                 best = Some((id, end));
             }
             if taken == 0 {
                 break;
             }
         }
-        let (id, end) = best?;
-        let block = &self.blocks[id];
-        if end && block.bytes > bytes {
-            let start = block.end() - bytes;
-            return Some(self.carve_at(id, start, requested, bytes));
-        }
-        Some(self.carve(id, requested, bytes))
+        best
     }
 
-    /// How much of its idle memory a request takes of a free block; and whether it takes that at
-    /// the end, which is looked at if `ends` says so.
-    #[inline(always)]
-    fn idle_taken(
-        &self,
-        block: &Block,
-        (idle_from, idle_to): (Address, Address),
-        bytes: Bytes,
-        ends: bool,
-    ) -> (Bytes, bool) {
+    /// How many granules of its idle memory a request takes of a free block; and whether it takes
+    /// them at the end.
+    #[inline(never)]
+    fn idle_taken<const ENDS: bool>(&self, block: &Block, bytes: Bytes) -> (u64, bool) {
         let Some(range) = &self.ranges[block.range as usize] else {
             return (0, false);
         };
-        let front = range.view_over(block.start + bytes - 1).1.min(idle_to) - idle_from;
-        if ends {
-            let last = range.view_over(block.end() - bytes).0.max(idle_from);
-            let back = idle_to.saturating_sub(last);
+        let (from, to) = block.idle_granules();
+        let front_end = range.view_over(block.start + bytes - 1).1 / GRANULE;
+        let front = front_end.min(to) - from;
+        if ENDS {
+            let last = range.view_over(block.end() - bytes).0 / GRANULE;
+            let back = to.saturating_sub(last.max(from));
             return (front.min(back), back < front);
         }
         (front, false)
@@ -168,8 +173,8 @@ impl Heap {
     /// As [`allocate`](Heap::allocate), from any block that fits, however long it takes to find.
     pub(crate) fn allocate_any(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let free = &self.arenas[ArenaKind::of(bytes) as usize].free;
-        let fits = |id: &BlockId| self.taken(*id, bytes).is_some();
-        let id = free.at_least(&self.blocks, bytes).find(fits)?;
+        let fits = |(id, _): &(BlockId, &Block)| self.taken(*id, bytes).is_some();
+        let (id, _) = free.at_least(&self.blocks, bytes).find(fits)?;
         let taken = self.taken(id, bytes)?;
         Some(self.carve(id, requested, taken))
     }
@@ -193,22 +198,49 @@ impl Heap {
     }
 
     /// Takes the front of a free block.
-    #[inline]
     fn carve(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
-        let kind = self.blocks[id].arena;
+        match self.blocks[id].arena {
+            ArenaKind::Small => self.carve_small(id, requested, class_of(bytes), bytes),
+            ArenaKind::Large => self.carve_large(id, requested, bytes),
+        }
+    }
+
+    fn carve_small(&mut self, id: BlockId, requested: Bytes, class: u8, bytes: Bytes) -> Address {
+        let start = self.take_front(id, requested, (ArenaKind::Small, class), bytes);
+        if self.tally.allocate_small(bytes, requested) {
+            self.tally.look_into();
+        }
+        start
+    }
+
+    fn carve_large(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
+        let start = self.take_front(id, requested, (ArenaKind::Large, LARGE_CLASS), bytes);
+        if self.tally.allocate_large(bytes, requested) {
+            self.tally.look_into();
+        }
+        start
+    }
+
+    /// Takes the front of a free block, uncounted.
+    #[inline(always)]
+    fn take_front(
+        &mut self,
+        id: BlockId,
+        requested: Bytes,
+        (kind, class): (ArenaKind, u8),
+        bytes: Bytes,
+    ) -> Address {
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
-            self.blocks[rest].state = State::Free;
-            self.index(rest);
+            self.index_as(kind, rest);
         }
         let block = &mut self.blocks[id];
         block.state = State::Live;
         block.requested = requested;
-        block.class = if kind == ArenaKind::Small { class_of(bytes) } else { LARGE_CLASS };
+        block.class = class;
         let (start, range) = (block.start, block.range);
         self.set_start(range, start, kind, id + 1);
-        self.tally.allocate(kind, bytes, requested);
         self.note_low(kind);
         start
     }
@@ -219,7 +251,6 @@ impl Heap {
         let front = start - self.blocks[id].start;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let rest = self.split(id, front);
-        self.blocks[rest].state = State::Free;
         self.index(id);
         self.index(rest);
         self.carve(rest, requested, bytes)
@@ -238,5 +269,103 @@ impl Heap {
             return Some(self.carve_at(id, start, requested, bytes));
         }
         Some(self.carve(id, requested, bytes))
+    }
+}
+
+/// The least that [`idle_taken`](Heap::idle_taken) may come to, without a look at the views: they
+/// begin and end at granules. Mostly it is enough to see that a block is no better than another.
+/// `None` where the front of the block has no idle memory.
+#[inline(always)]
+fn idle_taken_at_least<const ENDS: bool>(block: &Block, bytes: Bytes) -> Option<u64> {
+    let (from, to) = block.idle_granules();
+    let front_end = (block.start + bytes).div_ceil(GRANULE);
+    if front_end.min(to) <= from {
+        return None;
+    }
+    let front = front_end.min(to) - from;
+    if ENDS {
+        let last = ((block.end() - bytes) / GRANULE).max(from);
+        return Some(front.min(to.saturating_sub(last)));
+    }
+    Some(front)
+}
+
+/// What of two blocks the better one has less of: idle memory taken, in granules, then length.
+#[inline(always)]
+fn thrift(taken: u64, block: &Block) -> u64 {
+    (taken << 36) | (block.bytes / LARGE_UNIT)
+}
+
+const _: () = assert!((1 << 47) / LARGE_UNIT < 1 << 36, "an address space is shorter than that");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::MIB;
+
+    const BASE: Address = 512 * GRANULE;
+
+    /// What [`Heap::thriftiest`] is to find, by looking at the views of every block.
+    fn by_looking_at_all(heap: &Heap, bytes: Bytes, ends: bool) -> Option<(BlockId, bool)> {
+        let views: Vec<_> = heap.views().map(|(_, view)| (view.address, view.end())).collect();
+        let mut best: Option<((Bytes, Bytes), BlockId, bool)> = None;
+        let free = &heap.arenas[ArenaKind::Large as usize].free;
+        for (id, block) in free.at_least(&heap.blocks, bytes).take(COMPARED) {
+            let taken_from = |start: Address| -> Bytes {
+                let idle = views.iter().filter(|v| block.start <= v.0 && v.1 <= block.end());
+                let over = idle.filter(|view| view.0 < start + bytes && start < view.1);
+                over.map(|view| view.1 - view.0).sum()
+            };
+            let (front, back) = (taken_from(block.start), taken_from(block.end() - bytes));
+            let taken = if ends { front.min(back) } else { front };
+            if best.is_none_or(|(least, ..)| (taken, block.bytes) < least) {
+                best = Some(((taken, block.bytes), id, ends && back < front));
+            }
+            if taken == 0 {
+                break;
+            }
+        }
+        best.map(|(_, id, end)| (id, end))
+    }
+
+    #[test]
+    fn the_block_with_the_least_idle_memory_is_found_without_a_look_at_most_views() {
+        let mut random = 7u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let mut heap = Heap::new(None);
+        heap.add_range(BASE, 256 * GRANULE, 0, ArenaKind::Large);
+        let mut slots = std::collections::HashMap::new();
+        let (mut at, mut handle) = (BASE, 0);
+        while at < BASE + 200 * GRANULE {
+            let bytes = GRANULE << next(4);
+            slots.extend(heap.attach(at, bytes, handle).unwrap().1);
+            (at, handle) = (at + bytes, handle + 1);
+        }
+        let mut live = Vec::new();
+        let mut at_ends = 0;
+        for _ in 0..3000 {
+            let bytes = rounded(MIB + 1 + next(12 * MIB));
+            let (front, any) = (heap.thriftiest::<false>(bytes), heap.thriftiest::<true>(bytes));
+            assert_eq!(front, by_looking_at_all(&heap, bytes, false));
+            assert_eq!(any, by_looking_at_all(&heap, bytes, true));
+            at_ends += usize::from(any.is_some_and(|(_, end)| end));
+            heap.moves = next(2) as usize * heap.views.len();
+            match heap.allocate(bytes, bytes) {
+                Some(address) => live.push(address),
+                None => assert!(front.is_none()),
+            }
+            while live.len() > 40 || (front.is_none() && !live.is_empty()) {
+                let address = live.swap_remove(next(live.len() as u64) as usize);
+                assert!(heap.free(slots[&(address / GRANULE * GRANULE)], address));
+                if next(3) > 0 {
+                    break;
+                }
+            }
+        }
+        assert!(at_ends > 100, "{at_ends}");
+        heap.is_valid().unwrap();
     }
 }

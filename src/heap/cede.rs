@@ -40,14 +40,12 @@ impl Heap {
     ) -> Option<Ceded> {
         let within = if at_end { to - GRANULE } else { from };
         self.continue_range(kind, within, to);
-        let (_, &(hole, _)) = self.arenas[kind as usize].gaps.range(..=within).next_back()?;
-        let block = &self.blocks[hole];
-        if block.state != State::Hole || block.end() <= within {
+        let block = &self.blocks[self.gap_over(kind, within)?];
+        if block.state != State::Hole {
             return None;
         }
         let (from, to) = (from.max(block.start), to.min(block.end()));
         let id = self.cut_hole(kind, from, to - from)?;
-        self.arenas[kind as usize].gaps.remove(&from);
         self.give_away(id, None)
     }
 
@@ -72,8 +70,7 @@ impl Heap {
         let block = &mut self.blocks[id];
         block.state = State::Ceded;
         let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
-        self.arenas[kind as usize].ceded.insert(address, id);
-        self.join_ceded(kind, id);
+        self.insert_ceded(kind, id);
         let range = self.ranges[range as usize].as_ref()?;
         Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handle })
     }
@@ -96,10 +93,8 @@ impl Heap {
 
     /// Makes a block that is in no index a hole.
     fn make_hole(&mut self, kind: ArenaKind, id: BlockId) {
-        let block = &mut self.blocks[id];
-        block.state = State::Hole;
-        self.arenas[kind as usize].gaps.insert(block.start, (id, None));
-        self.join_holes(kind, id);
+        self.blocks[id].state = State::Hole;
+        self.insert_hole(kind, id);
     }
 
     /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.
@@ -122,19 +117,18 @@ impl Heap {
         Some(id)
     }
 
-    fn join_ceded(&mut self, kind: ArenaKind, mut id: BlockId) {
-        let previous = self.blocks[id].previous;
-        if previous != NONE && self.blocks[previous].state == State::Ceded {
-            let start = self.blocks[id].start;
-            self.arenas[kind as usize].ceded.remove(&start);
-            join(&mut self.blocks, previous, id);
-            id = previous;
-        }
-        let next = self.blocks[id].next;
+    /// Indexes a ceded block, joined with those beside it.
+    fn insert_ceded(&mut self, kind: ArenaKind, id: BlockId) {
+        let Block { start, previous, next, .. } = self.blocks[id];
+        let ceded = &mut self.arenas[kind as usize].ceded;
         if next != NONE && self.blocks[next].state == State::Ceded {
-            let start = self.blocks[next].start;
-            self.arenas[kind as usize].ceded.remove(&start);
+            ceded.remove(&self.blocks[next].start);
             join(&mut self.blocks, id, next);
+        }
+        if previous != NONE && self.blocks[previous].state == State::Ceded {
+            join(&mut self.blocks, previous, id);
+        } else {
+            ceded.insert(start, id);
         }
     }
 
@@ -147,7 +141,7 @@ impl Heap {
     ) -> Vec<((Address, Address), bool)> {
         let arena = &self.arenas[kind as usize];
         let mut found = Vec::new();
-        for id in arena.free.at_least(&self.blocks, 1) {
+        for (id, _) in arena.free.at_least(&self.blocks, 1) {
             let (from, to) = (self.blocks[id].start, self.blocks[id].end());
             if let Some(ceded) = self.next_ceded(id, |block| block.next) {
                 let end = align_up(from + reach, GRANULE).min(ceded.end());
@@ -176,24 +170,25 @@ impl Heap {
         None
     }
 
-    /// Bytes of the free blocks that end at `from` and begin at `to`, between which all is another
-    /// heap's.
-    pub(crate) fn free_beside(
-        &self,
-        kind: ArenaKind,
-        from: Address,
-        to: Address,
-    ) -> (Bytes, Bytes) {
-        let ceded = &self.arenas[kind as usize].ceded;
-        let free = |id: BlockId| match id {
+    /// Bytes of the free block that ends at `from`, where another heap's memory begins.
+    pub(crate) fn free_before(&self, kind: ArenaKind, from: Address) -> Bytes {
+        let ceded = self.arenas[kind as usize].ceded.get(&from);
+        ceded.map_or(0, |&id| self.free_bytes(self.blocks[id].previous))
+    }
+
+    /// Bytes of the free block that begins at `to`, where another heap's memory ends.
+    pub(crate) fn free_after(&self, kind: ArenaKind, to: Address) -> Bytes {
+        let last = self.arenas[kind as usize].ceded.range(..to).next_back();
+        let last = last.map(|(_, &id)| &self.blocks[id]).filter(|block| block.end() == to);
+        last.map_or(0, |block| self.free_bytes(block.next))
+    }
+
+    fn free_bytes(&self, id: BlockId) -> Bytes {
+        match id {
             NONE => 0,
             id if self.blocks[id].state == State::Free => self.blocks[id].bytes,
             _ => 0,
-        };
-        let before = ceded.get(&from).map_or(0, |&id| free(self.blocks[id].previous));
-        let last = ceded.range(..to).next_back().map(|(_, &id)| &self.blocks[id]);
-        let after = last.filter(|block| block.end() == to).map_or(0, |block| free(block.next));
-        (before, after)
+        }
     }
 }
 
@@ -222,8 +217,7 @@ mod tests {
     fn plans(heap: &Heap, bytes: Bytes) -> bool {
         let idle = IdleSpans::new(std::iter::empty());
         let (supply, piece_bytes) = (2 * GRANULE, MIB);
-        let rules =
-            PlanRules { supply, excess_max: 0, idle: &idle, usable: &|_| false, piece_bytes };
+        let rules = PlanRules { supply, excess_max: 0, idle: &idle, usable: &[], piece_bytes };
         heap.plan(bytes, KIND, &rules).is_some_and(|plan| plan.start == BASE + 4 * GRANULE - MIB)
     }
 

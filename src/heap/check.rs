@@ -1,7 +1,7 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
-use super::ranges::Range;
+use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
 use crate::error::Error;
@@ -30,11 +30,11 @@ impl Heap {
                 return broken("free index holds every free block", detail);
             }
             let indexed = arena.free.at_least(&self.blocks, 1);
-            let wrong = indexed.filter(|&id| self.blocks[id].state != State::Free).count();
+            let wrong = indexed.filter(|(_, block)| block.state != State::Free).count();
             if wrong > 0 {
                 return broken("free index holds free blocks only", format!("{wrong} others"));
             }
-            let mut large = arena.free.at_least(&self.blocks, 1).map(|id| &self.blocks[id]);
+            let mut large = arena.free.at_least(&self.blocks, 1).map(|(_, block)| block);
             let stale = |block: &&Block| {
                 block.arena == ArenaKind::Large && block.idle() != self.idle_in(block)
             };
@@ -82,7 +82,7 @@ impl Heap {
                     let dormant = (block.state == State::Dormant).then_some(block.view);
                     let view = dormant.and_then(|view| self.view(view));
                     let entry = (id, view.map(|view| view.handle));
-                    if self.arenas[range.kind as usize].gaps.get(&at) != Some(&entry) {
+                    if self.arenas[range.kind as usize].gaps.get(&block.end()) != Some(&entry) {
                         return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
                     }
                 }
@@ -176,9 +176,12 @@ impl Heap {
                 let index = (view.address - range.base) / GRANULE + k;
                 let slot = range.slots.get(index as usize).copied();
                 let page = slot.and_then(|slot| self.slots.get(slot as usize));
-                let from = view.address - range.base;
-                let span = range.spans.get(index as usize) == Some(&(from, from + view.bytes));
-                if page.is_some_and(|page| page.view == id && span) != view.active {
+                let start = (view.address - range.base) / GRANULE;
+                let end = start + view.bytes / GRANULE;
+                let (start, end, handle) = (start as u32, end as u32, view.handle);
+                let over = ViewOver { start, end, view: id, handle };
+                let noted = range.over.get(index as usize) == Some(&over);
+                if page.is_some_and(|page| page.view == id && noted) != view.active {
                     return broken("active views are memory", format!("view {id}: {view:?}"));
                 }
             }

@@ -1,7 +1,7 @@
 //! The free blocks of one arena, by size: a list a bin, and a two-level bitmap of bins that are not
 //! empty, so that the next larger block is found in constant time (TLSF: Masmano et al., 2004).
 
-use super::block::{BlockId, BlockTable, NONE};
+use super::block::{Block, BlockId, BlockTable, NONE};
 use super::size::{BIN_COUNT, bin_of};
 use crate::units::Bytes;
 
@@ -38,14 +38,13 @@ impl FreeIndex {
     /// Puts a block in front of its bin.
     #[inline]
     pub(crate) fn insert(&mut self, blocks: &mut BlockTable, id: BlockId) {
-        let bytes = blocks[id].bytes;
+        let block = &mut blocks[id];
+        let bytes = block.bytes;
         let bin = bin_of(bytes);
         let head = self.heads[bin];
-        {
-            let block = &mut blocks[id];
-            block.bin_previous = NONE;
-            block.bin_next = head;
-        }
+        block.bin = bin as u16;
+        block.bin_previous = NONE;
+        block.bin_next = head;
         if head == NONE {
             self.words[bin / 64] |= 1 << (bin % 64);
             self.summary |= 1 << (bin / 64);
@@ -58,19 +57,16 @@ impl FreeIndex {
     }
 
     /// Takes a block out of its bin.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn remove(&mut self, blocks: &mut BlockTable, id: BlockId) {
-        let (bytes, before, after) = {
-            let block = &blocks[id];
-            (block.bytes, block.bin_previous, block.bin_next)
-        };
+        let Block { bytes, bin, bin_previous: before, bin_next: after, .. } = blocks[id];
         if after != NONE {
             blocks[after].bin_previous = before;
         }
         if before != NONE {
             blocks[before].bin_next = after;
         } else {
-            self.set_head(bin_of(bytes), after);
+            self.set_head(bin as usize, after);
         }
         self.count -= 1;
         self.bytes -= bytes;
@@ -152,7 +148,9 @@ impl FreeIndex {
     #[inline]
     pub(crate) fn at_least<'a>(&'a self, blocks: &'a BlockTable, bytes: Bytes) -> AtLeast<'a> {
         let bin = bin_of(bytes);
-        AtLeast { index: self, blocks, bytes, bin, id: self.heads[bin] }
+        let word = bin / 64;
+        let above = self.words[word] & (!1 << (bin % 64));
+        AtLeast { index: self, blocks, bytes, word, above, id: self.heads[bin] }
     }
 
     /// The size of the largest block; 0 where there is none.
@@ -178,25 +176,64 @@ pub(crate) struct AtLeast<'a> {
     index: &'a FreeIndex,
     blocks: &'a BlockTable,
     bytes: Bytes,
-    bin: usize,
+    /// The word of the bin that it is in, and the bits in it of bins that are still to come.
+    word: usize,
+    above: u64,
     id: BlockId,
 }
 
-impl Iterator for AtLeast<'_> {
-    type Item = BlockId;
+impl<'a> Iterator for AtLeast<'a> {
+    type Item = (BlockId, &'a Block);
 
     #[inline(always)]
-    fn next(&mut self) -> Option<BlockId> {
+    fn next(&mut self) -> Option<Self::Item> {
         loop {
-            while self.id == NONE {
-                self.bin = self.index.next_bin(self.bin + 1)?;
-                self.id = self.index.heads[self.bin];
+            if self.id == NONE {
+                if self.above == 0 {
+                    let words = self.index.summary & (!1 << self.word);
+                    if words == 0 {
+                        return None;
+                    }
+                    self.word = words.trailing_zeros() as usize;
+                    self.above = self.index.words[self.word];
+                }
+                self.id = self.index.heads[self.word * 64 + self.above.trailing_zeros() as usize];
+                self.above &= self.above - 1;
             }
             let (id, block) = (self.id, &self.blocks[self.id]);
             self.id = block.bin_next;
             if block.bytes >= self.bytes {
-                return Some(id);
+                return Some((id, block));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ArenaKind, Heap};
+    use super::*;
+    use crate::units::GRANULE;
+
+    #[test]
+    fn blocks_that_are_long_enough_come_by_bin_and_none_is_left_out() {
+        let mut heap = Heap::new(None);
+        let mut sizes = Vec::new();
+        for k in 0..40u32 {
+            // Close together, each twice, and then beyond some words without a block.
+            let bytes = u64::from(1 + k / 2 % 10 + k / 20 * 200) * GRANULE;
+            heap.add_segment(u64::from(k + 1) << 32, bytes, ArenaKind::Large);
+            sizes.push(bytes);
+        }
+        sizes.sort_unstable();
+        let index = &heap.arenas[ArenaKind::Large as usize].free;
+        for &least in [1, GRANULE - 1, GRANULE + 1].iter().chain(&sizes) {
+            let found = index.at_least(&heap.blocks, least).map(|(_, block)| block.bytes);
+            let mut found: Vec<_> = found.collect();
+            assert!(found.is_sorted_by_key(|&bytes| bin_of(bytes)), "of at least {least}");
+            found.sort_unstable();
+            assert!(sizes.iter().filter(|&&bytes| bytes >= least).eq(&found), "of {least}");
+        }
+        assert_eq!(index.at_least(&heap.blocks, u64::MAX / 2).count(), 0);
     }
 }

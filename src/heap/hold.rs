@@ -124,7 +124,7 @@ mod tests {
 
     fn idle(heap: &Heap) -> Vec<Address> {
         let mut found = Vec::new();
-        heap.idle_views(&mut found);
+        heap.idle_views(|view| found.push(view));
         let mut at: Vec<_> = found.iter().map(|view| view.address).collect();
         at.sort_unstable();
         at

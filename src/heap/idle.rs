@@ -4,52 +4,62 @@
 use super::Heap;
 use super::block::{Block, BlockId};
 use super::layout::IdleView;
+use super::ranges::ViewOver;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE};
 
 impl Heap {
-    /// Every active view on which nothing lives and that may move.
-    pub(crate) fn idle_views(&self, out: &mut Vec<IdleView>) {
+    /// Calls `found` with every active view on which nothing lives and that may move: block by
+    /// block, those of a block by address.
+    pub(crate) fn idle_views(&self, mut found: impl FnMut(IdleView)) {
         if self.holds.everything() {
             return;
         }
         for arena in &self.arenas {
-            for id in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(&self.blocks[id], out);
+            for (_, block) in arena.free.at_least(&self.blocks, GRANULE) {
+                self.idle_views_in(block, &mut found);
             }
         }
     }
 
-    fn idle_views_in(&self, block: &Block, out: &mut Vec<IdleView>) {
+    fn idle_views_in(&self, block: &Block, found: &mut impl FnMut(IdleView)) {
         let Some(range) = &self.ranges[block.range as usize] else {
             return;
         };
         let (mut at, end_of_idle) = self.idle_in(block);
         while at < end_of_idle {
-            let slot = range.slots[((at - range.base) / GRANULE) as usize];
-            let id = self.slots[slot as usize].view;
-            let Some(view) = self.view(id) else { return };
-            let end = view.address + view.bytes;
-            if !self.holds.at(view.address) {
-                out.push(IdleView {
-                    view: id,
-                    handle: view.handle,
-                    address: view.address,
-                    bytes: view.bytes,
-                    kind: view.kind,
+            let granule = ((at - range.base) / GRANULE) as usize;
+            let ViewOver { end, view, handle, .. } = range.over[granule];
+            let bytes = (u64::from(end) - granule as u64) * GRANULE;
+            if !self.holds.at(at) {
+                found(IdleView {
+                    view,
+                    handle,
+                    address: at,
+                    bytes,
+                    kind: block.arena,
                     block: (block.start, block.bytes),
                     since: block.since,
                 });
             }
-            at = end;
+            at += bytes;
         }
     }
 
-    /// Puts a free block into the index. Of a large one it is noted how much of it is idle, since
-    /// requests compare many blocks between two changes of one.
-    #[inline]
+    /// The size of the largest block in the index.
+    pub(crate) fn largest_indexed(&self, kind: ArenaKind) -> Bytes {
+        self.arenas[kind as usize].free.largest(&self.blocks)
+    }
+
+    /// Puts a free block into the index.
     pub(super) fn index(&mut self, id: BlockId) {
-        let kind = self.blocks[id].arena;
+        self.index_as(self.blocks[id].arena, id);
+    }
+
+    /// Puts a free block of that arena into the index. Of a large one it is noted how much of it is
+    /// idle, since requests compare many blocks between two changes of one.
+    #[inline(always)]
+    pub(super) fn index_as(&mut self, kind: ArenaKind, id: BlockId) {
         if kind == ArenaKind::Large {
             let idle = self.idle_in(&self.blocks[id]);
             self.blocks[id].set_idle(idle);
@@ -58,9 +68,17 @@ impl Heap {
     }
 
     /// The idle memory of a free block, as start and end: none of a segment, which has no views.
+    #[inline(always)]
     pub(super) fn idle_in(&self, block: &Block) -> (Address, Address) {
-        let (start, end) = (block.start, block.end());
-        let range = self.ranges[block.range as usize].as_ref();
+        // Views are whole granules: most remainders of blocks hold none, which needs no look.
+        if block.start.div_ceil(GRANULE) >= block.end() / GRANULE {
+            return (0, 0);
+        }
+        self.idle_views_over(block.range, block.start, block.end())
+    }
+
+    fn idle_views_over(&self, range: u32, start: Address, end: Address) -> (Address, Address) {
+        let range = self.ranges[range as usize].as_ref();
         let Some(range) = range.filter(|range| !range.segment) else {
             return (0, 0);
         };

@@ -51,7 +51,6 @@ impl Heap {
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
         let kind = self.arena_of(address)?;
         let id = self.cut_hole(kind, address, bytes)?;
-        self.arenas[kind as usize].gaps.remove(&address);
         Some(self.back(id, handle))
     }
 
@@ -63,7 +62,7 @@ impl Heap {
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
         let slots = self.add_slots(range, address, bytes, kind, view);
-        self.insert_free(id);
+        self.insert_free(kind, id);
         (view, slots)
     }
 
@@ -71,30 +70,37 @@ impl Heap {
         self.ranges.iter().flatten().find(|range| range.contains(address)).map(|range| range.kind)
     }
 
-    /// Cuts the hole over the span so that one block is exactly the span.
+    /// Cuts the hole over the span so that one block, in no index, is exactly the span.
     pub(super) fn cut_hole(
         &mut self,
         kind: ArenaKind,
         address: Address,
         bytes: Bytes,
     ) -> Option<BlockId> {
-        let gaps = &self.arenas[kind as usize].gaps;
-        let (_, &(hole, _)) = gaps.range(..=address).next_back()?;
-        let block = &self.blocks[hole];
-        if block.state != State::Hole || address + bytes > block.end() {
+        let hole = self.gap_over(kind, address)?;
+        let Block { start, state, .. } = self.blocks[hole];
+        let end = self.blocks[hole].end();
+        if state != State::Hole || address + bytes > end {
             return None;
         }
         let mut id = hole;
-        if self.blocks[id].start < address {
-            let front = address - self.blocks[id].start;
-            id = self.split(id, front);
-            self.arenas[kind as usize].gaps.insert(address, (id, None));
+        if start < address {
+            id = self.split(hole, address - start);
+            self.arenas[kind as usize].gaps.insert(address, (hole, None));
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
-            self.arenas[kind as usize].gaps.insert(address + bytes, (rest, None));
+            self.arenas[kind as usize].gaps.entry(end).and_modify(|gap| gap.0 = rest);
+        } else {
+            self.arenas[kind as usize].gaps.remove(&end);
         }
         Some(id)
+    }
+
+    /// The hole or dormant block over an address.
+    pub(super) fn gap_over(&self, kind: ArenaKind, address: Address) -> Option<BlockId> {
+        let (_, &(gap, _)) = self.arenas[kind as usize].gaps.range(address + 1..).next()?;
+        (self.blocks[gap].start <= address).then_some(gap)
     }
 
     /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has
@@ -119,7 +125,7 @@ impl Heap {
             view.active = false;
             view.handle
         });
-        self.arenas[kind as usize].gaps.insert(address, (middle, handle));
+        self.arenas[kind as usize].gaps.insert(address + bytes, (middle, handle));
         true
     }
 
@@ -151,7 +157,7 @@ impl Heap {
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
         let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
-        let (id, _) = self.arenas[kind as usize].gaps.remove(&address)?;
+        let (id, _) = self.arenas[kind as usize].gaps.remove(&(address + bytes))?;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
@@ -159,41 +165,39 @@ impl Heap {
             view.active = true;
         }
         let slots = self.add_slots(range, address, bytes, kind, view);
-        self.insert_free(id);
+        self.insert_free(kind, id);
         Some(slots)
     }
 
     /// Forgets a dormant view that is no longer mapped: its addresses are a hole again.
     pub(crate) fn drop_dormant(&mut self, view: ViewId) {
-        let Some(View { address, kind, .. }) = self.view(view).cloned() else {
+        let Some(&View { address, bytes, kind, .. }) = self.view(view) else {
             return;
         };
-        let Some((id, handle)) = self.arenas[kind as usize].gaps.get_mut(&address) else {
+        let Some(&(id, _)) = self.arenas[kind as usize].gaps.get(&(address + bytes)) else {
             return;
         };
-        *handle = None;
-        let id = *id;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.views[view as usize] = None;
         self.vacant_views.push(view);
         self.blocks[id].state = State::Hole;
-        self.join_holes(kind, id);
+        self.insert_hole(kind, id);
     }
 
-    pub(super) fn join_holes(&mut self, kind: ArenaKind, mut id: BlockId) {
-        let previous = self.blocks[id].previous;
+    /// Indexes a hole, joined with those beside it.
+    pub(super) fn insert_hole(&mut self, kind: ArenaKind, mut id: BlockId) {
+        let Block { start, previous, next, .. } = self.blocks[id];
+        let gaps = &mut self.arenas[kind as usize].gaps;
+        if next != NONE && self.blocks[next].state == State::Hole {
+            gaps.remove(&self.blocks[id].end());
+            join(&mut self.blocks, id, next);
+        }
         if previous != NONE && self.blocks[previous].state == State::Hole {
-            let start = self.blocks[id].start;
-            self.arenas[kind as usize].gaps.remove(&start);
+            gaps.remove(&start);
             join(&mut self.blocks, previous, id);
             id = previous;
         }
-        let next = self.blocks[id].next;
-        if next != NONE && self.blocks[next].state == State::Hole {
-            let start = self.blocks[next].start;
-            self.arenas[kind as usize].gaps.remove(&start);
-            join(&mut self.blocks, id, next);
-        }
+        gaps.insert(self.blocks[id].end(), (id, None));
     }
 
     /// A view, where there is one of that number.

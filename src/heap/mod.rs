@@ -59,8 +59,9 @@ use slots::PageSlot;
 #[derive(Debug)]
 struct Arena {
     free: FreeIndex,
-    /// Holes and dormant blocks by address; with those, the handle of their view. Most of them are
-    /// passed over for their handle's sake, without a look at the block.
+    /// Holes and dormant blocks by the address at which they end, since holes are filled from the
+    /// front; with dormant ones, the handle of their view. Most of them are passed over for their
+    /// handle's sake, without a look at the block.
     gaps: BTreeMap<Address, (BlockId, Option<u32>)>,
     /// What other heaps use, by address.
     ceded: BTreeMap<Address, BlockId>,
@@ -141,7 +142,7 @@ impl Heap {
     }
 
     /// Cuts a block that is in no index after `bytes`; the second part has the first one's state.
-    #[inline]
+    #[inline(always)]
     fn split(&mut self, id: BlockId, bytes: Bytes) -> BlockId {
         let mut rest = self.blocks[id].clone();
         debug_assert!(bytes > 0 && bytes < rest.bytes);
@@ -220,14 +221,21 @@ impl Heap {
     /// the block that they come to.
     #[inline(never)]
     pub(crate) fn give_back(&mut self, id: BlockId) -> BlockId {
-        let (start, range, kind) = {
-            let block = &self.blocks[id];
-            (block.start, block.range, block.arena)
-        };
+        // Each on its own: the compiler leaves out what the other needs.
+        match self.blocks[id].arena {
+            ArenaKind::Small => self.give_back_to(ArenaKind::Small, id),
+            ArenaKind::Large => self.give_back_to(ArenaKind::Large, id),
+        }
+    }
+
+    #[inline(always)]
+    fn give_back_to(&mut self, kind: ArenaKind, id: BlockId) -> BlockId {
+        let block = &mut self.blocks[id];
+        block.state = State::Free;
+        block.since = self.marks;
+        let (start, range) = (block.start, block.range);
         self.set_start(range, start, kind, 0);
-        self.blocks[id].state = State::Free;
-        self.blocks[id].since = self.marks;
-        self.insert_free(id)
+        self.insert_free(kind, id)
     }
 
     /// The number of the next mark, which comes after all uses of what is free now.
@@ -242,21 +250,20 @@ impl Heap {
     }
 
     /// Joins a free block that is in no index with its free neighbours and indexes the result.
-    #[inline]
-    fn insert_free(&mut self, mut id: BlockId) -> BlockId {
-        let arena = &mut self.arenas[self.blocks[id].arena as usize];
-        let previous = self.blocks[id].previous;
+    #[inline(always)]
+    fn insert_free(&mut self, kind: ArenaKind, mut id: BlockId) -> BlockId {
+        let arena = &mut self.arenas[kind as usize];
+        let Block { previous, next, .. } = self.blocks[id];
         if previous != NONE && self.blocks[previous].state == State::Free {
             arena.free.remove(&mut self.blocks, previous);
             join(&mut self.blocks, previous, id);
             id = previous;
         }
-        let next = self.blocks[id].next;
         if next != NONE && self.blocks[next].state == State::Free {
             arena.free.remove(&mut self.blocks, next);
             join(&mut self.blocks, id, next);
         }
-        self.index(id);
+        self.index_as(kind, id);
         id
     }
 
@@ -281,7 +288,7 @@ impl Heap {
 
     fn flush_classes(&mut self, from: u8) -> bool {
         let mut any = false;
-        for class in from..=LARGE_CLASS {
+        for class in from..LARGE_CLASS + 1 {
             let mut id = self.quick.take_class(class);
             while id != NONE {
                 let next = self.blocks[id].bin_next;
@@ -307,10 +314,9 @@ impl Heap {
 
     fn free_block_over(&self, start: Address, bytes: Bytes, kind: ArenaKind) -> Option<BlockId> {
         let free = &self.arenas[kind as usize].free;
-        free.at_least(&self.blocks, bytes).find(|&id| {
-            let block = &self.blocks[id];
-            block.start <= start && start + bytes <= block.end()
-        })
+        let over =
+            |(_, block): &(BlockId, &Block)| block.start <= start && start + bytes <= block.end();
+        free.at_least(&self.blocks, bytes).find(over).map(|(id, _)| id)
     }
 
     /// A block as it is.

@@ -15,10 +15,16 @@ pub(crate) struct PlanRules<'a> {
     pub(crate) excess_max: Bytes,
     /// The idle views of this heap; a window that covers one uses it up.
     pub(crate) idle: &'a IdleSpans,
-    /// Whether the handle of a dormant view is idle where it is now.
-    pub(crate) usable: &'a dyn Fn(u32) -> bool,
+    /// By handle, whether it is idle where it is now, so that its dormant views can be woken.
+    pub(crate) usable: &'a [bool],
     /// How many bytes more a window may take for each piece fewer that has to be mapped.
     pub(crate) piece_bytes: Bytes,
+}
+
+impl PlanRules<'_> {
+    fn is_usable(&self, handle: u32) -> bool {
+        self.usable.get(handle as usize).copied().unwrap_or(false)
+    }
 }
 
 /// The idle views of one heap by address, with sums, so that what a window covers is found quickly.
@@ -100,8 +106,8 @@ impl Heap {
         let mut best: Option<Plan> = None;
         let mut seen_to = 0;
         let mut run = Vec::new();
-        for (&address, &(id, handle)) in &self.arenas[kind as usize].gaps {
-            if address < seen_to || !handle.is_none_or(|handle| (rules.usable)(handle)) {
+        for (&end, &(id, handle)) in &self.arenas[kind as usize].gaps {
+            if end <= seen_to || !handle.is_none_or(|handle| rules.is_usable(handle)) {
                 continue;
             }
             seen_to = self.collect_run(id, rules, &mut run);
@@ -117,7 +123,7 @@ impl Heap {
             State::Hole => Some(Part::Hole),
             State::Dormant => {
                 let handle = self.view(block.view)?.handle;
-                (rules.usable)(handle).then_some(Part::Dormant(block.view, handle))
+                rules.is_usable(handle).then_some(Part::Dormant(block.view, handle))
             }
             State::Quick | State::Live | State::Shared | State::Pending | State::Ceded => None,
         }

@@ -2,6 +2,7 @@
 
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
+use super::layout::ViewId;
 use super::size::{ArenaKind, LARGE_CLASS};
 use super::slots::NO_SLOT;
 use crate::units::{Address, Bytes, GRANULE};
@@ -22,9 +23,24 @@ pub(crate) struct Range {
     pub(crate) first: BlockId,
     /// The page slot of each granule, as far as any has had memory.
     pub(crate) slots: Vec<u32>,
-    /// The view over each granule that has a slot, as the bytes from the base to its start and to
-    /// its end; of a segment, which is no view, beyond both ends of it.
-    pub(crate) spans: Vec<(Bytes, Bytes)>,
+    /// The view over each granule that has a slot.
+    pub(crate) over: Vec<ViewOver>,
+}
+
+/// A view, as the granules from the base of its range to its start and to its end, and its handle:
+/// all that is asked of it for each request or idle view, without a look at other tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ViewOver {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    pub(crate) view: ViewId,
+    pub(crate) handle: u32,
+}
+
+impl ViewOver {
+    /// Of a segment, which is no view: beyond both ends of it.
+    pub(super) const SEGMENT: ViewOver =
+        ViewOver { start: 0, end: u32::MAX, view: NO_SLOT, handle: NO_SLOT };
 }
 
 impl Range {
@@ -35,8 +51,9 @@ impl Range {
     /// The start and the end of the view over an address that has memory; not for segments.
     #[inline(always)]
     pub(super) fn view_over(&self, address: Address) -> (Address, Address) {
-        let (start, end) = self.spans[((address - self.base) / GRANULE) as usize];
-        (self.base + start, self.base + end)
+        let over = &self.over[((address - self.base) / GRANULE) as usize];
+        let at = |granules: u32| self.base + u64::from(granules) * GRANULE;
+        (at(over.start), at(over.end))
     }
 }
 
@@ -54,7 +71,7 @@ impl Heap {
                 range.tail = start;
             }
         }
-        self.arenas[kind as usize].gaps.insert(base, (id, None));
+        self.arenas[kind as usize].gaps.insert(base + bytes - tail, (id, None));
     }
 
     /// Bytes of all addresses that were reserved for one kind of request.
@@ -90,9 +107,9 @@ impl Heap {
         let number = vacant.unwrap_or(self.ranges.len());
         let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
         let (segment, borrowed) = (state == State::Free, state == State::Ceded);
-        let (slots, spans) = (Vec::new(), Vec::new());
+        let (slots, over) = (Vec::new(), Vec::new());
         let tail = base + bytes;
-        let range = Range { base, bytes, kind, segment, borrowed, tail, first, slots, spans };
+        let range = Range { base, bytes, kind, segment, borrowed, tail, first, slots, over };
         match vacant {
             Some(number) => self.ranges[number] = Some(range),
             None => self.ranges.push(Some(range)),
@@ -204,5 +221,6 @@ fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State
         state,
         arena: kind,
         class: LARGE_CLASS,
+        bin: 0,
     }
 }

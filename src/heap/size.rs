@@ -138,12 +138,11 @@ pub(crate) const BIN_COUNT: usize = 35 * SUB_BINS as usize;
 #[inline]
 pub(crate) fn bin_of(bytes: Bytes) -> usize {
     let units = bytes / SMALL_UNIT;
-    if units < SUB_BINS {
-        return units as usize;
-    }
-    let log = units.ilog2();
-    let sub = (units >> (log - SUB_BITS)) & (SUB_BINS - 1);
-    (((log - SUB_BITS + 1) as usize) * SUB_BINS as usize + sub as usize).min(BIN_COUNT - 1)
+    // How many powers of two it is beyond the first bins: what is left of it by that is below
+    // `SUB_BINS` in those, and in each power of two from there to twice that.
+    let beyond = (units | SUB_BINS).ilog2() - SUB_BITS;
+    let bin = u64::from(beyond) * SUB_BINS + (units >> beyond);
+    (bin as usize).min(BIN_COUNT - 1)
 }
 
 #[cfg(test)]

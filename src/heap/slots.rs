@@ -2,6 +2,7 @@
 
 use super::Heap;
 use super::layout::ViewId;
+use super::ranges::ViewOver;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE};
 
@@ -45,17 +46,19 @@ impl Heap {
                 (base, self.new_slot(base, kind, view))
             })
             .collect();
+        let handle = self.view(view).map(|view| view.handle);
         if let Some(range) = &mut self.ranges[range as usize] {
             let first = ((address - range.base) / GRANULE) as usize;
             if range.slots.len() < first + granules {
                 range.slots.resize(first + granules, NO_SLOT);
-                range.spans.resize(first + granules, (0, 0));
+                range.over.resize(first + granules, ViewOver::SEGMENT);
             }
-            let from = address - range.base;
-            let span = if view == NO_SLOT { (0, Bytes::MAX) } else { (from, from + bytes) };
+            let (start, end) = (first as u32, (first + granules) as u32);
+            let over =
+                handle.map_or(ViewOver::SEGMENT, |handle| ViewOver { start, end, view, handle });
             for (k, (_, slot)) in added.iter().enumerate() {
                 range.slots[first + k] = *slot;
-                range.spans[first + k] = span;
+                range.over[first + k] = over;
             }
         }
         added

@@ -136,7 +136,8 @@ impl Memory {
         id: HandleId,
     ) -> Outcome<bool> {
         self.require_virtual_memory()?;
-        let whole = self.live_handle(device, id)?.bytes;
+        let handle = self.live_handle(device, id)?;
+        let (whole, rdma) = (handle.bytes, handle.rdma);
         if bytes != whole {
             return Err(misuse(format!(
                 "a handle of {whole} bytes is mapped whole or not at all, not {bytes} bytes of it"
@@ -151,7 +152,9 @@ impl Memory {
                 "{bytes} bytes at {address:#x} overlap with what is mapped at {mapped:#x}"
             )));
         }
-        if let Some(handle) = self.handles.get(&id).filter(|_| self.backed) {
+        if self.backed
+            && let Some(handle) = self.handles.get(&id)
+        {
             let file = handle.imported.as_ref().unwrap_or(&self.banks[device].file);
             region
                 .range
@@ -160,11 +163,10 @@ impl Memory {
         }
         let mapping = Mapping { bytes, handle: id, accessible: false };
         self.mappings.insert(address, mapping);
-        let Some(handle) = self.handles.get_mut(&id) else {
-            return Ok(false);
-        };
-        handle.mappings += 1;
-        Ok(handle.rdma)
+        if let Some(handle) = self.handles.get_mut(&id) {
+            handle.mappings += 1;
+        }
+        Ok(rdma)
     }
 
     /// Opens whole mappings. `each` is told the length of every one.
@@ -177,6 +179,14 @@ impl Memory {
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
         self.reservation(device, address, bytes)?;
+        // Mostly it is one, which needs no further look: no two overlap.
+        if let Some(mapping) = self.mappings.get_mut(&address)
+            && mapping.bytes == bytes
+        {
+            mapping.accessible = true;
+            each(bytes);
+            return Ok(());
+        }
         self.check_whole_mappings(address, bytes)?;
         for mapping in self.mappings.range_mut(address..address + bytes).map(|(_, mapping)| mapping)
         {
@@ -197,7 +207,9 @@ impl Memory {
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
         let region = self.reservation(device, address, bytes)?;
-        self.check_whole_mappings(address, bytes)?;
+        if self.mappings.get(&address).is_none_or(|mapping| mapping.bytes != bytes) {
+            self.check_whole_mappings(address, bytes)?;
+        }
         if self.backed {
             let range = &region.range;
             let unmapped = range.unmap(address, bytes, &self.spare);
@@ -284,6 +296,11 @@ impl Memory {
 
     /// Where something is mapped in the span.
     fn first_mapping_in(&self, address: Address, bytes: Bytes) -> Option<Address> {
+        // The last that begins before the end of the span lies beyond all others of before it.
+        let (start, last) = self.mappings.range(..address + bytes).next_back()?;
+        if start + last.bytes <= address {
+            return None;
+        }
         let before = self.mappings.range(..address).next_back();
         let before = before.filter(|(start, mapping)| *start + mapping.bytes > address);
         let inside = || self.mappings.range(address..address + bytes).next();
