@@ -13,9 +13,10 @@
 //! heap at the peak pays for one other heap a step.
 //!
 //! Threads at work on heaps of their own at the same time would take surplus from each other again
-//! and again. Where that is seen, a lease is extended by raising the peak, which then is an upper
-//! bound: at most the sum of the heaps' own peaks, once all surplus was taken. A heap whose lock
-//! cannot be had counts with its lease, which may be more than it ever had.
+//! and again. Where that is seen, surplus is taken for a 33rd of the time at most, and between that
+//! a lease is extended by raising the peak, which then is an upper bound: it is too high by no more
+//! than what was freed since surplus was taken last, and at most the sum of the heaps' own peaks.
+//! A heap whose lock cannot be had counts with its lease, which may be more than it ever had.
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ const CROWD: Duration = Duration::from_millis(100);
 const TRIES: u32 = 200;
 /// How often it is looked what is live, in vain, before the last answer does.
 const LOOKS: u32 = 8;
+/// Taking surplus while threads are at work at the same time is followed by so many times the time
+/// that it took in which none is taken.
+const REST: u32 = 32;
 /// A lease is extended by at least so many times what is needed, where that is left.
 const GROWTH: i64 = 16;
 
@@ -71,8 +75,8 @@ struct State {
     in_a_row: u32,
     /// Until when threads are taken to be at work at the same time.
     crowd_until: Option<Instant>,
-    /// Whether every holder's surplus was taken since threads were seen to work at the same time.
-    settled: bool,
+    /// Until when threads at work at the same time take no surplus from each other.
+    rest_until: Instant,
 }
 
 impl Peaks {
@@ -87,7 +91,7 @@ impl Peaks {
                 since: Instant::now(),
                 in_a_row: 0,
                 crowd_until: None,
-                settled: false,
+                rest_until: Instant::now(),
             })),
         }
     }
@@ -122,9 +126,13 @@ impl Peaks {
         let (mut crowd, mut exact, short) = (false, false, state.is_short(heap));
         if short {
             crowd = state.at_the_same_time();
-            if !crowd || !state.settled {
+            let start = crowd.then(Instant::now);
+            if start.is_none_or(|start| start >= state.rest_until) {
                 exact = state.reclaim(shards, heap.turn.number);
-                state.settled = exact && crowd;
+            }
+            if let Some(start) = start.filter(|_| exact) {
+                let end = Instant::now();
+                state.rest_until = end + (end - start) * REST;
             }
         }
         state.grant(heap, crowd, exact);
@@ -408,6 +416,22 @@ mod tests {
         rig.change(1, -20);
         rig.change(0, 20);
         assert_eq!(rig.peak(), 20, "exact again");
+    }
+
+    #[test]
+    fn a_crowd_takes_surplus_from_time_to_time() {
+        let rig = Rig::of(2);
+        rig.change(0, 100);
+        rig.change(0, -100);
+        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        rig.peaks.state.lock().crowd_until = Some(start + minute);
+        rig.peaks.state.lock().rest_until = start + minute;
+        rig.change(1, 50);
+        assert_eq!(rig.peak(), 150, "the truth is 100");
+        rig.peaks.state.lock().rest_until = start;
+        rig.change(1, 70);
+        assert_eq!(rig.peak(), 150, "the truth is 120");
+        assert!(rig.peaks.state.lock().rest_until > start);
     }
 
     #[test]

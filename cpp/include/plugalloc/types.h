@@ -50,8 +50,8 @@ enum class StatType : std::uint64_t {
 using StatArray = std::array<Stat, static_cast<std::size_t>(StatType::NUM_TYPES)>;
 
 /// The statistics of one device, under PyTorch's names. Names that end in `_bytes` count bytes.
-/// Where threads are at work at the same time, a peak may be higher than the truth: it is an upper
-/// bound then. Otherwise it is exact.
+/// Where threads are at work at the same time, a peak may be higher than the truth, usually by some
+/// percent: it is an upper bound then. Otherwise it is exact.
 struct DeviceStats {
   StatArray allocation;            ///< Live allocations.
   StatArray segment;               ///< Whole segments; virtual memory is not counted.
