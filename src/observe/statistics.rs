@@ -5,8 +5,8 @@ pub use crate::stat::{Stat, StatArray};
 /// The statistics of one device. Fields carry PyTorch's names; bytes are bytes.
 ///
 /// Peaks are exact as long as streams take turns, in one thread or several. Where threads are at
-/// work at the same time, a peak may be higher than the truth: it is an upper bound then, usually by
-/// some percent, and at most about the sum of the streams' own peaks.
+/// work at the same time, a peak may be higher than the truth, usually by some percent: it is an
+/// upper bound then, and at most about the sum of the streams' own peaks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceStatistics {
