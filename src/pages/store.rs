@@ -33,6 +33,8 @@ pub(crate) struct Handle {
     pub(crate) active: Option<Place>,
     /// Where else it is mapped.
     pub(crate) dormant: Vec<Place>,
+    /// Where parts of it are in use that are lent.
+    pub(crate) lent: Vec<Place>,
     /// Where it is mapped but was not made accessible.
     closed: Vec<Address>,
 }
@@ -203,8 +205,8 @@ impl Store {
         };
         self.spent_us += price::CREATE_US;
         self.count_taken(bytes);
-        let handle =
-            Some(Handle { id, bytes, active: None, dormant: Vec::new(), closed: Vec::new() });
+        let (dormant, lent, closed) = (Vec::new(), Vec::new(), Vec::new());
+        let handle = Some(Handle { id, bytes, active: None, dormant, lent, closed });
         let number = match self.vacant.pop() {
             Some(number) => {
                 self.handles[number as usize] = handle;
@@ -353,12 +355,36 @@ impl Store {
         }
     }
 
+    /// A part of the handle is in use at `place` too from now on.
+    pub(crate) fn lend(&mut self, number: u32, place: Place) {
+        if let Some(handle) = self.handle_mut(number) {
+            debug_assert!(handle.active.is_some());
+            handle.lent.push(place);
+        }
+    }
+
+    /// No longer: that place is dormant, and nothing uses it after the mark `since` of its stream.
+    pub(crate) fn end_loan(&mut self, number: u32, view: (u32, u32), since: u64) {
+        let Some(handle) = self.handle_mut(number) else {
+            return;
+        };
+        let Some(at) = handle.lent.iter().position(|place| (place.shard, place.view) == view)
+        else {
+            return;
+        };
+        let place = handle.lent.swap_remove(at);
+        handle.dormant.push(place);
+        self.dormant += 1;
+        self.parked.push_back(Parked { number, place, since });
+    }
+
     /// Gives a spare handle that is mapped nowhere back to the device.
     pub(crate) fn release(&mut self, number: u32) -> DeviceResult<()> {
         let Some(handle) = self.handle(number) else {
             return Ok(());
         };
         debug_assert!(handle.active.is_none() && handle.dormant.is_empty());
+        debug_assert!(handle.lent.is_empty());
         let bytes = handle.bytes;
         self.device.release(handle.id)?;
         self.spent_us += price::release_us(bytes);
