@@ -86,9 +86,9 @@ impl Policy {
             waiting_share: 10,
             driver_share: 110,
             left_share: 4,
-            lent_to_small: 320 * KIB,
+            lent_to_small: 512 * KIB,
             early_loan_request: 24 * MIB,
-            early_loan_worth: 64 * KIB,
+            early_loan_worth: 128 * KIB,
             early_loan_share: 112,
             steal: config.steal,
         }
