@@ -223,7 +223,8 @@ impl Replay {
         self.rig.allocator.empty_cache().unwrap();
         let free = self.rig.allocator.memory_info(GPU).unwrap().free;
         assert!(free < align_up(bytes, GRANULE), "{bytes} bytes fit into {free}");
-        let room = if self.exact { self.room_in_place(bytes, stream) } else { 0 };
+        let lacking = bytes.saturating_sub(free);
+        let room = if self.exact { self.room_in_place(bytes, lacking, stream) } else { 0 };
         assert!(free + room < bytes, "{bytes} bytes fit into {free} and {room} in place");
         if let Ok(address) = self.rig.try_allocate(bytes, stream) {
             panic!("{bytes} bytes at {address:#x} fit all the same");
@@ -232,7 +233,9 @@ impl Replay {
 
     /// The most room behind a large block of the stream, up to the end of its page, that a large
     /// request could begin in: nothing lives there, nor further on as far as the request reaches.
-    fn room_in_place(&self, bytes: Bytes, stream: StreamId) -> Bytes {
+    /// Where one would suffice for what is `lacking`, it counts unless it is lent: like a page,
+    /// what is lent is in use as long as anything lives there.
+    fn room_in_place(&self, bytes: Bytes, lacking: Bytes, stream: StreamId) -> Bytes {
         if bytes <= MIB {
             return 0;
         }
@@ -244,9 +247,20 @@ impl Replay {
             let page_end = align_up(end, GRANULE);
             let next = starts.get(starts.partition_point(|&start| start < end));
             let reaches = next.is_none_or(|&next| next >= align_up(end + bytes, GRANULE));
-            reaches.then_some(page_end - end)
+            reaches.then_some((end, page_end - end))
         });
-        rooms.max().unwrap_or(0)
+        let is_free = |&(at, room): &(Address, Bytes)| room < lacking || self.is_free(at, room);
+        rooms.filter(is_free).map(|(_, room)| room).max().unwrap_or(0)
+    }
+
+    /// Whether no live block has any of this memory at other addresses: writes to it and looks.
+    fn is_free(&self, at: Address, room: Bytes) -> bool {
+        self.live.values().for_each(|&(at, bytes, stream)| self.rig.fill(at, 0, bytes, stream));
+        self.rig.fill(at, 0xee, room, StreamId(0x100));
+        let is_zero = |&(at, bytes, _): &(Address, Bytes, StreamId)| {
+            self.rig.read(at, bytes) == vec![0; bytes as usize]
+        };
+        self.live.values().all(is_zero)
     }
 
     fn finish(self) {

@@ -2,8 +2,9 @@
 
 use super::{Engine, Growth};
 use crate::error::{Error, Result};
-use crate::heap::Heap;
+use crate::heap::{Heap, State};
 use crate::lock::MutexGuard;
+use crate::pages::Place;
 use crate::units::{Bytes, GRANULE};
 
 fn broken<T>(check: &str, detail: String) -> Result<T> {
@@ -25,18 +26,21 @@ impl Engine {
         }
         self.check_handles(&growth, heaps)?;
         self.check_views(&growth, heaps)?;
+        self.check_loans(&growth, heaps)?;
         self.check_reserved(&growth, heaps)
     }
 
     fn check_handles(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {
         for (number, handle) in growth.store.handles() {
-            let places = handle.active.iter().map(|place| (place, true));
-            let dormant = handle.dormant.iter().map(|place| (place, false));
-            for (place, active) in places.chain(dormant) {
+            let places = handle.active.iter().map(|place| (place, true, false));
+            let dormant = handle.dormant.iter().map(|place| (place, false, false));
+            let lent = handle.lent.iter().map(|place| (place, true, true));
+            for (place, active, lent) in places.chain(dormant).chain(lent) {
                 let view = heaps.get(place.shard as usize).and_then(|heap| heap.view(place.view));
                 let matches = view.is_some_and(|view| {
                     let same = (view.handle, view.address) == (number, place.address);
-                    same && view.bytes == handle.bytes && view.active == active
+                    let used = (view.active, view.part.is_some()) == (active, lent);
+                    same && view.bytes == handle.bytes && used
                 });
                 if !matches {
                     let detail = format!("handle {number} at {place:?}: {view:?}");
@@ -54,11 +58,13 @@ impl Engine {
         for (index, heap) in heaps.iter().enumerate() {
             for (id, view) in heap.views() {
                 let handle = growth.store.handle(view.handle);
-                let active = handle.and_then(|handle| handle.active);
-                let here = active.is_some_and(|at| (at.shard, at.view) == (index as u32, id));
-                if handle.is_none() || here != view.active {
+                let here = |place: &&Place| (place.shard, place.view) == (index as u32, id);
+                let used = handle.map_or(0, |handle| {
+                    handle.active.iter().chain(&handle.lent).filter(here).count()
+                });
+                if handle.is_none() || used != usize::from(view.active) {
                     let detail = format!("shard {index}, view {id}: {view:?}");
-                    return broken("a handle is in use at one place", detail);
+                    return broken("a handle is in use where its views are active", detail);
                 }
             }
             for (address, slot) in heap.page_slots() {
@@ -67,6 +73,35 @@ impl Engine {
                     return broken("the address map finds every page", format!("{address:#x}"));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// What is borrowed is the part of the handle that is lent, and nothing else is.
+    fn check_loans(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {
+        for loan in &growth.loans {
+            let place = growth.store.handle(loan.handle).and_then(|handle| handle.active);
+            let view = heaps.get(loan.borrower as usize).and_then(|heap| heap.view(loan.view));
+            let lender = heaps.get(loan.lender as usize).filter(|heap| heap.is_lent(loan.block));
+            let block = lender.map(|heap| heap.block(loan.block));
+            let matches = place.zip(view).zip(block).is_some_and(|((place, view), block)| {
+                let lent = (block.start - place.address, block.start + block.bytes - place.address);
+                let borrowed = view.part.map(|(from, to)| (from - view.address, to - view.address));
+                place.shard == loan.lender && view.handle == loan.handle && borrowed == Some(lent)
+            });
+            if !matches {
+                let detail = format!("{loan:?}: {view:?}, {block:?}");
+                return broken("what is borrowed is what is lent", detail);
+            }
+        }
+        let lent = |heap: &MutexGuard<'_, Heap>| {
+            heap.blocks().filter(|block| block.state == State::Lent).count()
+        };
+        let lent: usize = heaps.iter().map(lent).sum();
+        let places: usize = growth.store.handles().map(|(_, handle)| handle.lent.len()).sum();
+        if (lent, places) != (growth.loans.len(), growth.loans.len()) {
+            let detail = format!("{lent} blocks, {places} places, {} loans", growth.loans.len());
+            return broken("every loan is known", detail);
         }
         Ok(())
     }

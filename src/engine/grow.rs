@@ -70,12 +70,14 @@ impl Means {
 struct Round {
     means: Means,
     asked: Effort,
+    /// Remainders are lent rather than more memory taken.
+    lends: bool,
     /// Only with memory of other heaps that nothing queued uses.
     settled: bool,
 }
 
 /// What a stage came to.
-enum Grown {
+pub(super) enum Grown {
     Served(Address),
     /// There is no plan within the supply.
     Unchanged,
@@ -193,7 +195,20 @@ impl Engine {
         asked: Effort,
         idle: &mut Vec<Idle>,
     ) -> Result<Option<Address>> {
+        if self.recall(growth, Some((request.shard, &mut *heap)), asked)?
+            && let Some(address) = heap.allocate_any(request.requested, request.bytes)
+        {
+            self.peaks.leave(&self.shards, heap);
+            return Ok(Some(address));
+        }
         let means = self.means(growth, heap, request, asked)?;
+        let lends = means.may_move && self.shares_memory(request.shard);
+        if lends
+            && request.kind == ArenaKind::Small
+            && let Some(address) = self.borrow_a_part(growth, heap, request, false)?
+        {
+            return Ok(Some(address));
+        }
         if !means.may_move && request.kind == ArenaKind::Small {
             // Not even a look at the others: they are at work, too, and there is little to be had.
             let idle = own_idle(request.shard, heap);
@@ -209,14 +224,14 @@ impl Engine {
             // driver together. Memory that would take too much is no such thing.
             let most = if means.may_wait { means.ready } else { means.most };
             let means = Means { most, ..means };
-            let round = Round { means, asked, settled: true };
+            let round = Round { means, asked, lends, settled: true };
             idle.retain(|idle| idle.settled);
             if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
                 return Ok(Some(address));
             }
             self.find_all_idle(growth, heap, request, asked, idle);
         }
-        let round = Round { means, asked, settled: false };
+        let round = Round { means, asked, lends, settled: false };
         if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
             return Ok(Some(address));
         }
@@ -229,12 +244,16 @@ impl Engine {
                 return Ok(Some(address));
             }
         }
-        let (idle, supply) =
-            (own_idle(request.shard, heap), means.supply(means.most, Effort::Reshape));
-        Ok(match self.grow_from(growth, heap, request, &idle, supply)? {
-            Grown::Served(address) => Some(address),
-            Grown::Changed | Grown::Unchanged => None,
-        })
+        let supply = || means.supply(means.most, Effort::Reshape);
+        let own = own_idle(request.shard, heap);
+        if let Grown::Served(address) = self.grow_from(growth, heap, request, &own, supply())? {
+            return Ok(Some(address));
+        }
+        if asked == Effort::Usual {
+            return Ok(None);
+        }
+        self.find_all_idle(growth, heap, request, asked, idle);
+        self.borrow_before_failing(growth, heap, request, (idle, supply()))
     }
 
     /// What a request may count on besides idle memory.
@@ -275,9 +294,22 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        Round { means, asked, settled }: Round,
+        Round { means, asked, lends, settled }: Round,
         idle: &mut Vec<Idle>,
     ) -> Result<Option<Address>> {
+        let look_again = |growth: &mut Growth, heap: &Heap, idle: &mut Vec<Idle>| {
+            self.find_all_idle(growth, heap, request, asked, idle);
+            idle.retain(|idle| idle.settled || !settled);
+        };
+        let lends = lends && request.kind == ArenaKind::Large;
+        if lends && self.borrows_early(growth, request, idle) {
+            let supply = means.supply(means.ready, Effort::Reshape);
+            match self.borrow_edges(growth, heap, request, (idle, supply))? {
+                Grown::Served(address) => return Ok(Some(address)),
+                Grown::Changed => look_again(growth, heap, idle),
+                Grown::Unchanged => {}
+            }
+        }
         if let Some(address) = self.adopt(growth, heap, request, idle)? {
             return Ok(Some(address));
         }
@@ -289,19 +321,30 @@ impl Engine {
             (false, means.ready, Effort::Reshape),
             (false, means.most, Effort::Reshape),
         ];
+        let last = stages.len() - 1;
         let mut planless = None;
-        for (only_own, most, effort) in stages {
+        for (stage, (only_own, most, effort)) in stages.into_iter().enumerate() {
+            if stage == last && lends && means.most > means.ready {
+                let supply = means.supply(means.ready, Effort::Reshape);
+                match self.borrow_edges(growth, heap, request, (idle, supply))? {
+                    Grown::Served(address) => return Ok(Some(address)),
+                    Grown::Changed => {
+                        look_again(growth, heap, idle);
+                        own = idle.partition_point(|idle| idle.shard == request.shard);
+                    }
+                    Grown::Unchanged => {}
+                }
+            }
             // Effort shows only once there is a plan.
             if planless == Some((only_own, most)) {
                 continue;
             }
-            let idle_now = if only_own { &idle[..own] } else { &idle[..] };
+            let usable = if only_own { &idle[..own] } else { &idle[..] };
             let supply = means.supply(most, effort);
-            match self.grow_from(growth, heap, request, idle_now, supply)? {
+            match self.grow_from(growth, heap, request, usable, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
                 Grown::Changed => {
-                    self.find_all_idle(growth, heap, request, asked, idle);
-                    idle.retain(|idle| idle.settled || !settled);
+                    look_again(growth, heap, idle);
                     own = idle.partition_point(|idle| idle.shard == request.shard);
                 }
                 Grown::Unchanged => planless = Some((only_own, most)),

@@ -14,6 +14,7 @@
 mod adopt;
 mod allocate;
 mod announce;
+mod borrow;
 mod check;
 mod direct;
 mod dormant;
@@ -23,6 +24,7 @@ mod handles;
 mod idle;
 mod ipc;
 mod ipc_format;
+mod loans;
 mod marks;
 mod out_of_memory;
 mod padded;
@@ -66,6 +68,7 @@ use crate::streams::{Captures, Deferred, Guest};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
 use ipc::Ipc;
+use loans::Loan;
 use marks::Marks;
 use padded::Padded;
 use peaks::Peaks;
@@ -116,6 +119,8 @@ pub(crate) struct Growth {
     parting: Parting,
     /// Since when idle memory is unused.
     marks: Marks,
+    /// What of handles is in use at another place.
+    loans: Vec<Loan>,
     /// When it was last looked for memory that nobody needs.
     looked_us: u64,
     /// Room for a list of idle memory.
@@ -217,6 +222,7 @@ impl Engine {
                 lost: 0,
                 parting: Parting::default(),
                 marks: Marks::default(),
+                loans: Vec::new(),
                 looked_us: 0,
                 idle: Vec::new(),
             })),

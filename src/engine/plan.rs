@@ -60,7 +60,11 @@ impl Engine {
     /// requests need none, since any page holds one whole. For them little is reserved at first,
     /// then each time as much again: the addresses of a thousand heaps are to lie close enough
     /// together for their places in the page map to share pages of it.
-    fn add_range(&self, heap: &mut MutexGuard<'_, Heap>, request: Request) -> Result<bool> {
+    pub(super) fn add_range(
+        &self,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+    ) -> Result<bool> {
         let least = align_up(request.bytes, GRANULE);
         let mut bytes = match request.kind {
             ArenaKind::Small => heap.reserved(request.kind).max(FIRST_SMALL_RANGE),

@@ -111,6 +111,8 @@ impl Engine {
         if self.captures.may_be_under_way(self.device.as_ref())? {
             return Ok(released);
         }
+        // What failed is looked at again with the next request.
+        let _ = self.recall(growth, None, Effort::Reshape);
         let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
             if only.is_some_and(|pool| pool != shard.pool_id()) {

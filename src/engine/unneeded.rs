@@ -4,6 +4,7 @@
 //! that time, whichever bytes those were. A look costs a walk over the free blocks, and comes at
 //! most once in the time that is set: memory goes back after between once and twice that time.
 
+use super::grow::Effort;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
@@ -43,6 +44,7 @@ impl Engine {
     }
 
     fn release_unneeded_views(&self, growth: &mut Growth) -> DeviceResult<()> {
+        self.recall(growth, None, Effort::Usual)?;
         let mut idle = Vec::new();
         for (_, shard) in self.shards.iter() {
             // What a capture used, its graph will use.

@@ -114,7 +114,7 @@ impl Engine {
         }
         let mut known = Vec::new();
         for (_, handle) in growth.store.handles() {
-            let places = handle.active.iter().chain(&handle.dormant);
+            let places = handle.active.iter().chain(&handle.dormant).chain(&handle.lent);
             known.extend(places.map(|place| (place.address, handle.bytes)));
         }
         for (_, shard) in self.shards.iter() {

@@ -27,6 +27,10 @@ pub(crate) enum State {
     Dormant,
     /// Addresses that serve another heap now, with whatever is mapped there.
     Ceded,
+    /// Memory that is in use at other addresses (see `lend`).
+    Lent,
+    /// The part of a borrowed view that was not borrowed.
+    Blocked,
 }
 
 /// One block. Neighbours by address are linked; free blocks are linked in their bin as well, and
@@ -125,6 +129,11 @@ impl BlockTable {
     }
 
     /// A block, where there is one of that number.
+    pub(crate) fn get(&self, id: BlockId) -> Option<&Block> {
+        self.blocks.get(id as usize)
+    }
+
+    /// The same, to be changed.
     #[inline]
     pub(crate) fn get_mut(&mut self, id: BlockId) -> Option<&mut Block> {
         self.blocks.get_mut(id as usize)

@@ -1,6 +1,7 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
+use super::layout::View;
 use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
@@ -91,7 +92,10 @@ impl Heap {
                         return broken("ceded blocks are known", format!("block {id} at {at:#x}"));
                     }
                 }
-                State::Quick => {}
+                State::Blocked if !self.is_blocked(range, block) => {
+                    return broken("only what is not borrowed is blocked", format!("{block:?}"));
+                }
+                State::Quick | State::Lent | State::Blocked => {}
             }
             self.check_block(range, id)?;
             (at, previous, id) = (block.end(), id, block.next);
@@ -101,6 +105,18 @@ impl Heap {
             return broken("blocks tile their range", format!("they end at {at:#x}"));
         }
         Ok(count)
+    }
+
+    /// Whether a block is all that a borrowed view has before or after the part that was borrowed.
+    fn is_blocked(&self, range: &Range, block: &Block) -> bool {
+        let slot = self.slots.get(range.slot_of(block.start) as usize);
+        let view = slot.and_then(|slot| self.view(slot.view));
+        view.is_some_and(|view| {
+            view.part.is_some_and(|(from, to)| {
+                let span = (block.start, block.end());
+                span == (view.address, from) || span == (to, view.end())
+            })
+        })
     }
 
     fn check_block(&self, range: &Range, id: u32) -> Result<(), Error> {
@@ -168,6 +184,14 @@ impl Heap {
     }
 
     fn check_views(&self) -> Result<(), Error> {
+        let blocked = self.blocks().filter(|block| block.state == State::Blocked);
+        let not_borrowed = |view: &View| view.part.map_or(0, |(from, to)| view.bytes - (to - from));
+        let expected: Bytes = self.views().map(|(_, view)| not_borrowed(view)).sum();
+        let blocked: Bytes = blocked.map(|block| block.bytes).sum();
+        if blocked != expected {
+            let detail = format!("{blocked} bytes blocked, {expected} not borrowed");
+            return broken("all that is not borrowed is blocked", detail);
+        }
         for (id, view) in self.views() {
             let Some(range) = &self.ranges[view.range as usize] else {
                 return broken("views lie in ranges", format!("view {id}: {view:?}"));

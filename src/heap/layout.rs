@@ -18,6 +18,8 @@ pub(crate) struct View {
     pub(crate) active: bool,
     pub(crate) kind: ArenaKind,
     pub(crate) range: u32,
+    /// Of a borrowed view: the part that is this heap's.
+    pub(crate) part: Option<(Address, Address)>,
 }
 
 impl View {
@@ -57,7 +59,7 @@ impl Heap {
     /// Makes a block without memory, which is in no index, free memory on a new active view.
     pub(super) fn back(&mut self, id: BlockId, handle: u32) -> (ViewId, Vec<(Address, u32)>) {
         let Block { start: address, bytes, arena: kind, range, .. } = self.blocks[id];
-        let view = View { address, bytes, handle, active: true, kind, range };
+        let view = View { address, bytes, handle, active: true, kind, range, part: None };
         let view = self.insert_view(view);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
@@ -138,11 +140,21 @@ impl Heap {
     /// Cuts the free block over an idle view so that one block, in no index, is exactly the view.
     pub(super) fn isolate(&mut self, view: ViewId) -> Option<BlockId> {
         let View { address, bytes, kind, .. } = self.view(view)?.clone();
-        let id = self.free_block_over(address, bytes, kind)?;
+        self.cut_free(address, bytes, kind)
+    }
+
+    /// Cuts the free block over a span so that one block, in no index, is exactly the span.
+    pub(super) fn cut_free(
+        &mut self,
+        start: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+    ) -> Option<BlockId> {
+        let id = self.free_block_over(start, bytes, kind)?;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
-        if self.blocks[id].start < address {
-            let front = address - self.blocks[id].start;
+        if self.blocks[id].start < start {
+            let front = start - self.blocks[id].start;
             middle = self.split(id, front);
             self.index(id);
         }
@@ -211,7 +223,7 @@ impl Heap {
         views.filter_map(|(id, view)| view.as_ref().map(|view| (id as ViewId, view)))
     }
 
-    fn insert_view(&mut self, view: View) -> ViewId {
+    pub(super) fn insert_view(&mut self, view: View) -> ViewId {
         if let Some(id) = self.vacant_views.pop() {
             self.views[id as usize] = Some(view);
             return id;

@@ -48,7 +48,9 @@ impl Heap {
         match block.state {
             State::Live | State::Shared => Lookup::Interior(block.start, block.requested),
             State::Quick | State::Pending | State::Free => Lookup::Freed,
-            State::Hole | State::Dormant | State::Ceded => Lookup::Nothing,
+            State::Hole | State::Dormant | State::Ceded | State::Lent | State::Blocked => {
+                Lookup::Nothing
+            }
         }
     }
 }

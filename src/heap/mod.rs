@@ -13,7 +13,9 @@
 //! views. A *hole* has no memory. A *dormant* block is a view whose handle is in use at another
 //! address now; when that use ends, the view can be made active again with no call to the driver.
 //! A *ceded* block is a part of the range that another heap uses: whole views on which nothing
-//! lives pass from heap to heap where they are, with no call to the driver either.
+//! lives pass from heap to heap where they are, with no call to the driver either. A *lent* block
+//! is memory that another heap uses at other addresses, where the same handle is mapped as well;
+//! what that heap does not use of the handle is *blocked* there (see `lend`).
 //!
 //! Ranges that are whole segments of the device (no virtual memory) have no views and no holes.
 
@@ -27,6 +29,7 @@ mod free_index;
 mod hold;
 mod idle;
 mod layout;
+mod lend;
 mod lookup;
 mod plan;
 mod quick;
@@ -40,9 +43,10 @@ use std::collections::BTreeMap;
 
 pub(crate) use block::{BlockId, NONE, State};
 pub(crate) use layout::{IdleView, ViewId};
+pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
-pub(crate) use size::{ArenaKind, Divisions, SMALL_MAX, class_of, rounded};
+pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
 use crate::units::{Address, Bytes, GRANULE};
@@ -365,18 +369,6 @@ impl Heap {
     pub(crate) fn free_outside(&mut self, kind: ArenaKind, bytes: Bytes, requested: Bytes) {
         self.tally.free(kind, bytes, requested);
         self.outside.free(kind, bytes, requested);
-    }
-
-    /// Every block of every range, by address within a range.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockView> + '_ {
-        self.ranges.iter().flatten().flat_map(move |range| {
-            let mut id = range.first;
-            std::iter::from_fn(move || {
-                let found = (id != NONE).then_some(id)?;
-                id = self.blocks[found].next;
-                Some(self.block(found))
-            })
-        })
     }
 }
 

@@ -125,7 +125,13 @@ impl Heap {
                 let handle = self.view(block.view)?.handle;
                 rules.is_usable(handle).then_some(Part::Dormant(block.view, handle))
             }
-            State::Quick | State::Live | State::Shared | State::Pending | State::Ceded => None,
+            State::Quick
+            | State::Live
+            | State::Shared
+            | State::Pending
+            | State::Ceded
+            | State::Lent
+            | State::Blocked => None,
         }
     }
 

@@ -22,6 +22,18 @@ impl Run {
 }
 
 impl Heap {
+    /// Every block of every range, by address within a range.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockView> + '_ {
+        self.ranges.iter().flatten().flat_map(move |range| {
+            let mut id = range.first;
+            std::iter::from_fn(move || {
+                let found = (id != NONE).then_some(id)?;
+                id = self.blocks[found].next;
+                Some(self.block(found))
+            })
+        })
+    }
+
     /// All its memory. Blocks that are free, or kept aside, do not tell what was asked for.
     pub(crate) fn runs(&self) -> Vec<Run> {
         let mut runs = Vec::new();
@@ -32,7 +44,7 @@ impl Heap {
                 let mut block = self.block(id);
                 id = self.blocks[id].next;
                 match block.state {
-                    State::Hole | State::Dormant | State::Ceded => {
+                    State::Hole | State::Dormant | State::Ceded | State::Lent | State::Blocked => {
                         runs.push(std::mem::replace(&mut run, begin()));
                         continue;
                     }
@@ -47,10 +59,11 @@ impl Heap {
         runs
     }
 
-    /// The handles under a span, all of which has memory.
+    /// The handles under a span, all of which has memory; of those at its edges, which may be lent,
+    /// some part.
     pub(crate) fn handles_in(&self, (start, bytes): (Address, Bytes)) -> impl Iterator<Item = u32> {
         let inside = self.views().filter(move |(_, view)| {
-            view.active && start <= view.address && view.address < start + bytes
+            view.active && start < view.end() && view.address < start + bytes
         });
         inside.map(|(_, view)| view.handle)
     }

@@ -3,7 +3,7 @@
 //! `docs/policy-notes.md` has the measurements that chose it.
 
 use crate::config::Config;
-use crate::units::{Bytes, GRANULE, MIB};
+use crate::units::{Bytes, GRANULE, KIB, MIB};
 
 /// What the driver's calls cost on an H100, in microseconds. Save for giving memory back, the price
 /// is by the handle, whatever its length.
@@ -57,6 +57,14 @@ pub(crate) struct Policy {
     pub(crate) driver_share: u64,
     /// and one request this share of what is left of it.
     pub(crate) left_share: u64,
+    /// The shortest remainder that is lent to small requests in place of a page of their own.
+    pub(crate) lent_to_small: Bytes,
+    /// Requests shorter than this are made up of whole handles between remainders even where idle
+    /// memory would serve them where it lies, if that saves so many bytes for each call,
+    pub(crate) early_loan_request: Bytes,
+    pub(crate) early_loan_worth: Bytes,
+    /// as long as the driver has taken less than this share of all time.
+    pub(crate) early_loan_share: u64,
     /// Whether idle memory of other heaps is used at all.
     pub(crate) steal: bool,
 }
@@ -78,6 +86,10 @@ impl Policy {
             waiting_share: 10,
             driver_share: 110,
             left_share: 4,
+            lent_to_small: 512 * KIB,
+            early_loan_request: 24 * MIB,
+            early_loan_worth: 128 * KIB,
+            early_loan_share: 112,
             steal: config.steal,
         }
     }
@@ -114,6 +126,17 @@ impl Policy {
     pub(crate) fn may_move(&self, spent_us: u64, now_us: u64, allocations: u64) -> bool {
         let elsewhere_us = now_us.saturating_sub(allocations * self.allocation_ns / 1000);
         spent_us < self.moving_burst_us + elsewhere_us / self.moving_share
+    }
+
+    /// Whether a request is made up of whole handles between remainders while there is idle memory
+    /// that would serve it where it lies: that costs a call for each handle and each remainder, and
+    /// keeps what the request's last handle has beyond it from being one more remainder.
+    pub(crate) fn may_lend_early(&self, request: Bytes, spent_us: u64, now_us: u64) -> bool {
+        let calls = request / GRANULE + 1;
+        let saved = GRANULE - request % GRANULE;
+        request < self.early_loan_request
+            && saved >= calls * self.early_loan_worth
+            && spent_us + calls * self.move_us < now_us / self.early_loan_share
     }
 
     /// Whether a request takes memory that queued work still uses, and waits for it, rather than
@@ -159,6 +182,16 @@ mod tests {
         assert!(policy.may_move(policy.moving_burst_us - 1, second, 10_000_000));
         assert!(!policy.may_move(policy.moving_burst_us, second, 10_000_000));
         assert!(!policy.may_move(policy.moving_burst_us, second, u64::from(u32::MAX)));
+    }
+
+    #[test]
+    fn early_loans_are_made_where_they_save_much_and_time_is_left() {
+        let policy = policy();
+        let day = 86_400_000_000;
+        assert!(policy.may_lend_early(8 * MIB + MIB / 2, 0, day));
+        assert!(!policy.may_lend_early(8 * MIB + 2 * MIB - 4 * KIB, 0, day), "nothing saved");
+        assert!(!policy.may_lend_early(30 * MIB, 0, day), "too many calls");
+        assert!(!policy.may_lend_early(8 * MIB + MIB / 2, day / policy.early_loan_share, day));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The device's handles, and the driver calls that make, map, unmap and release them. Every method
 //! leaves the store as it was, or as it should be: a failed step is undone.
 
+mod counts;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -33,6 +35,8 @@ pub(crate) struct Handle {
     pub(crate) active: Option<Place>,
     /// Where else it is mapped.
     pub(crate) dormant: Vec<Place>,
+    /// Where parts of it are in use that are lent.
+    pub(crate) lent: Vec<Place>,
     /// Where it is mapped but was not made accessible.
     closed: Vec<Address>,
     /// How many handles and segments there were before it.
@@ -129,84 +133,6 @@ impl Store {
         self.ceiling = Bytes::MAX;
     }
 
-    /// Counts memory taken from the device.
-    pub(crate) fn count_taken(&mut self, bytes: Bytes) {
-        self.device_allocs += 1;
-        self.reserved.increase(bytes as i64);
-        self.announce_reserved();
-    }
-
-    /// Counts memory given back to the device.
-    pub(crate) fn count_given(&mut self, bytes: Bytes) {
-        self.device_frees += 1;
-        self.reserved.decrease(bytes as i64);
-        self.announce_reserved();
-    }
-
-    /// Numbers a new segment.
-    pub(crate) fn note_segment(&mut self, base: Address) {
-        self.segments.insert(base, self.born);
-        self.born += 1;
-    }
-
-    /// Forgets a segment's number.
-    pub(crate) fn forget_segment(&mut self, base: Address) {
-        self.segments.remove(&base);
-    }
-
-    /// How many handles and segments there were before a segment.
-    pub(crate) fn segment_born(&self, base: Address) -> u64 {
-        self.segments.get(&base).copied().unwrap_or(0)
-    }
-
-    fn announce_reserved(&self) {
-        if let Some(announcer) = &self.announcer {
-            announcer.reserved(self.reserved.current);
-        }
-    }
-
-    /// Tells of a segment in which blocks will lie. Of mapped handles nobody is told: tools refuse
-    /// them.
-    pub(crate) fn tell_segment(&self, address: Address, bytes: Bytes) {
-        if let Some(announcer) = &self.announcer {
-            announcer.mapped(address, bytes);
-        }
-    }
-
-    /// Tells that this segment is about to go.
-    pub(crate) fn tell_segment_end(&self, address: Address) {
-        if let Some(announcer) = &self.announcer {
-            announcer.unmapping(address);
-        }
-    }
-
-    /// Counts memory that begins to serve requests of one kind.
-    pub(crate) fn count_serving(&mut self, kind: ArenaKind, bytes: Bytes) {
-        self.by_kind[kind as usize].increase(bytes as i64);
-    }
-
-    /// Counts memory that ceases to serve requests of one kind.
-    pub(crate) fn count_idle(&mut self, kind: ArenaKind, bytes: Bytes) {
-        self.by_kind[kind as usize].decrease(bytes as i64);
-    }
-
-    /// What is taken from the device, as a statistic.
-    pub(crate) fn reserved_bytes(&self) -> StatArray {
-        let [small_pool, large_pool] = self.by_kind;
-        StatArray { all: self.reserved, small_pool, large_pool }
-    }
-
-    pub(crate) fn reset_peaks(&mut self) {
-        self.reserved.reset_peak();
-        self.by_kind.iter_mut().for_each(Stat::reset_peak);
-    }
-
-    pub(crate) fn reset_accumulated(&mut self) {
-        self.reserved.reset_accumulated();
-        self.by_kind.iter_mut().for_each(Stat::reset_accumulated);
-        (self.device_allocs, self.device_frees) = (0, 0);
-    }
-
     /// Makes a spare handle; `None` where the limit or the device has no room.
     pub(crate) fn create(&mut self, bytes: Bytes) -> DeviceResult<Option<u32>> {
         if bytes > self.headroom() {
@@ -228,8 +154,8 @@ impl Store {
         self.count_taken(bytes);
         let born = self.born;
         self.born += 1;
-        let (dormant, closed) = (Vec::new(), Vec::new());
-        let handle = Some(Handle { id, bytes, active: None, dormant, closed, born });
+        let (dormant, lent, closed) = (Vec::new(), Vec::new(), Vec::new());
+        let handle = Some(Handle { id, bytes, active: None, dormant, lent, closed, born });
         let number = match self.vacant.pop() {
             Some(number) => {
                 self.handles[number as usize] = handle;
@@ -378,12 +304,36 @@ impl Store {
         }
     }
 
+    /// A part of the handle is in use at `place` too from now on.
+    pub(crate) fn lend(&mut self, number: u32, place: Place) {
+        if let Some(handle) = self.handle_mut(number) {
+            debug_assert!(handle.active.is_some());
+            handle.lent.push(place);
+        }
+    }
+
+    /// No longer: that place is dormant, and nothing uses it after the mark `since` of its stream.
+    pub(crate) fn end_loan(&mut self, number: u32, view: (u32, u32), since: u64) {
+        let Some(handle) = self.handle_mut(number) else {
+            return;
+        };
+        let Some(at) = handle.lent.iter().position(|place| (place.shard, place.view) == view)
+        else {
+            return;
+        };
+        let place = handle.lent.swap_remove(at);
+        handle.dormant.push(place);
+        self.dormant += 1;
+        self.parked.push_back(Parked { number, place, since });
+    }
+
     /// Gives a spare handle that is mapped nowhere back to the device.
     pub(crate) fn release(&mut self, number: u32) -> DeviceResult<()> {
         let Some(handle) = self.handle(number) else {
             return Ok(());
         };
         debug_assert!(handle.active.is_none() && handle.dormant.is_empty());
+        debug_assert!(handle.lent.is_empty());
         let bytes = handle.bytes;
         self.device.release(handle.id)?;
         self.spent_us += price::release_us(bytes);

@@ -48,15 +48,37 @@ impl Model {
                 assert_eq!(self.live.remove(&at), Some((bytes, stream, true)), "{entry:?}");
             }
             Action::SegmentMap | Action::SegmentAlloc => {
-                let above = self.memory.range(at..at + bytes).next();
-                assert_eq!(above, None, "memory already: {entry:?}");
+                let touched = self.memory.range(..at + bytes).find(|(_, piece)| piece.0 > at);
+                assert_eq!(touched, None, "memory already: {entry:?}");
                 self.memory.insert(at, (at + bytes, stream));
             }
             Action::SegmentUnmap | Action::SegmentFree => {
-                assert_eq!(self.memory.remove(&at), Some((at + bytes, stream)), "{entry:?}");
+                assert!(self.covers(at, bytes, stream), "no memory there: {entry:?}");
+                self.forget(at, at + bytes);
                 assert_eq!(self.live.range(at..at + bytes).next(), None, "used: {entry:?}");
             }
             Action::Snapshot | Action::OutOfMemory | Action::UserDefined => {}
+        }
+    }
+
+    /// Takes a span out of the memory, which may be a part of some pieces.
+    fn forget(&mut self, from: Address, to: Address) {
+        let touched: Vec<_> = self
+            .memory
+            .range(..to)
+            .filter(|(_, piece)| piece.0 > from)
+            .map(|(at, _)| *at)
+            .collect();
+        for start in touched {
+            let Some((end, stream)) = self.memory.remove(&start) else {
+                continue;
+            };
+            if start < from {
+                self.memory.insert(start, (from, stream));
+            }
+            if end > to {
+                self.memory.insert(to, (end, stream));
+            }
         }
     }
 

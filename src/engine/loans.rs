@@ -1,0 +1,229 @@
+//! Loans: what is left of handles beside live blocks serves other requests, of any heap, through a
+//! second mapping of the handle (see `heap::lend`). Nothing moves for it.
+//!
+//! A loan ends when nothing lives in what was borrowed and somebody looks for memory: the
+//! borrower's view is dormant then, and the lender's block free. The streams of the two are ordered
+//! both times, as where a handle passes between them.
+
+use super::grow::{Effort, Request};
+use super::shards::Shard;
+use super::{Engine, Growth};
+use crate::device::DeviceResult;
+use crate::error::Result;
+use crate::heap::{ArenaKind, Heap, Remainder};
+use crate::lock::MutexGuard;
+use crate::observe::Action;
+use crate::pages::Place;
+use crate::units::{Address, Bytes};
+
+/// A part of a handle that is in use at another place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Loan {
+    pub(super) handle: u32,
+    /// The lender's heap, and the block there.
+    pub(super) lender: u32,
+    pub(super) block: u32,
+    /// The borrower's heap, and the view there.
+    pub(super) borrower: u32,
+    pub(super) view: u32,
+}
+
+/// What a heap could lend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    pub(super) shard: u32,
+    pub(super) part: Remainder,
+}
+
+/// The heap whose lock the caller holds.
+type Held<'a, 'b> = Option<(u32, &'a mut MutexGuard<'b, Heap>)>;
+
+impl Engine {
+    /// Lends `bytes` at `start`, in a remainder, to the request's heap: the handle is mapped at
+    /// `address`, in a hole, as well. False where it is not free any more, or where the streams
+    /// cannot be ordered because one is being captured.
+    pub(super) fn borrow(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        Request { shard: borrower, kind, .. }: Request,
+        Source { shard: lender, part }: Source,
+        (start, bytes): (Address, Bytes),
+        address: Address,
+    ) -> Result<bool> {
+        let span = (start, bytes);
+        let Some(block) = self.lend(growth, heap, borrower, (lender, part.kind), span)? else {
+            return Ok(false);
+        };
+        let (number, length) = (part.handle, part.view.1);
+        let from = address + (start - part.view.0);
+        let Some((view, slots)) = heap.borrow((address, length), number, (from, from + bytes))
+        else {
+            self.end_lending(lender, block, &mut Some((borrower, heap)));
+            return Ok(false);
+        };
+        let place = Place { shard: borrower, view, address, kind };
+        if let Err(error) = growth.store.map(number, address) {
+            heap.repay(view);
+            if growth.store.is_closed(number, address) {
+                // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
+                growth.store.lend(number, place);
+                growth.store.end_loan(number, (borrower, view), heap.mark());
+            } else {
+                heap.drop_dormant(view);
+            }
+            self.end_lending(lender, block, &mut Some((borrower, heap)));
+            return Err(error.into());
+        }
+        growth.store.lend(number, place);
+        growth.loans.push(Loan { handle: number, lender, block, borrower, view });
+        growth.moving_us += self.policy.move_us;
+        self.publish(borrower, &slots);
+        self.note_mapped(address, length);
+        self.record_memory(Action::SegmentUnmap, lender, start, bytes);
+        self.record_memory(Action::SegmentMap, borrower, from, bytes);
+        Ok(true)
+    }
+
+    /// The lender's part of it: gives the block that is lent. Work queued on the taker's stream
+    /// runs after whatever still uses it.
+    fn lend(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        taker: u32,
+        (lender, kind): (u32, ArenaKind),
+        (start, bytes): (Address, Bytes),
+    ) -> Result<Option<u32>> {
+        if lender == taker {
+            return Ok(heap.lend(start, bytes, kind));
+        }
+        let (Some(from), Some(to)) = (self.shards.get(lender), self.shards.get(taker)) else {
+            return Ok(None);
+        };
+        let mut other = from.heap.lock();
+        let Some(since) = other.free_since(start, bytes, kind) else {
+            growth.lost += 1;
+            return Ok(None);
+        };
+        if !self.order_after(growth, (from, since), to)? {
+            return Ok(None);
+        }
+        Ok(other.lend(start, bytes, kind))
+    }
+
+    /// A block that was lent is free memory of the lender again.
+    fn end_lending(&self, lender: u32, block: u32, held: &mut Held<'_, '_>) {
+        match held {
+            Some((number, heap)) if *number == lender => heap.take_back(block),
+            _ => {
+                if let Some(shard) = self.shards.get(lender) {
+                    shard.heap.lock().take_back(block);
+                }
+            }
+        }
+    }
+
+    /// Ends loans in which nothing lives; true where there was one. The usual effort ends those
+    /// that keep a handle from being idle, as far as nothing queued uses them.
+    pub(super) fn recall(
+        &self,
+        growth: &mut Growth,
+        mut held: Held<'_, '_>,
+        effort: Effort,
+    ) -> DeviceResult<bool> {
+        let (mut at, mut any) = (0, false);
+        while let Some(&loan) = growth.loans.get(at) {
+            if self.end_loan(growth, &mut held, loan, effort)? {
+                growth.loans.swap_remove(at);
+                any = true;
+            } else {
+                at += 1;
+            }
+        }
+        Ok(any)
+    }
+
+    fn end_loan(
+        &self,
+        growth: &mut Growth,
+        held: &mut Held<'_, '_>,
+        loan: Loan,
+        effort: Effort,
+    ) -> DeviceResult<bool> {
+        if effort == Effort::Usual && !self.keeps_from_being_idle(loan, held) {
+            return Ok(false);
+        }
+        let (Some(lender), Some(borrower)) =
+            (self.shards.get(loan.lender), self.shards.get(loan.borrower))
+        else {
+            return Ok(false);
+        };
+        let repaid = match held {
+            Some((number, heap)) if *number == loan.borrower => {
+                self.repay(growth, (borrower, heap), lender, loan, effort)?
+            }
+            _ => self.repay(growth, (borrower, &mut borrower.heap.lock()), lender, loan, effort)?,
+        };
+        if repaid {
+            self.end_lending(loan.lender, loan.block, held);
+        }
+        Ok(repaid)
+    }
+
+    fn keeps_from_being_idle(&self, loan: Loan, held: &Held<'_, '_>) -> bool {
+        match held {
+            Some((number, heap)) if *number == loan.lender => {
+                heap.is_idle_but_for_loans(loan.block)
+            }
+            _ => {
+                let lender = self.shards.get(loan.lender);
+                lender.is_some_and(|lender| lender.heap.lock().is_idle_but_for_loans(loan.block))
+            }
+        }
+    }
+
+    /// The borrower's part of the end, where nothing lives in what was borrowed. Work queued on the
+    /// lender's stream runs after whatever still uses it.
+    fn repay(
+        &self,
+        growth: &mut Growth,
+        (borrower, heap): (&Shard, &mut MutexGuard<'_, Heap>),
+        lender: &Shard,
+        loan: Loan,
+        effort: Effort,
+    ) -> DeviceResult<bool> {
+        if effort == Effort::Reshape {
+            heap.flush_quick();
+        }
+        let Some(since) = heap.unused_since(loan.view) else {
+            return Ok(false);
+        };
+        if borrower.number != lender.number {
+            let waits = effort == Effort::Usual && borrower.stream != lender.stream;
+            if waits && self.look_at_marks(&mut growth.marks, borrower, heap, since) <= since {
+                return Ok(false);
+            }
+            if !self.order_after(growth, (borrower, since), lender)? {
+                return Ok(false);
+            }
+        }
+        let part = heap.view(loan.view).and_then(|view| Some((view.address, view.part?)));
+        let Some((address, bytes)) = heap.repay(loan.view) else {
+            return Ok(false);
+        };
+        let place = growth.store.handle(loan.handle).and_then(|handle| handle.active);
+        if let Some(((at, (from, to)), place)) = part.zip(place) {
+            self.record_memory(Action::SegmentUnmap, borrower.number, from, to - from);
+            let back = place.address + (from - at);
+            self.record_memory(Action::SegmentMap, lender.number, back, to - from);
+        }
+        self.retract(address, bytes);
+        growth.store.end_loan(loan.handle, (loan.borrower, loan.view), heap.mark());
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[path = "loans_tests.rs"]
+mod tests;
