@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use common::{GPU, Random, Rig, capacity, config};
 use plugalloc::Config;
-use plugalloc::units::{Address, Bytes, GRANULE, KIB, MIB, StreamId, align_up};
+use plugalloc::units::{Address, Bytes, GRANULE, KIB, MIB, StreamId, align_down, align_up};
 
 /// What a trace does next.
 #[derive(Clone, Copy, Debug)]
@@ -233,8 +233,8 @@ impl Replay {
 
     /// The most room behind a large block of the stream, up to the end of its page, that a large
     /// request could begin in: nothing lives there, nor further on as far as the request reaches.
-    /// Where one would suffice for what is `lacking`, it counts unless it is lent: like a page,
-    /// what is lent is in use as long as anything lives there.
+    /// Where one would suffice for what is `lacking`, what of it is in use at other addresses does
+    /// not count.
     fn room_in_place(&self, bytes: Bytes, lacking: Bytes, stream: StreamId) -> Bytes {
         if bytes <= MIB {
             return 0;
@@ -249,18 +249,24 @@ impl Replay {
             let reaches = next.is_none_or(|&next| next >= align_up(end + bytes, GRANULE));
             reaches.then_some((end, page_end - end))
         });
-        let is_free = |&(at, room): &(Address, Bytes)| room < lacking || self.is_free(at, room);
-        rooms.filter(is_free).map(|(_, room)| room).max().unwrap_or(0)
+        let rooms = rooms.map(|(at, room)| match room < lacking {
+            true => room,
+            false => self.unused_at_end(at, room),
+        });
+        rooms.max().unwrap_or(0)
     }
 
-    /// Whether no live block has any of this memory at other addresses: writes to it and looks.
-    fn is_free(&self, at: Address, room: Bytes) -> bool {
-        self.live.values().for_each(|&(at, bytes, stream)| self.rig.fill(at, 0, bytes, stream));
+    /// How much at the end of this memory no live block has at other addresses: writes to it, then
+    /// to all that is live, and looks.
+    fn unused_at_end(&self, at: Address, room: Bytes) -> Bytes {
         self.rig.fill(at, 0xee, room, StreamId(0x100));
-        let is_zero = |&(at, bytes, _): &(Address, Bytes, StreamId)| {
-            self.rig.read(at, bytes) == vec![0; bytes as usize]
-        };
-        self.live.values().all(is_zero)
+        for &(block, _, stream) in self.live.values() {
+            let served = self.rig.allocator.block(block).unwrap().bytes;
+            self.rig.fill(block, 0, served, stream);
+        }
+        let found = self.rig.read(at, room);
+        let unused = found.iter().rev().take_while(|&&byte| byte == 0xee).count();
+        align_down(unused as Bytes, 4 * KIB)
     }
 
     fn finish(self) {

@@ -125,7 +125,8 @@ impl Engine {
     }
 
     /// Ends loans in which nothing lives; true where there was one. The usual effort ends those
-    /// that keep a handle from being idle, as far as nothing queued uses them.
+    /// that keep a handle from being idle, as far as nothing queued uses them. Before a request
+    /// fails, the others give back what nobody uses at their ends.
     pub(super) fn recall(
         &self,
         growth: &mut Growth,
@@ -137,9 +138,15 @@ impl Engine {
             if self.end_loan(growth, &mut held, loan, effort)? {
                 growth.loans.swap_remove(at);
                 any = true;
-            } else {
-                at += 1;
+                continue;
             }
+            if effort == Effort::Reshape
+                && let Some(block) = self.shrink_loan(growth, &mut held, loan)?
+            {
+                growth.loans[at].block = block;
+                any = true;
+            }
+            at += 1;
         }
         Ok(any)
     }
@@ -169,6 +176,61 @@ impl Engine {
             self.end_lending(loan.lender, loan.block, held);
         }
         Ok(repaid)
+    }
+
+    /// Lets a loan give back what nobody uses at its ends; gives what is the lender's block then.
+    fn shrink_loan(
+        &self,
+        growth: &mut Growth,
+        held: &mut Held<'_, '_>,
+        loan: Loan,
+    ) -> DeviceResult<Option<u32>> {
+        let (Some(lender), Some(borrower)) =
+            (self.shards.get(loan.lender), self.shards.get(loan.borrower))
+        else {
+            return Ok(None);
+        };
+        let ends = match held {
+            Some((number, heap)) if *number == loan.borrower => {
+                self.repay_ends(growth, (borrower, heap), lender, loan)?
+            }
+            _ => self.repay_ends(growth, (borrower, &mut borrower.heap.lock()), lender, loan)?,
+        };
+        Ok(ends.map(|ends| match held {
+            Some((number, heap)) if *number == loan.lender => heap.take_ends_back(loan.block, ends),
+            _ => lender.heap.lock().take_ends_back(loan.block, ends),
+        }))
+    }
+
+    /// The borrower's part of it; gives how much it is at both ends.
+    fn repay_ends(
+        &self,
+        growth: &mut Growth,
+        (borrower, heap): (&Shard, &mut MutexGuard<'_, Heap>),
+        lender: &Shard,
+        loan: Loan,
+    ) -> DeviceResult<Option<(Bytes, Bytes)>> {
+        let Some((ends, since)) = heap.free_ends(loan.view) else {
+            return Ok(None);
+        };
+        if borrower.number != lender.number
+            && !self.order_after(growth, (borrower, since), lender)?
+        {
+            return Ok(None);
+        }
+        let at = heap.view(loan.view).map(|view| view.address);
+        let part = heap.repay_ends(loan.view, ends);
+        let place = growth.store.handle(loan.handle).and_then(|handle| handle.active);
+        if let (Some(at), Some((from, to)), Some(place)) = (at, part, place) {
+            for (start, bytes) in [(from, ends.0), (to - ends.1, ends.1)] {
+                if bytes > 0 {
+                    let back = place.address + (start - at);
+                    self.record_memory(Action::SegmentUnmap, borrower.number, start, bytes);
+                    self.record_memory(Action::SegmentMap, lender.number, back, bytes);
+                }
+            }
+        }
+        Ok(part.map(|_| ends))
     }
 
     fn keeps_from_being_idle(&self, loan: Loan, held: &Held<'_, '_>) -> bool {

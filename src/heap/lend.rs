@@ -13,9 +13,9 @@
 
 use super::block::{Block, BlockId, State};
 use super::layout::{View, ViewId};
-use super::size::ArenaKind;
+use super::size::{ArenaKind, LARGE_UNIT};
 use super::{Heap, join};
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, align_down};
 
 /// A part of a view on which nothing lives, while something does on the rest of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +202,76 @@ impl Heap {
         Some((address, bytes))
     }
 
+    /// How much of what was borrowed with a view nobody uses at its start and at its end, in units
+    /// that large requests come in, and the mark after the last use of that. `None` where that is
+    /// nothing, or where the view has to stay as it is.
+    pub(crate) fn free_ends(&self, view: ViewId) -> Option<((Bytes, Bytes), u64)> {
+        let view = self.view(view).filter(|view| !self.holds.at(view.address))?;
+        let (from, to) = view.part?;
+        let free = |at: Address| self.block_over(at).filter(|block| block.state == State::Free);
+        let (first, last) = (free(from), free(to - 1));
+        let front = first.map_or(0, |block| align_down(block.end().min(to) - from, LARGE_UNIT));
+        let back = last.map_or(0, |block| align_down(to - block.start.max(from), LARGE_UNIT));
+        let since = [first, last].into_iter().flatten().map(|block| block.since).max()?;
+        (front + back > 0 && front + back < to - from).then_some(((front, back), since))
+    }
+
+    /// Gives back so much at the start and at the end of what was borrowed with a view, where
+    /// nothing lives; gives what was borrowed before.
+    pub(crate) fn repay_ends(
+        &mut self,
+        view: ViewId,
+        (front, back): (Bytes, Bytes),
+    ) -> Option<(Address, Address)> {
+        let View { address, bytes, kind, part, .. } = self.view(view)?.clone();
+        let (from, to) = part?;
+        if front > 0 {
+            let id = self.cut_free(from, front, kind)?;
+            self.blocks[id].state = State::Blocked;
+            if address < from {
+                let previous = self.blocks[id].previous;
+                join(&mut self.blocks, previous, id);
+            }
+            self.set_part(view, (from + front, to));
+        }
+        if back > 0 {
+            let id = self.cut_free(to - back, back, kind)?;
+            self.blocks[id].state = State::Blocked;
+            if to < address + bytes {
+                let next = self.blocks[id].next;
+                join(&mut self.blocks, id, next);
+            }
+            self.set_part(view, (from + front, to - back));
+        }
+        part
+    }
+
+    fn set_part(&mut self, view: ViewId, part: (Address, Address)) {
+        if let Some(view) = &mut self.views[view as usize] {
+            view.part = Some(part);
+        }
+    }
+
+    /// Takes back so much at the start and at the end of a lent block: free memory whose last use
+    /// comes before the next mark. Gives the block that is still lent.
+    pub(crate) fn take_ends_back(
+        &mut self,
+        mut id: BlockId,
+        (front, back): (Bytes, Bytes),
+    ) -> BlockId {
+        debug_assert_eq!(self.blocks[id].state, State::Lent);
+        if back > 0 {
+            let rest = self.split(id, self.blocks[id].bytes - back);
+            self.take_back(rest);
+        }
+        if front > 0 {
+            let rest = self.split(id, front);
+            self.take_back(id);
+            id = rest;
+        }
+        id
+    }
+
     /// Where a hole of `bytes` begins, if there is one.
     pub(crate) fn hole_of(&self, bytes: Bytes, kind: ArenaKind) -> Option<Address> {
         let mut gaps = self.arenas[kind as usize].gaps.values();
@@ -290,6 +360,40 @@ mod tests {
         assert!(!from.is_idle_but_for_loans(block), "a block lives on the lender's handle");
         from.take_back(block);
         assert_eq!((from.cached(), to.cached()), (MIB / 2, GRANULE));
+        for heap in [&from, &to] {
+            heap.is_valid().unwrap();
+        }
+    }
+
+    #[test]
+    fn free_ends_of_a_loan_go_back_while_its_middle_is_in_use() {
+        let (mut from, mut to) = (lender(), borrower());
+        let part = remainders(&from)[0];
+        let block = from.lend(part.start, part.bytes, KIND).unwrap();
+        let start = OTHER + (part.start - part.view.0);
+        let (view, slots) =
+            to.borrow((OTHER, GRANULE), part.handle, (start, OTHER + GRANULE)).unwrap();
+        let blocks = [(0, 8), (8, 16), (24, 4)].map(|(at, kib): (u64, u64)| {
+            to.allocate_at(start + (at << 10), kib << 10, kib << 10, KIND).unwrap()
+        });
+        assert_eq!(to.free_ends(view).unwrap().0, (0, part.bytes - (28 << 10)));
+        assert!(to.free(slots[0].1, blocks[0]) && to.free(slots[0].1, blocks[2]));
+        to.flush_quick();
+        let (ends, _) = to.free_ends(view).unwrap();
+        assert_eq!(ends, (8 << 10, part.bytes - (24 << 10)));
+        assert_eq!(to.repay_ends(view, ends), Some((start, OTHER + GRANULE)));
+        let block = from.take_ends_back(block, ends);
+        assert_eq!(from.cached(), part.bytes - (16 << 10));
+        assert_eq!((to.cached(), to.free_ends(view)), (0, None));
+        assert_eq!(from.block(block).start, part.start + ends.0);
+        for heap in [&from, &to] {
+            heap.is_valid().unwrap();
+        }
+        assert!(to.free(slots[0].1, blocks[1]));
+        to.flush_quick();
+        assert_eq!(to.repay(view), Some((OTHER, GRANULE)));
+        from.take_back(block);
+        assert_eq!((from.cached(), to.cached()), (part.bytes, 0));
         for heap in [&from, &to] {
             heap.is_valid().unwrap();
         }

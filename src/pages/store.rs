@@ -11,7 +11,7 @@ use crate::device::{Device, DeviceResult, HandleId};
 use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
 use crate::nvtx::Announcer;
-use crate::stat::{Stat, StatArray};
+use crate::stat::Stat;
 use crate::units::{Address, Bytes};
 
 /// Where a handle is mapped.
