@@ -84,7 +84,8 @@ fn a_third_stream_that_was_recorded_holds_the_loan_up() {
     rig.finish();
 }
 
-const STREAMS: [StreamId; 4] = [StreamId(0x100), StreamId(0x101), StreamId(0x102), StreamId(0x103)];
+/// On which what is left of streams that ended is looked at.
+const REST: StreamId = StreamId(0xeee);
 
 /// A block and the bytes in it.
 struct Live {
@@ -99,8 +100,9 @@ struct Seen {
     value: u8,
 }
 
-/// Random blocks of four streams, whose work is held back now and then, in less memory than they
-/// would like. Gives how many requests were served and refused.
+/// Random blocks of four streams, whose work is held back now and then and which end at times, for
+/// others to take their place, in less memory than they would like. Gives how many requests were
+/// served and refused.
 fn random_load(seed: u64) -> (u64, u64) {
     let mut random = Random::new(seed);
     let handles = [GRANULE, 4 * MIB, 16 * MIB][random.below(3) as usize];
@@ -113,16 +115,31 @@ fn random_load(seed: u64) -> (u64, u64) {
     counts
 }
 
-fn resume(rig: &Rig) {
-    STREAMS.into_iter().for_each(|stream| rig.device().resume(stream).unwrap());
+fn resume(rig: &Rig, streams: &[StreamId]) {
+    streams.iter().for_each(|&stream| rig.device().resume(stream).unwrap());
+}
+
+/// Ends one of the streams, on which nothing is held back, and puts a new one into its place.
+fn replace(rig: &Rig, stream: &mut StreamId, live: &mut BTreeMap<Address, Live>) {
+    rig.allocator.retire_stream(GPU, *stream).unwrap();
+    rig.device().stream_destroy(*stream).unwrap();
+    for block in live.values_mut().filter(|block| block.stream == *stream) {
+        block.stream = REST;
+    }
+    *stream = rig.device().stream_create().unwrap();
 }
 
 /// Allocates; where the host would have to wait for work that is held back, that goes on first.
-fn allocate(rig: &Rig, bytes: Bytes, stream: StreamId) -> Result<Address, Error> {
+fn allocate(
+    rig: &Rig,
+    streams: &[StreamId],
+    bytes: Bytes,
+    stream: StreamId,
+) -> Result<Address, Error> {
     match rig.try_allocate(bytes, stream) {
         Err(error) if !error.is_out_of_memory() => {
             assert!(error.to_string().contains("would wait for ever"), "{error}");
-            resume(rig);
+            resume(rig, streams);
             rig.try_allocate(bytes, stream)
         }
         result => result,
@@ -133,9 +150,16 @@ fn random_steps(rig: &Rig, random: &mut Random, seed: u64) -> (u64, u64) {
     let mut live: BTreeMap<Address, Live> = BTreeMap::new();
     let mut seen: Vec<Seen> = Vec::new();
     let (mut served, mut refused) = (0, 0);
+    let mut streams = [(); 4].map(|()| rig.device().stream_create().unwrap());
     for step in 0..250u64 {
         rig.allocator.clock().set_us(step * 10_000);
-        let stream = STREAMS[random.below(4) as usize];
+        let place = random.below(4) as usize;
+        if random.below(16) == 0 {
+            resume(rig, &streams);
+            check(&mut seen, seed);
+            replace(rig, &mut streams[place], &mut live);
+        }
+        let stream = streams[place];
         if random.below(3) == 0 {
             rig.device().hold(stream).unwrap();
         }
@@ -143,7 +167,7 @@ fn random_steps(rig: &Rig, random: &mut Random, seed: u64) -> (u64, u64) {
             let (least, most) =
                 [(0, MIB), (MIB, 3 * MIB), (MIB, 9 * MIB)][random.below(3) as usize];
             let bytes = 1 + least + random.below(most);
-            match allocate(rig, bytes, stream) {
+            match allocate(rig, &streams, bytes, stream) {
                 Ok(address) => {
                     let value = step as u8 | 1;
                     rig.fill(address, value, bytes, stream);
@@ -170,16 +194,17 @@ fn random_steps(rig: &Rig, random: &mut Random, seed: u64) -> (u64, u64) {
             rig.allocator.is_valid().unwrap();
         }
         if step % 32 == 0 {
-            resume(rig);
+            resume(rig, &streams);
             check(&mut seen, seed);
         }
     }
-    resume(rig);
+    resume(rig, &streams);
     check(&mut seen, seed);
     for (address, Live { bytes, value, .. }) in live {
         rig.assert_filled(address, value, bytes);
         rig.free(address);
     }
+    assert_eq!(rig.ledger().calls_of_no_stream, 0, "the driver was asked about streams that are gone");
     (served, refused)
 }
 

@@ -213,9 +213,8 @@ impl Engine {
         let Some((ends, since)) = heap.free_ends(loan.view) else {
             return Ok(None);
         };
-        if borrower.number != lender.number
-            && !self.order_after(growth, (borrower, since), lender)?
-        {
+        let whose = (borrower, &mut **heap, since);
+        if !self.goes_back_in_order(growth, whose, lender, Effort::Reshape)? {
             return Ok(None);
         }
         let at = heap.view(loan.view).map(|view| view.address);
@@ -245,6 +244,32 @@ impl Engine {
         }
     }
 
+    /// Whether the lender's work comes after the borrower's uses of memory that is free since a
+    /// mark, or is made to. A stream that was retired is not asked, and cannot wait for anything:
+    /// what goes back to its heap must not be in use any more.
+    fn goes_back_in_order(
+        &self,
+        growth: &mut Growth,
+        (borrower, heap, since): (&Shard, &mut Heap, u64),
+        lender: &Shard,
+        effort: Effort,
+    ) -> DeviceResult<bool> {
+        if borrower.number == lender.number {
+            return Ok(true);
+        }
+        let is_over = self.deferred.lock().is_retired(lender.stream);
+        if effort == Effort::Usual && (is_over || borrower.stream != lender.stream) {
+            let passed = self.look_at_marks(&mut growth.marks, borrower, heap, since);
+            if passed <= since {
+                return Ok(false);
+            }
+        }
+        if !is_over {
+            return self.order_after(growth, (borrower, since), lender);
+        }
+        Ok(effort == Effort::Usual || self.deferred.lock().drain(borrower.stream)?)
+    }
+
     /// The borrower's part of the end, where nothing lives in what was borrowed. Work queued on the
     /// lender's stream runs after whatever still uses it.
     fn repay(
@@ -261,14 +286,8 @@ impl Engine {
         let Some(since) = heap.unused_since(loan.view) else {
             return Ok(false);
         };
-        if borrower.number != lender.number {
-            let waits = effort == Effort::Usual && borrower.stream != lender.stream;
-            if waits && self.look_at_marks(&mut growth.marks, borrower, heap, since) <= since {
-                return Ok(false);
-            }
-            if !self.order_after(growth, (borrower, since), lender)? {
-                return Ok(false);
-            }
+        if !self.goes_back_in_order(growth, (borrower, heap, since), lender, effort)? {
+            return Ok(false);
         }
         let part = heap.view(loan.view).and_then(|view| Some((view.address, view.part?)));
         let Some((address, bytes)) = heap.repay(loan.view) else {

@@ -90,6 +90,11 @@ impl Deferred {
             && free(later)?)
     }
 
+    /// Whether a stream was retired, so that the driver must not be asked about it.
+    pub(crate) fn is_retired(&self, stream: StreamId) -> bool {
+        self.retired.contains_key(&stream)
+    }
+
     /// Waits on the host for everything queued on `stream`. False where it is being captured, or
     /// no event may be waited for.
     pub(crate) fn drain(&mut self, stream: StreamId) -> DeviceResult<bool> {
