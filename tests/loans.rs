@@ -204,7 +204,11 @@ fn random_steps(rig: &Rig, random: &mut Random, seed: u64) -> (u64, u64) {
         rig.assert_filled(address, value, bytes);
         rig.free(address);
     }
-    assert_eq!(rig.ledger().calls_of_no_stream, 0, "the driver was asked about streams that are gone");
+    assert_eq!(
+        rig.ledger().calls_of_no_stream,
+        0,
+        "the driver was asked about streams that are gone"
+    );
     (served, refused)
 }
 

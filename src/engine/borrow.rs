@@ -6,7 +6,7 @@
 //! own, and large ones are laid so that they leave less. Before a request fails everybody's
 //! remainders are lent.
 
-use super::grow::{Grown, Request, Supply};
+use super::grow::{Effort, Grown, Request, Supply};
 use super::idle::Idle;
 use super::loans::Source;
 use super::{Engine, Growth};
@@ -125,8 +125,31 @@ impl Engine {
         self.lay_between(growth, heap, request, &sources, (idle, supply))
     }
 
+    /// Serves a request that would fail with whatever is left anywhere; then also with what loans
+    /// in which something lives give back.
+    pub(super) fn grow_by_loans(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        supply: &dyn Fn() -> Supply,
+        idle: &mut Vec<Idle>,
+    ) -> Result<Option<Address>> {
+        self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+        let lent = self.borrow_before_failing(growth, heap, request, (idle, supply()))?;
+        if lent.is_some() || !self.shrink_loans(growth, (request.shard, heap))? {
+            return Ok(lent);
+        }
+        self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+        if let Grown::Served(address) = self.grow_from(growth, heap, request, idle, supply())? {
+            return Ok(Some(address));
+        }
+        self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+        self.borrow_before_failing(growth, heap, request, (idle, supply()))
+    }
+
     /// The same with whatever is left anywhere, for a request that would fail.
-    pub(super) fn borrow_before_failing(
+    fn borrow_before_failing(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,

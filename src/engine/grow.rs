@@ -195,14 +195,15 @@ impl Engine {
         asked: Effort,
         idle: &mut Vec<Idle>,
     ) -> Result<Option<Address>> {
-        if self.recall(growth, Some((request.shard, &mut *heap)), asked)?
+        if self.recall_in_turn(growth, (request.shard, &mut *heap), asked)?
             && let Some(address) = heap.allocate_any(request.requested, request.bytes)
         {
             self.peaks.leave(&self.shards, heap);
             return Ok(Some(address));
         }
         let means = self.means(growth, heap, request, asked)?;
-        let lends = means.may_move && self.shares_memory(request.shard);
+        let few = growth.store.active() <= self.policy.lending_handles;
+        let lends = means.may_move && few && self.shares_memory(request.shard);
         if lends
             && request.kind == ArenaKind::Small
             && let Some(address) = self.borrow_a_part(growth, heap, request, false)?
@@ -249,11 +250,10 @@ impl Engine {
         if let Grown::Served(address) = self.grow_from(growth, heap, request, &own, supply())? {
             return Ok(Some(address));
         }
-        if asked == Effort::Usual {
-            return Ok(None);
+        match asked {
+            Effort::Usual => Ok(None),
+            Effort::Reshape => self.grow_by_loans(growth, heap, request, &supply, idle),
         }
-        self.find_all_idle(growth, heap, request, asked, idle);
-        self.borrow_before_failing(growth, heap, request, (idle, supply()))
     }
 
     /// What a request may count on besides idle memory.
@@ -354,7 +354,7 @@ impl Engine {
     }
 
     /// Plans with this supply, and carries the plan out.
-    fn grow_from(
+    pub(super) fn grow_from(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,

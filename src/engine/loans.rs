@@ -35,6 +35,9 @@ pub(super) struct Source {
     pub(super) part: Remainder,
 }
 
+/// How many loans a request looks at.
+const LOOKS: usize = 64;
+
 /// The heap whose lock the caller holds.
 type Held<'a, 'b> = Option<(u32, &'a mut MutexGuard<'b, Heap>)>;
 
@@ -124,9 +127,24 @@ impl Engine {
         }
     }
 
+    /// As [`recall`](Engine::recall); with the usual effort the less often the more loans there
+    /// are, so that a request looks at no more than about 64 of them on average.
+    pub(super) fn recall_in_turn(
+        &self,
+        growth: &mut Growth,
+        held: (u32, &mut MutexGuard<'_, Heap>),
+        effort: Effort,
+    ) -> DeviceResult<bool> {
+        growth.unrecalled += 1;
+        if effort == Effort::Usual && growth.unrecalled * LOOKS < growth.loans.len() {
+            return Ok(false);
+        }
+        growth.unrecalled = 0;
+        self.recall(growth, Some(held), effort)
+    }
+
     /// Ends loans in which nothing lives; true where there was one. The usual effort ends those
-    /// that keep a handle from being idle, as far as nothing queued uses them. Before a request
-    /// fails, the others give back what nobody uses at their ends.
+    /// that keep a handle from being idle, as far as nothing queued uses them.
     pub(super) fn recall(
         &self,
         growth: &mut Growth,
@@ -139,12 +157,6 @@ impl Engine {
                 growth.loans.swap_remove(at);
                 any = true;
                 continue;
-            }
-            if effort == Effort::Reshape
-                && let Some(block) = self.shrink_loan(growth, &mut held, loan)?
-            {
-                growth.loans[at].block = block;
-                any = true;
             }
             at += 1;
         }
@@ -176,6 +188,22 @@ impl Engine {
             self.end_lending(loan.lender, loan.block, held);
         }
         Ok(repaid)
+    }
+
+    /// Lets every loan give back what nobody uses at its ends; true where there was anything.
+    pub(super) fn shrink_loans(
+        &self,
+        growth: &mut Growth,
+        held: (u32, &mut MutexGuard<'_, Heap>),
+    ) -> DeviceResult<bool> {
+        let (mut held, mut any) = (Some(held), false);
+        for at in 0..growth.loans.len() {
+            if let Some(block) = self.shrink_loan(growth, &mut held, growth.loans[at])? {
+                growth.loans[at].block = block;
+                any = true;
+            }
+        }
+        Ok(any)
     }
 
     /// Lets a loan give back what nobody uses at its ends; gives what is the lender's block then.

@@ -121,6 +121,8 @@ pub(crate) struct Growth {
     marks: Marks,
     /// What of handles is in use at another place.
     loans: Vec<Loan>,
+    /// How many requests there were since it was looked which loans can end.
+    unrecalled: usize,
     /// When it was last looked for memory that nobody needs.
     looked_us: u64,
     /// Room for a list of idle memory.
@@ -223,6 +225,7 @@ impl Engine {
                 parting: Parting::default(),
                 marks: Marks::default(),
                 loans: Vec::new(),
+                unrecalled: 0,
                 looked_us: 0,
                 idle: Vec::new(),
             })),
