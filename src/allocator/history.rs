@@ -67,8 +67,7 @@ impl Allocator {
     }
 
     /// All memory of all devices, of all pools or of one, and the history, if it is wanted. Each
-    /// device is locked while it is looked at: calls on it wait, for about a millisecond for ten
-    /// thousand blocks or events.
+    /// device is locked while what there is of it is copied: calls on it wait.
     ///
     /// Of a device's memory, the segments add up to what is reserved, and their blocks to the
     /// segments.

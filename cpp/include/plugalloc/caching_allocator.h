@@ -167,12 +167,12 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// @name History
   /// @{
 
-  /// Every device is locked while it is looked at: about a millisecond for ten thousand blocks or
-  /// events. The segments of a device add up to what is reserved, their blocks to the segments.
-  /// Memory that is kept and serves no stream is a segment of one free block. What is recorded and
-  /// what is there fit each other, save for allocations that are about to return, which have no
-  /// event yet. Of memory that moves, `SEGMENT_UNMAP` comes when it ceases to serve at its old
-  /// addresses, although it may stay mapped there for a while.
+  /// Every device is locked while what there is of it is copied. The segments of a device add up
+  /// to what is reserved, their blocks to the segments. Memory that is kept and serves no stream
+  /// is a segment of one free block. What is recorded and what is there fit each other, save for
+  /// allocations that are about to return, which have no event yet. Of memory that moves,
+  /// `SEGMENT_UNMAP` comes when it ceases to serve at its old addresses, although it may stay
+  /// mapped there for a while.
   [[nodiscard]] SnapshotInfo snapshot(MempoolId_t mempool_id = {0, 0},
                                       bool include_traces = true) override;
   /// The snapshot with its history as the bytes of a file, without contexts, which only the program
