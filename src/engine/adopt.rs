@@ -13,10 +13,10 @@ use crate::units::{Address, Bytes};
 
 /// Idle views side by side that stand so in the list of all, by their places in it.
 #[derive(Clone, Copy, Debug)]
-struct Span {
-    start: Address,
-    end: Address,
-    views: (usize, usize),
+pub(super) struct Span {
+    pub(super) start: Address,
+    pub(super) end: Address,
+    pub(super) views: (usize, usize),
 }
 
 /// A place for a request over idle views that lie side by side.
@@ -51,19 +51,33 @@ impl Engine {
         };
         let run = &spans[window.spans.0..window.spans.1];
         let taken: Vec<Idle> = window_over(idle, run, window.start, request).copied().collect();
+        if !self.take_over_all(growth, heap, request, &taken)? {
+            return Ok(None);
+        }
+        let Request { requested, bytes, kind, .. } = request;
+        let found = heap.allocate_at(window.start, requested, bytes, kind);
+        self.peaks.leave(&self.shards, heap);
+        Ok(found)
+    }
+
+    /// Passes idle views of any heaps to the request's; false where one cannot.
+    pub(super) fn take_over_all(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        taken: &[Idle],
+    ) -> Result<bool> {
         let mut givers: Vec<u32> = taken.iter().map(|idle| idle.shard).collect();
         givers.sort_unstable();
         givers.dedup();
         for giver in givers.into_iter().filter(|&giver| giver != request.shard) {
             let of_giver = taken.iter().filter(|idle| idle.shard == giver);
             if !self.take_over(growth, heap, request, giver, of_giver)? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        let Request { requested, bytes, kind, .. } = request;
-        let found = heap.allocate_at(window.start, requested, bytes, kind);
-        self.peaks.leave(&self.shards, heap);
-        Ok(found)
+        Ok(true)
     }
 
     /// Passes idle views from their heap to the request's. False where one is not idle any more, or
@@ -108,10 +122,10 @@ impl Engine {
 }
 
 /// What of a list lies side by side, as far as it stands there in a row.
-fn spans_of(idle: &[Idle], kind: ArenaKind) -> Vec<Span> {
+pub(super) fn spans_of(idle: &[Idle], kind: ArenaKind) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::with_capacity(32);
     for (at, idle) in idle.iter().enumerate().filter(|(_, idle)| idle.view.kind == kind) {
-        let (start, end) = (idle.view.address, end_of(idle));
+        let (start, end) = (idle.view.address, idle.end());
         match spans.last_mut() {
             Some(span) if span.end == start && span.views.1 == at => {
                 (span.end, span.views.1) = (end, at + 1);
@@ -157,7 +171,7 @@ fn windows(
 ) -> [Option<Window>; 2] {
     let run = &spans[first..end];
     let (head, tail) = (&idle[run[0].views.0], &idle[run[run.len() - 1].views.1 - 1]);
-    let (from, to) = (head.view.address, end_of(tail));
+    let (from, to) = (head.view.address, tail.end());
     let before = match head.shard == request.shard {
         true => from - head.view.block.0,
         false => heap.free_before(request.kind, from),
@@ -186,11 +200,7 @@ fn window_over<'a>(
     let end = start + request.bytes;
     let over = run.iter().filter(move |span| start < span.end && span.start < end);
     over.flat_map(|span| &idle[span.views.0..span.views.1])
-        .filter(move |idle| start < end_of(idle) && idle.view.address < end)
-}
-
-fn end_of(idle: &Idle) -> Address {
-    idle.view.address + idle.view.bytes
+        .filter(move |idle| start < idle.end() && idle.view.address < end)
 }
 
 #[cfg(test)]
@@ -206,11 +216,10 @@ mod tests {
         let mut views: Vec<_> = idle.iter().filter(|idle| idle.view.kind == KIND).collect();
         views.sort_by_key(|idle| idle.view.address);
         let mut best: Option<((Bytes, Bytes), Address, Vec<Address>)> = None;
-        for run in views.chunk_by(|one, next| end_of(one) == next.view.address) {
-            let (from, to) = (run[0].view.address, end_of(run[run.len() - 1]));
+        for run in views.chunk_by(|one, next| one.end() == next.view.address) {
+            let (from, to) = (run[0].view.address, run[run.len() - 1].end());
             for start in [from, to.saturating_sub(bytes)] {
-                let over =
-                    |idle: &&&Idle| start < end_of(idle) && idle.view.address < start + bytes;
+                let over = |idle: &&&Idle| start < idle.end() && idle.view.address < start + bytes;
                 let taken: Vec<_> = run.iter().filter(over).map(|idle| idle.view).collect();
                 let key = (taken.iter().map(|view| view.bytes).sum(), to - from);
                 if to - from >= bytes && best.as_ref().is_none_or(|best| key < best.0) {

@@ -6,9 +6,10 @@
 //! own, and large ones are laid so that they leave less. Before a request fails everybody's
 //! remainders are lent.
 
-use super::grow::{Effort, Grown, Request, Supply};
+use super::grow::{Effort, Grown, Request};
 use super::idle::Idle;
 use super::loans::Source;
+use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Gap, Heap, LARGE_UNIT};
@@ -190,6 +191,10 @@ impl Engine {
         };
         let at = address + length(head);
         supply.idle = idle.to_vec();
+        if supply.roomy {
+            // The heap's own are taken first.
+            supply.idle.reverse();
+        }
         let gap = Gap { address: at, bytes: middle, room: middle };
         if middle > 0 && !self.fill(growth, heap, request, gap, &mut supply)? {
             return Ok(Grown::Changed);

@@ -1,7 +1,8 @@
 //! Carrying a plan out: dormant views that become active again, and holes that are filled.
 
-use super::grow::{Request, Supply};
+use super::grow::Request;
 use super::idle::Idle;
+use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{Gap, Heap};

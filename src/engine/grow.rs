@@ -1,12 +1,13 @@
 //! The slow path: memory for a request that no free block can serve.
 
-use super::idle::{Idle, own_idle};
+use super::idle::{Idle, own_idle, sort_by_runs};
+use super::means::{Means, Supply};
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
-use crate::units::{Address, Bytes, GRANULE, align_up};
+use crate::units::{Address, Bytes};
 
 /// One request on its way through the slow path.
 #[derive(Clone, Copy, Debug)]
@@ -26,52 +27,11 @@ pub(super) enum Effort {
     Reshape,
 }
 
-/// What a stage may use.
-pub(super) struct Supply {
-    pub(super) idle: Vec<Idle>,
-    /// None of that is longer.
-    pub(super) longest_idle: Bytes,
-    /// How much may be taken from the device without a second thought, and at most.
-    pub(super) ready: Bytes,
-    pub(super) most: Bytes,
-    /// Memory of handles that were given back to be made into shorter ones.
-    pub(super) cut: Bytes,
-    pub(super) effort: Effort,
-    /// How short new handles may be.
-    pub(super) grain: Bytes,
-    /// The longest handle that moves whole.
-    pub(super) longest: Bytes,
-}
-
-/// What a request may count on besides idle memory; see [`Supply`].
-#[derive(Clone, Copy)]
-struct Means {
-    /// Idle memory may be moved for it.
-    may_move: bool,
-    /// So much is reserved that streams had better wait for each other than take more.
-    may_wait: bool,
-    ready: Bytes,
-    most: Bytes,
-    grain: Bytes,
-    longest: Bytes,
-}
-
-impl Means {
-    /// What it comes to; idle memory is added once it is known what of it is needed.
-    fn supply(self, most: Bytes, effort: Effort) -> Supply {
-        let Means { ready, grain, longest, .. } = self;
-        let (idle, longest_idle) = (Vec::new(), Bytes::MAX);
-        Supply { idle, longest_idle, ready, most, cut: 0, effort, grain, longest }
-    }
-}
-
 /// A round of stages.
 #[derive(Clone, Copy)]
 struct Round {
     means: Means,
     asked: Effort,
-    /// Remainders are lent rather than more memory taken.
-    lends: bool,
     /// Only with memory of other heaps that nothing queued uses.
     settled: bool,
 }
@@ -202,9 +162,7 @@ impl Engine {
             return Ok(Some(address));
         }
         let means = self.means(growth, heap, request, asked)?;
-        let few = growth.store.active() <= self.policy.lending_handles;
-        let lends = means.may_move && few && self.shares_memory(request.shard);
-        if lends
+        if means.lends
             && request.kind == ArenaKind::Small
             && let Some(address) = self.borrow_a_part(growth, heap, request, false)?
         {
@@ -225,14 +183,14 @@ impl Engine {
             // driver together. Memory that would take too much is no such thing.
             let most = if means.may_wait { means.ready } else { means.most };
             let means = Means { most, ..means };
-            let round = Round { means, asked, lends, settled: true };
+            let round = Round { means, asked, settled: true };
             idle.retain(|idle| idle.settled);
             if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
                 return Ok(Some(address));
             }
             self.find_all_idle(growth, heap, request, asked, idle);
         }
-        let round = Round { means, asked, lends, settled: false };
+        let round = Round { means, asked, settled: false };
         if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
             return Ok(Some(address));
         }
@@ -256,36 +214,6 @@ impl Engine {
         }
     }
 
-    /// What a request may count on besides idle memory.
-    fn means(
-        &self,
-        growth: &mut Growth,
-        heap: &MutexGuard<'_, Heap>,
-        request: Request,
-        asked: Effort,
-    ) -> Result<Means> {
-        let (live, peak) = self.peaks.estimate(&self.shards, heap);
-        let live_peak = (live as Bytes + request.bytes).max(peak as Bytes);
-        let reserved = growth.store.reserved.current as Bytes;
-        let free = match asked {
-            Effort::Usual => self.total.saturating_sub(reserved),
-            // Others may hold memory of the device, or have given some back.
-            Effort::Reshape => self.device.memory_info()?.free,
-        };
-        let most = growth.store.headroom().min(free);
-        let now = self.clock.now_us();
-        let may_move = self.policy.may_move(growth.moving_us, now, heap.tally.allocations());
-        let mut ready = self.policy.free_growth(reserved, live_peak);
-        if !may_move {
-            ready = ready.max(align_up(request.bytes, GRANULE));
-        }
-        let ready = ready.min(most);
-        let grain = self.policy.grain(request.bytes, live_peak, growth.store.spent_us, now);
-        let longest = self.policy.longest_moved(live_peak, grain);
-        let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
-        Ok(Means { may_move, may_wait, ready, most, grain, longest })
-    }
-
     /// Serves a request from idle memory where it is; else with the heap's own idle memory; with
     /// all that was found; then also with handles that are too long, cut up; then with as much
     /// growth as is needed beyond that. Leaves what is idle after it.
@@ -294,14 +222,14 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        Round { means, asked, lends, settled }: Round,
+        Round { means, asked, settled }: Round,
         idle: &mut Vec<Idle>,
     ) -> Result<Option<Address>> {
         let look_again = |growth: &mut Growth, heap: &Heap, idle: &mut Vec<Idle>| {
             self.find_all_idle(growth, heap, request, asked, idle);
             idle.retain(|idle| idle.settled || !settled);
         };
-        let lends = lends && request.kind == ArenaKind::Large;
+        let lends = means.lends && request.kind == ArenaKind::Large;
         if lends && self.borrows_early(growth, request, idle) {
             let supply = means.supply(means.ready, Effort::Reshape);
             match self.borrow_edges(growth, heap, request, (idle, supply))? {
@@ -312,6 +240,9 @@ impl Engine {
         }
         if let Some(address) = self.adopt(growth, heap, request, idle)? {
             return Ok(Some(address));
+        }
+        if means.roomy && self.extend_a_run(growth, heap, request, idle)? {
+            look_again(growth, heap, idle);
         }
         // The heap's own come first.
         let mut own = idle.partition_point(|idle| idle.shard == request.shard);
@@ -378,6 +309,9 @@ impl Engine {
             if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
                 return Ok(Grown::Changed);
             }
+        }
+        if supply.roomy && !plan.gaps.is_empty() {
+            sort_by_runs(&mut supply.idle);
         }
         for gap in &plan.gaps {
             if !self.fill(growth, heap, request, *gap, &mut supply)? {

@@ -9,7 +9,7 @@ use crate::device::sim::{SimMachine, SimOptions};
 use crate::engine::{Engine, PageEntry};
 use crate::heap::ArenaKind;
 use crate::page_map::PageMap;
-use crate::units::{Bytes, GIB, KIB, MIB, StreamId};
+use crate::units::{Bytes, GIB, GRANULE, KIB, MIB, StreamId};
 
 const STREAM: StreamId = StreamId(1);
 
@@ -69,4 +69,23 @@ fn addresses_for_small_requests_are_reserved_by_and_by() {
     live.into_iter().for_each(|block| free(&engine, block));
     engine.is_quiescent().unwrap();
     engine.is_valid().unwrap();
+}
+
+/// What is idle of one stream and too short for another's request by a few handles is used where it
+/// is, with the addresses behind it.
+#[test]
+fn a_run_that_is_too_short_is_continued_on_a_mostly_empty_device() {
+    let other = StreamId(2);
+    for (capacity, continued) in [(GIB, true), (128 * MIB, false)] {
+        let engine = engine(capacity, Config { max_handle: GRANULE, ..Config::default() });
+        let own = engine.allocate(2 * MIB, other).unwrap();
+        let first = engine.allocate(32 * MIB, STREAM).unwrap();
+        free(&engine, first);
+        let longer = engine.allocate(40 * MIB, other).unwrap();
+        assert_eq!(longer == first, continued);
+        assert_eq!(engine.growth.lock().store.reserved.current, 42 << 20);
+        [own, longer].into_iter().for_each(|block| free(&engine, block));
+        engine.is_quiescent().unwrap();
+        engine.is_valid().unwrap();
+    }
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::grow::{Effort, Request, Supply};
+use super::grow::{Effort, Request};
 use super::idle::Idle;
+use super::means::Supply;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
@@ -47,8 +48,7 @@ impl Engine {
             supply.most -= size;
             return Ok(Some(number));
         }
-        while let Some(at) = supply.best_idle((remaining, room)) {
-            let source = supply.idle.swap_remove(at);
+        while let Some(source) = supply.take_best((remaining, room)) {
             if !self.take_from(growth, heap, request.shard, source)? {
                 continue;
             }
@@ -326,8 +326,14 @@ impl Engine {
 }
 
 impl Supply {
-    fn best_idle(&mut self, sizes: (Bytes, Bytes)) -> Option<usize> {
-        best_size(self.idle.iter().map(|idle| idle.view.bytes), sizes, &mut self.longest_idle)
+    fn take_best(&mut self, sizes: (Bytes, Bytes)) -> Option<Idle> {
+        let idle = self.idle.iter().map(|idle| idle.view.bytes);
+        if !self.roomy {
+            let at = best_size(idle, sizes, &mut self.longest_idle)?;
+            return Some(self.idle.swap_remove(at));
+        }
+        let back = best_size(idle.rev(), sizes, &mut self.longest_idle)?;
+        Some(self.idle.remove(self.idle.len() - 1 - back))
     }
 }
 

@@ -1,9 +1,12 @@
 //! Memory that could serve a request of another heap: whole views on which nothing lives.
 
+use std::cmp::Reverse;
+
 use super::grow::{Effort, Request};
 use super::marks::Marks;
 use super::{Engine, Growth};
 use crate::heap::{ArenaKind, Heap, IdleView};
+use crate::units::Address;
 
 /// An idle view of any heap.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +15,12 @@ pub(super) struct Idle {
     /// No work queued on another stream uses it any more.
     pub(super) settled: bool,
     pub(super) view: IdleView,
+}
+
+impl Idle {
+    pub(super) fn end(&self) -> Address {
+        self.view.address + self.view.bytes
+    }
 }
 
 impl Engine {
@@ -78,9 +87,46 @@ impl Engine {
     }
 }
 
+/// Sorts idle views so that those of the shortest runs come last, of which handles are taken first:
+/// what lies side by side serves a large request where it is, and is worth more than what lies
+/// alone.
+pub(super) fn sort_by_runs(idle: &mut [Idle]) {
+    idle.sort_unstable_by_key(|idle| idle.view.address);
+    let mut length = Vec::with_capacity(idle.len());
+    for run in idle.chunk_by(|one, next| one.end() == next.view.address) {
+        let bytes = run[run.len() - 1].end() - run[0].view.address;
+        length.extend(run.iter().map(|idle| (bytes, *idle)));
+    }
+    length.sort_unstable_by_key(|(bytes, idle)| Reverse((*bytes, idle.view.address)));
+    idle.iter_mut().zip(length).for_each(|(place, (_, sorted))| *place = sorted);
+}
+
 /// The idle views of a heap that is locked, so that they stay idle.
 pub(super) fn own_idle(shard: u32, heap: &Heap) -> Vec<Idle> {
     let mut found = Vec::new();
     heap.idle_views(|view| found.push(Idle { shard, settled: true, view }));
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::GRANULE;
+
+    #[test]
+    fn views_of_the_shortest_runs_come_last_and_by_address() {
+        let granules = [4, 9, 1, 5, 6, 12, 8, 13];
+        let mut idle: Vec<Idle> = granules
+            .into_iter()
+            .map(|granule| {
+                let (address, bytes) = (granule * GRANULE, GRANULE);
+                let (kind, block) = (ArenaKind::Large, (address, bytes));
+                let view = IdleView { view: 0, handle: 0, address, bytes, kind, block, since: 0 };
+                Idle { shard: granule as u32 % 3, settled: true, view }
+            })
+            .collect();
+        sort_by_runs(&mut idle);
+        let order: Vec<_> = idle.iter().map(|idle| idle.view.address / GRANULE).collect();
+        assert_eq!(order, [6, 5, 4, 13, 12, 9, 8, 1]);
+    }
 }

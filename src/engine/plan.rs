@@ -1,8 +1,9 @@
 //! Where a request goes that needs memory: a plan over what is free, idle and empty in its heap,
 //! and addresses where there are none left for one.
 
-use super::grow::{Request, Supply};
+use super::grow::Request;
 use super::idle::Idle;
+use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules};
@@ -39,6 +40,7 @@ impl Engine {
             idle: &own,
             usable: &handles,
             piece_bytes: self.policy.piece_bytes,
+            leaves_room: supply.roomy && request.kind == ArenaKind::Large,
         };
         let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());
         if most < request.bytes {

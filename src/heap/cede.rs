@@ -65,6 +65,14 @@ impl Heap {
         true
     }
 
+    /// The bytes of the hole that begins at an address, or ends there; 0 where there is none.
+    pub(crate) fn hole_beside(&self, kind: ArenaKind, at: Address, before: bool) -> Bytes {
+        let within = if before { at - GRANULE } else { at };
+        let hole = self.gap_over(kind, within).map(|id| &self.blocks[id]);
+        let touches = |block: &&Block| at == if before { block.end() } else { block.start };
+        hole.filter(|block| block.state == State::Hole).filter(touches).map_or(0, |hole| hole.bytes)
+    }
+
     /// Makes a block that is in no index another heap's.
     fn give_away(&mut self, id: BlockId, handle: Option<u32>) -> Option<Ceded> {
         let block = &mut self.blocks[id];
@@ -217,7 +225,9 @@ mod tests {
     fn plans(heap: &Heap, bytes: Bytes) -> bool {
         let idle = IdleSpans::new(std::iter::empty());
         let (supply, piece_bytes) = (2 * GRANULE, MIB);
-        let rules = PlanRules { supply, excess_max: 0, idle: &idle, usable: &[], piece_bytes };
+        let (idle, usable) = (&idle, &[]);
+        let leaves_room = false;
+        let rules = PlanRules { supply, excess_max: 0, idle, usable, piece_bytes, leaves_room };
         heap.plan(bytes, KIND, &rules).is_some_and(|plan| plan.start == BASE + 4 * GRANULE - MIB)
     }
 
@@ -234,6 +244,40 @@ mod tests {
         assert!(plans(&heap, bytes));
         assert!(!plans(&heap, bytes + GRANULE), "no further than was needed");
         heap.is_valid().unwrap();
+    }
+
+    #[test]
+    fn room_is_left_in_a_long_hole_and_none_in_a_short_one() {
+        let idle = IdleSpans::new(std::iter::empty());
+        let start = |hole: Bytes, bytes: Bytes, leaves_room: bool| {
+            let mut heap = Heap::new(None);
+            heap.add_range(BASE, hole, 0, KIND);
+            let (supply, piece_bytes) = (hole, MIB);
+            let (idle, usable) = (&idle, &[]);
+            let rules = PlanRules { supply, excess_max: 0, idle, usable, piece_bytes, leaves_room };
+            heap.plan(bytes, KIND, &rules).unwrap().start - BASE
+        };
+        assert_eq!(start(32 * GRANULE, GRANULE + MIB, true), 2 * GRANULE);
+        assert_eq!(start(32 * GRANULE, GRANULE + MIB, false), 0);
+        assert_eq!(start(31 * GRANULE, GRANULE + MIB, true), 0);
+    }
+
+    #[test]
+    fn a_hole_is_found_where_it_begins_and_where_it_ends() {
+        let mut heap = Heap::new(None);
+        heap.add_range(BASE, 8 * GRANULE, 0, KIND);
+        for page in [0, 4] {
+            heap.attach(BASE + page * GRANULE, GRANULE, page as u32).unwrap();
+        }
+        let beside = |page: Bytes| {
+            [false, true].map(|before| heap.hole_beside(KIND, BASE + page * GRANULE, before))
+        };
+        assert_eq!(beside(1), [3 * GRANULE, 0]);
+        assert_eq!(beside(2), [0, 0]);
+        assert_eq!(beside(4), [0, 3 * GRANULE]);
+        assert_eq!(beside(5), [3 * GRANULE, 0]);
+        assert_eq!(heap.hole_beside(KIND, BASE + 8 * GRANULE, true), 3 * GRANULE);
+        assert_eq!(heap.hole_beside(ArenaKind::Small, BASE + GRANULE, false), 0);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Where to put a request for which no free block is large enough: a window over free blocks, holes
 //! and dormant views that lie side by side, and what has to be done to make it memory.
 
+use std::cmp::Reverse;
+
 use super::Heap;
 use super::block::{BlockId, NONE, State};
 use super::layout::{IdleView, ViewId};
@@ -19,7 +21,13 @@ pub(crate) struct PlanRules<'a> {
     pub(crate) usable: &'a [bool],
     /// How many bytes more a window may take for each piece fewer that has to be mapped.
     pub(crate) piece_bytes: Bytes,
+    /// What lies in a hole alone goes into the longest, and leaves as much free before it: what is
+    /// free beside such a hole later can be continued there.
+    pub(crate) leaves_room: bool,
 }
+
+/// Room is left in a hole that is so many times as long as what is put there and the room.
+const ROOMY_HOLE: Bytes = 8;
 
 impl PlanRules<'_> {
     fn is_usable(&self, handle: u32) -> bool {
@@ -79,6 +87,15 @@ pub(crate) struct Plan {
     /// What is needed beyond the ready supply.
     pub(crate) excess: Bytes,
     cost: Bytes,
+    /// The hole in which it lies alone, if that counts.
+    hole: Bytes,
+}
+
+impl Plan {
+    /// The less the better.
+    fn key(&self) -> (Bytes, Bytes, Reverse<Bytes>) {
+        (self.excess, self.cost, Reverse(self.hole))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,11 +186,12 @@ impl Heap {
         }
         for first in 0..run.len() {
             let pieces = &run[first..];
-            let Some(window) = window(pieces, bytes, rules.piece_bytes) else {
+            let Some(window) = window(pieces, bytes, rules) else {
                 break;
             };
             // Most windows are no better than the best so far, at a glance.
-            if best.as_ref().is_some_and(|best| best.excess == 0 && window.cost >= best.cost) {
+            let key = (0, window.cost, Reverse(window.hole));
+            if best.as_ref().is_some_and(|best| key >= best.key()) {
                 continue;
             }
             let mut plan = window.plan(pieces);
@@ -181,9 +199,8 @@ impl Heap {
                 continue;
             };
             plan.excess = needed.saturating_sub(rules.supply);
-            let key = (plan.excess, plan.cost);
             if plan.excess <= rules.excess_max
-                && best.as_ref().is_none_or(|best| key < (best.excess, best.cost))
+                && best.as_ref().is_none_or(|best| plan.key() < best.key())
             {
                 *best = Some(plan);
             }
@@ -222,6 +239,7 @@ struct Window {
     /// Bytes of the gaps, and what they and the dormant views come to.
     fill: Bytes,
     cost: Bytes,
+    hole: Bytes,
 }
 
 impl Window {
@@ -235,8 +253,9 @@ impl Window {
 
     /// What has to be done to make it memory.
     fn plan(&self, pieces: &[Piece]) -> Plan {
-        let Window { start, fill, cost, .. } = *self;
-        let mut plan = Plan { start, gaps: Vec::new(), wake: Vec::new(), fill, excess: 0, cost };
+        let Window { start, fill, cost, hole, .. } = *self;
+        let (gaps, wake) = (Vec::new(), Vec::new());
+        let mut plan = Plan { start, gaps, wake, fill, excess: 0, cost, hole };
         for piece in &pieces[..self.count] {
             match piece.part {
                 Part::Free => {}
@@ -249,7 +268,7 @@ impl Window {
 }
 
 /// The window of `bytes` that begins in the first piece, moved right where that saves memory.
-fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Window> {
+fn window(pieces: &[Piece], bytes: Bytes, rules: &PlanRules<'_>) -> Option<Window> {
     let mut covered = 0;
     let mut count = 0;
     while covered < bytes {
@@ -262,7 +281,15 @@ fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Window> 
         // The end of the last piece is memory already: begin later in the hole instead.
         start += align_down(covered - bytes, GRANULE).min(first.bytes - GRANULE);
     }
-    let mut window = Window { start, end: start + bytes, count, fill: 0, cost: 0 };
+    let mut hole = 0;
+    if rules.leaves_room && first.part == Part::Hole && count == 1 {
+        hole = first.bytes;
+        let room = align_up(bytes, GRANULE);
+        if hole / ROOMY_HOLE >= 2 * room {
+            start += room;
+        }
+    }
+    let mut window = Window { start, end: start + bytes, count, fill: 0, cost: 0, hole };
     for piece in &pieces[..count] {
         if piece.part == Part::Free {
             continue;
@@ -270,7 +297,7 @@ fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Window> 
         if piece.part == Part::Hole {
             window.fill += window.gap(piece).bytes;
         }
-        window.cost += piece_bytes;
+        window.cost += rules.piece_bytes;
     }
     window.cost += window.fill;
     Some(window)

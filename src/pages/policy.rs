@@ -69,6 +69,17 @@ pub(crate) struct Policy {
     pub(crate) early_loan_worth: Bytes,
     /// as long as the driver has taken less than this share of all time.
     pub(crate) early_loan_share: u64,
+    /// A device is mostly empty as long as less than this share of it is reserved. Where several
+    /// streams share memory there, it is kept side by side, so that less of it has to move, at some
+    /// tenths of a percent more.
+    pub(crate) roomy_share: u64,
+    /// There nothing is lent while less than so many percent of the most that was ever live are:
+    /// what loans save counts near the peak alone, and idle memory that lies where it is costs no
+    /// call,
+    pub(crate) lending_live_percent: u64,
+    /// and a run of idle views that has at least this share of a request is continued into the hole
+    /// beside it, rather than all of the request's memory moved to another place.
+    pub(crate) run_share: u64,
     /// Whether idle memory of other heaps is used at all.
     pub(crate) steal: bool,
 }
@@ -95,6 +106,9 @@ impl Policy {
             early_loan_request: 24 * MIB,
             early_loan_worth: 128 * KIB,
             early_loan_share: 112,
+            roomy_share: 8,
+            lending_live_percent: 70,
+            run_share: 4,
             steal: config.steal,
         }
     }
@@ -142,6 +156,17 @@ impl Policy {
         request < self.early_loan_request
             && saved >= calls * self.early_loan_worth
             && spent_us + calls * self.move_us < now_us / self.early_loan_share
+    }
+
+    /// Whether most of a device was never taken.
+    pub(crate) fn is_roomy(&self, reserved: Bytes, capacity: Bytes) -> bool {
+        reserved < capacity / self.roomy_share
+    }
+
+    /// Whether anything is lent on a mostly empty device before a request would fail: not while
+    /// much of what was taken is idle.
+    pub(crate) fn may_lend_in_room(&self, live: Bytes, live_peak: Bytes) -> bool {
+        live >= live_peak / 100 * self.lending_live_percent
     }
 
     /// Whether a request takes memory that queued work still uses, and waits for it, rather than
@@ -197,6 +222,15 @@ mod tests {
         assert!(!policy.may_lend_early(8 * MIB + 2 * MIB - 4 * KIB, 0, day), "nothing saved");
         assert!(!policy.may_lend_early(30 * MIB, 0, day), "too many calls");
         assert!(!policy.may_lend_early(8 * MIB + MIB / 2, day / policy.early_loan_share, day));
+    }
+
+    #[test]
+    fn a_mostly_empty_device_lends_nothing_far_below_the_peak() {
+        let policy = policy();
+        assert!(policy.is_roomy(10_000 * MIB - 1, 80_000 * MIB));
+        assert!(!policy.is_roomy(10_000 * MIB, 80_000 * MIB));
+        assert!(!policy.may_lend_in_room(6_900 * MIB, 10_000 * MIB));
+        assert!(policy.may_lend_in_room(7_000 * MIB, 10_000 * MIB));
     }
 
     #[test]
