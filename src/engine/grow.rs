@@ -260,7 +260,7 @@ impl Engine {
     fn means(
         &self,
         growth: &mut Growth,
-        heap: &MutexGuard<'_, Heap>,
+        heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         asked: Effort,
     ) -> Result<Means> {
@@ -274,7 +274,8 @@ impl Engine {
         };
         let most = growth.store.headroom().min(free);
         let now = self.clock.now_us();
-        let may_move = self.policy.may_move(growth.moving_us, now, heap.tally.allocations());
+        growth.moving.refill(&self.policy, now, heap.allocations_since(), live_peak);
+        let may_move = growth.moving.is_left();
         let mut ready = self.policy.free_growth(reserved, live_peak);
         if !may_move {
             ready = ready.max(align_up(request.bytes, GRANULE));

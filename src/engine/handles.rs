@@ -262,7 +262,7 @@ impl Engine {
         };
         self.withdraw(source.shard, view.address, view.bytes);
         growth.store.deactivate(number, mark);
-        growth.moving_us += self.policy.move_us;
+        growth.moving.spend(&self.policy);
         Ok(true)
     }
 

@@ -63,7 +63,7 @@ use crate::heap::{ArenaKind, Divisions};
 use crate::nvtx::Announcer;
 use crate::observe::history::History;
 use crate::page_map::PageMap;
-use crate::pages::{Policy, Store};
+use crate::pages::{MovingTime, Policy, Store};
 use crate::streams::{Captures, Deferred, Guest};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
@@ -111,8 +111,8 @@ pub(crate) struct PageEntry<'a> {
 pub(crate) struct Growth {
     store: Store,
     counters: Counters,
-    /// Microseconds of driver time spent on moving memory between places, by the price list.
-    moving_us: u64,
+    /// What may be spent on moving memory between places.
+    moving: MovingTime,
     /// How often memory that was idle when it was counted on was in use when it was taken.
     lost: u64,
     /// What is about to be unmapped.
@@ -204,11 +204,13 @@ impl Engine {
         let divisions = Divisions::new(config.roundup_power2_divisions);
         let uncached = if config.caching { 0 } else { flag::UNCACHED };
         let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
+        let policy = Policy::new(&config);
+        let moving = MovingTime::new(&policy);
         let engine = Engine {
             index,
             divisions,
             announcer,
-            policy: Policy::new(&config),
+            policy,
             virtual_memory,
             total,
             map,
@@ -220,7 +222,7 @@ impl Engine {
             growth: Padded(Mutex::new(Growth {
                 store,
                 counters: Counters::default(),
-                moving_us: 0,
+                moving,
                 lost: 0,
                 parting: Parting::default(),
                 marks: Marks::default(),

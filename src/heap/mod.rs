@@ -111,6 +111,8 @@ pub(crate) struct Heap {
     vacant_slots: Vec<u32>,
     /// The part of what is in use that is not in the heap's blocks (caching is off).
     outside: Tally,
+    /// How many allocations were served when it was last asked.
+    counted: u64,
 }
 
 /// The lock takes a word in front.
@@ -141,6 +143,7 @@ impl Heap {
             vacant_slots: Vec::new(),
             tally: Tally::default(),
             outside: Tally::default(),
+            counted: 0,
             turn: Turn::default(),
         }
     }
@@ -357,6 +360,12 @@ impl Heap {
     pub(crate) fn cached(&self) -> Bytes {
         let free: Bytes = self.arenas.iter().map(|arena| arena.free.bytes).sum();
         self.quick.bytes(&self.blocks) + free
+    }
+
+    /// How many allocations were served since this was last asked.
+    pub(crate) fn allocations_since(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.counted, self.tally.allocations());
+        self.counted - before
     }
 
     /// Counts an allocation of the heap's stream that is not in the heap's blocks.
