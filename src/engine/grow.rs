@@ -121,10 +121,9 @@ impl Engine {
             return Ok(Some(address));
         }
         let mut heap = shard.heap.lock();
-        if heap.turn.retired {
+        if heap.turn.is_retired() {
             self.deferred.lock().revive(shard.stream)?;
-            heap.turn.retired = false;
-            heap.turn.update();
+            heap.turn.set_retired(false);
         }
         self.peaks.enter(&mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
