@@ -6,7 +6,7 @@ use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
 use super::{Heap, Tally};
 use crate::error::Error;
-use crate::units::{Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE};
 
 fn broken<T>(check: &str, detail: String) -> Result<T, Error> {
     Err(Error::Internal { check: check.to_owned(), detail })
@@ -21,8 +21,8 @@ impl Heap {
         for range in self.ranges.iter().flatten() {
             seen += self.check_range(range, &mut counted, &mut free_bytes)?;
         }
-        if seen != self.blocks.len() {
-            let detail = format!("{} blocks in ranges, {} in the table", seen, self.blocks.len());
+        if seen != self.blocks.count() {
+            let detail = format!("{} blocks in ranges, {} in the table", seen, self.blocks.count());
             return broken("every block lies in a range", detail);
         }
         for (arena, bytes) in self.arenas.iter().zip(free_bytes) {
@@ -42,6 +42,11 @@ impl Heap {
             if let Some(block) = large.find(stale) {
                 return broken("idle memory of a block is as noted", format!("{block:?}"));
             }
+        }
+        let recent = self.blocks.get(self.blocks.recent).map(|block| block.start);
+        if self.recent_start != Address::MAX && recent != Some(self.recent_start) {
+            let detail = format!("{:#x} noted, {recent:x?} there", self.recent_start);
+            return broken("the block taken last starts where that is noted", detail);
         }
         self.check_quick()?;
         self.check_views()?;

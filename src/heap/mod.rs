@@ -25,6 +25,7 @@ mod block;
 mod carve;
 mod cede;
 mod check;
+mod free;
 mod free_index;
 mod hold;
 mod idle;
@@ -49,7 +50,7 @@ pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
 use hold::Holds;
@@ -92,6 +93,10 @@ pub(crate) struct Heap {
     pub(crate) turn: Turn,
     slots: Vec<PageSlot>,
     blocks: BlockTable,
+    /// Where the block starts that was last taken from those kept aside: what is freed next is
+    /// often that one, and is found with no look at tables of addresses. Beyond all if it went
+    /// back.
+    recent_start: Address,
     /// What is in use, counted.
     pub(crate) tally: Tally,
     quick: QuickList,
@@ -130,6 +135,7 @@ impl Heap {
             || Arena { free: FreeIndex::new(), gaps: BTreeMap::new(), ceded: BTreeMap::new() };
         Heap {
             blocks: BlockTable::new(),
+            recent_start: Address::MAX,
             arenas: [arena(), arena()],
             quick: QuickList::new(),
             ranges: Vec::new(),
@@ -166,83 +172,6 @@ impl Heap {
         block.bytes = bytes;
         block.next = rest;
         rest
-    }
-
-    /// Frees the allocation that starts at `address`, in the granule of `slot`, if it is live and
-    /// no other stream uses it. Else nothing changes, and it says false.
-    pub(crate) fn free(&mut self, slot: u32, address: Address) -> bool {
-        let Some(displaced) = self.keep(slot, address) else {
-            return false;
-        };
-        if displaced != NONE {
-            self.give_back(displaced);
-        }
-        true
-    }
-
-    /// Does so save for the block, if any, whose place the freed one takes, and which is to be
-    /// given back. `None` where nothing was freed.
-    #[inline(always)]
-    pub(crate) fn keep(&mut self, slot: u32, address: Address) -> Option<BlockId> {
-        let page = self.slots.get(slot as usize)?;
-        // Whatever page it is: the block that is found must start at the address.
-        let offset = (address & (GRANULE - 1)) >> page.unit_shift;
-        let id = page.starts.get(offset as usize)?.wrapping_sub(1);
-        let block = self.blocks.get_mut(id)?;
-        if block.start != address || block.state != State::Live {
-            return None;
-        }
-        let class = block.class;
-        block.state = State::Quick;
-        let first = self.quick.first(class);
-        self.quick.set_first(class, id);
-        // Of large blocks only the last is kept.
-        let (next, displaced) = if class == LARGE_CLASS {
-            self.tally.free_large(block.bytes, block.requested);
-            (NONE, first)
-        } else {
-            self.tally.free_small(block.bytes, block.requested);
-            (first, NONE)
-        };
-        block.bin_next = next;
-        Some(displaced)
-    }
-
-    /// Turns a live block into one that waits for other streams.
-    pub(crate) fn defer(&mut self, id: BlockId) {
-        let block = &mut self.blocks[id];
-        debug_assert_eq!(block.state, State::Shared);
-        block.state = State::Pending;
-        self.tally.defer(block.arena, block.bytes);
-    }
-
-    /// Ends the wait of a deferred block.
-    pub(crate) fn complete(&mut self, id: BlockId) {
-        let block = &self.blocks[id];
-        debug_assert_eq!(block.state, State::Pending);
-        self.tally.complete(block.arena, block.bytes, block.requested);
-        self.give_back(id);
-    }
-
-    /// Puts a block that nobody uses into the free index, joined with its free neighbours; gives
-    /// the block that they come to.
-    #[inline(never)]
-    pub(crate) fn give_back(&mut self, id: BlockId) -> BlockId {
-        // Each on its own: the compiler leaves out what the other needs.
-        match self.blocks[id].arena {
-            ArenaKind::Small => self.give_back_to(ArenaKind::Small, id),
-            ArenaKind::Large => self.give_back_to(ArenaKind::Large, id),
-        }
-    }
-
-    #[inline(always)]
-    fn give_back_to(&mut self, kind: ArenaKind, id: BlockId) -> BlockId {
-        let block = &mut self.blocks[id];
-        block.state = State::Free;
-        block.since = self.marks;
-        let (start, range) = (block.start, block.range);
-        self.set_start(range, start, kind, 0);
-        self.insert_free(kind, id)
     }
 
     /// The number of the next mark, which comes after all uses of what is free now.
