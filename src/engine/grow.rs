@@ -183,6 +183,7 @@ impl Engine {
         let mut idle = std::mem::take(&mut growth.idle);
         let grown = self.grow_over(growth, heap, request, asked, &mut idle);
         growth.idle = idle;
+        growth.moving.finish(self.clock.now_us());
         grown
     }
 

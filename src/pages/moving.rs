@@ -12,13 +12,20 @@ use crate::units::{Bytes, GRANULE};
 pub(crate) struct MovingTime {
     /// May be below zero, since what a request moves is only known afterwards.
     left_ns: i64,
+    /// Up to when time is counted.
     seen_us: u64,
+    /// What was spent since that.
+    spent_ns: i64,
 }
+
+/// A move counts with the time that it really took, up to so many times its price: a thread may
+/// also wait there for something else.
+const DEAREST: i64 = 3;
 
 impl MovingTime {
     /// At the start of the clock.
     pub(crate) fn new(policy: &Policy) -> Self {
-        MovingTime { left_ns: nanoseconds(policy.moving_burst_us), seen_us: 0 }
+        MovingTime { left_ns: nanoseconds(policy.moving_burst_us), seen_us: 0, spent_ns: 0 }
     }
 
     /// Adds what came up to `now_us`, while the heap that asks served so many `allocations`. So
@@ -47,7 +54,21 @@ impl MovingTime {
 
     /// A handle has been moved.
     pub(crate) fn spend(&mut self, policy: &Policy) {
-        self.left_ns = self.left_ns.saturating_sub(nanoseconds(policy.move_us));
+        let price = nanoseconds(policy.move_us);
+        self.left_ns = self.left_ns.saturating_sub(price);
+        self.spent_ns = self.spent_ns.saturating_add(price);
+    }
+
+    /// The request is served: what that took up to `now_us` is no time spent elsewhere. On a device
+    /// where moves take three times their price a third of that time would pay for them otherwise,
+    /// for ever.
+    pub(crate) fn finish(&mut self, now_us: u64) {
+        let took = nanoseconds(now_us.saturating_sub(self.seen_us));
+        let dearest = self.spent_ns.saturating_mul(DEAREST);
+        let more = took.min(dearest).saturating_sub(self.spent_ns).max(0);
+        self.left_ns = self.left_ns.saturating_sub(more);
+        self.seen_us = self.seen_us.max(now_us);
+        self.spent_ns = 0;
     }
 }
 
@@ -114,6 +135,21 @@ mod tests {
         moves_left(&mut moving, &policy);
         moving.refill(&policy, SECOND, per_second / 2, MUCH);
         assert!(moving.is_left(), "half of the second is spent elsewhere");
+    }
+
+    #[test]
+    fn moves_that_take_longer_count_for_more_and_pay_for_no_others() {
+        let policy = policy();
+        for (took, counted) in [(0, 1), (1, 1), (2, 2), (3, 3), (100, 3)] {
+            let mut moving = MovingTime::new(&policy);
+            moving.refill(&policy, SECOND, 0, 0);
+            (0..10).for_each(|_| moving.spend(&policy));
+            let end = SECOND + 10 * policy.move_us * took;
+            moving.finish(end);
+            moving.refill(&policy, end, 0, 0);
+            let left = policy.moving_burst_us - 10 * policy.move_us * counted;
+            assert_eq!(moving.left_ns, nanoseconds(left), "each took {took} times its price");
+        }
     }
 
     #[test]
