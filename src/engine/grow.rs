@@ -274,7 +274,8 @@ impl Engine {
         };
         let most = growth.store.headroom().min(free);
         let now = self.clock.now_us();
-        growth.moving.refill(&self.policy, now, heap.allocations_since(), live_peak);
+        let asking = (request.shard, heap.allocations_since());
+        growth.moving.refill(&self.policy, now, asking, live_peak);
         let may_move = growth.moving.is_left();
         let mut ready = self.policy.free_growth(reserved, live_peak);
         if !may_move {
