@@ -11,7 +11,7 @@ use super::idle::Idle;
 use super::loans::Source;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Gap, Heap, LARGE_UNIT};
+use crate::heap::{ArenaKind, Gap, Heap, IdleList, IdlePart, IdleRun, LARGE_UNIT};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_down};
 
@@ -106,9 +106,14 @@ impl Engine {
     }
 
     /// Whether a large request borrows although there is idle memory of others for it.
-    pub(super) fn borrows_early(&self, growth: &Growth, request: Request, idle: &[Idle]) -> bool {
+    pub(super) fn borrows_early(
+        &self,
+        growth: &Growth,
+        request: Request,
+        idle: IdlePart<'_>,
+    ) -> bool {
         let spent_us = growth.store.spent_us;
-        idle.iter().any(|idle| idle.shard != request.shard)
+        idle.runs.iter().any(|run| run.heap != request.shard)
             && self.policy.may_lend_early(request.bytes, spent_us, self.clock.now_us())
     }
 
@@ -119,7 +124,7 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        (idle, supply): (&[Idle], Supply),
+        (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
         let sources = self.sources(growth, heap, request, (LARGE_UNIT, false));
         self.lay_between(growth, heap, request, &sources, (idle, supply))
@@ -133,19 +138,21 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         supply: &dyn Fn() -> Supply,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
     ) -> Result<Option<Address>> {
         self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
-        let lent = self.borrow_before_failing(growth, heap, request, (idle, supply()))?;
+        let lent = self.borrow_before_failing(growth, heap, request, (idle.all(), supply()))?;
         if lent.is_some() || !self.shrink_loans(growth, (request.shard, heap))? {
             return Ok(lent);
         }
         self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
-        if let Grown::Served(address) = self.grow_from(growth, heap, request, idle, supply())? {
+        if let Grown::Served(address) =
+            self.grow_from(growth, heap, request, idle.all(), supply())?
+        {
             return Ok(Some(address));
         }
         self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
-        self.borrow_before_failing(growth, heap, request, (idle, supply()))
+        self.borrow_before_failing(growth, heap, request, (idle.all(), supply()))
     }
 
     /// The same with whatever is left anywhere, for a request that would fail.
@@ -154,7 +161,7 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        (idle, supply): (&[Idle], Supply),
+        (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Option<Address>> {
         if request.kind == ArenaKind::Small {
             return self.borrow_a_part(growth, heap, request, true);
@@ -172,13 +179,12 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         sources: &[Source],
-        (idle, mut supply): (&[Idle], Supply),
+        (idle, mut supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
         let spare = self.claimable(growth, request.shard)?;
         let spare = spare.iter().filter_map(|&number| growth.store.handle(number));
         let spare: Bytes = spare.map(|handle| handle.bytes).sum();
-        let idle_bytes: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
-        let whole = align_down(supply.most.saturating_add(idle_bytes + spare), GRANULE);
+        let whole = align_down(supply.most.saturating_add(idle.bytes() + spare), GRANULE);
         let Some(Edges { head, tail, middle }) = edges(sources, request.bytes, whole) else {
             return Ok(Grown::Unchanged);
         };
@@ -189,7 +195,13 @@ impl Engine {
             return Ok(Grown::Unchanged);
         };
         let at = address + length(head);
-        supply.idle = idle.to_vec();
+        if middle > 0 {
+            let of_run = |run: &IdleRun| {
+                let shard = run.heap;
+                idle.of(run).iter().map(move |&view| Idle { shard, view })
+            };
+            supply.idle = idle.runs.iter().flat_map(of_run).collect();
+        }
         let gap = Gap { address: at, bytes: middle, room: middle };
         if middle > 0 && !self.fill(growth, heap, request, gap, &mut supply)? {
             return Ok(Grown::Changed);

@@ -4,11 +4,14 @@ use super::grow::{Request, Supply};
 use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{Gap, Heap};
+use crate::heap::{Backed, Gap, Heap};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::pages::Place;
 use crate::units::{Address, Bytes};
+
+/// The view of a handle that is no memory of a heap yet.
+const NO_VIEW: u32 = u32::MAX;
 
 impl Engine {
     /// Makes a dormant view active again, taking its handle from where it is idle.
@@ -61,6 +64,29 @@ impl Engine {
         gap: Gap,
         supply: &mut Supply,
     ) -> Result<bool> {
+        let mut mapped = Vec::with_capacity(8);
+        let filled = self.map_into(growth, heap, request, gap, (supply, &mut mapped));
+        // All of it at once; also where it is not all that was needed.
+        if let Some(Backed { views, slots }) = heap.attach_all(gap.address, &mapped) {
+            self.publish(request.shard, &slots);
+            for (&(number, _), view) in mapped.iter().zip(views) {
+                growth.store.hand_over(number, request.shard, view);
+            }
+        }
+        filled
+    }
+
+    /// Maps handles into a hole, one after the other; adds them to `mapped` with their bytes. To
+    /// the store they are in use there, although they are no memory of the heap yet.
+    fn map_into(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        gap: Gap,
+        (supply, mapped): (&mut Supply, &mut Vec<(u32, Bytes)>),
+    ) -> Result<bool> {
+        let Request { shard, kind, .. } = request;
         let mut filled = 0;
         while filled < gap.bytes {
             let (remaining, room) = (gap.bytes - filled, gap.room - filled);
@@ -68,38 +94,37 @@ impl Engine {
             else {
                 return Ok(false);
             };
-            filled += self.place(growth, heap, request, number, gap.address + filled)?;
+            let address = gap.address + filled;
+            if let Err(error) = growth.store.map(number, address) {
+                self.keep_closed(growth, heap, request, (number, address));
+                return Err(error.into());
+            }
+            let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
+            growth.store.activate(number, Place { shard, view: NO_VIEW, address, kind });
+            mapped.push((number, bytes));
+            self.note_mapped(address, bytes);
+            self.record_memory(Action::SegmentMap, shard, address, bytes);
+            filled += bytes;
         }
         Ok(true)
     }
 
-    /// Maps a spare handle into a hole and makes it free memory of the heap; gives its bytes.
-    fn place(
+    /// A handle could not be mapped. Where it is mapped now and useless, that is a dormant view,
+    /// until it can be unmapped or made accessible.
+    fn keep_closed(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         Request { shard, kind, .. }: Request,
-        number: u32,
-        address: Address,
-    ) -> Result<Bytes> {
-        let mapped = growth.store.map(number, address);
-        if mapped.is_err() && !growth.store.is_closed(number, address) {
-            return mapped.map(|()| 0).map_err(Into::into);
-        }
+        (number, address): (u32, Address),
+    ) {
         let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
-        if let Some((view, slots)) = heap.attach(address, bytes, number) {
+        if growth.store.is_closed(number, address)
+            && let Some((view, _)) = heap.attach(address, bytes, number)
+        {
             growth.store.activate(number, Place { shard, view, address, kind });
-            if mapped.is_err() {
-                // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
-                heap.make_dormant(view);
-                growth.store.deactivate(number, heap.mark());
-            } else {
-                self.publish(shard, &slots);
-                self.note_mapped(address, bytes);
-                self.record_memory(Action::SegmentMap, shard, address, bytes);
-            }
+            heap.make_dormant(view);
+            growth.store.deactivate(number, heap.mark());
         }
-        mapped?;
-        Ok(bytes)
     }
 }

@@ -3,7 +3,7 @@
 use super::block::{Block, BlockId, NONE, State};
 use super::size::ArenaKind;
 use super::{Heap, join};
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 
 /// The number of a view in its heap.
 pub(crate) type ViewId = u32;
@@ -28,18 +28,12 @@ impl View {
     }
 }
 
-/// An active view on which nothing lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct IdleView {
-    pub(crate) view: ViewId,
-    pub(crate) handle: u32,
-    pub(crate) address: Address,
-    pub(crate) bytes: Bytes,
-    pub(crate) kind: ArenaKind,
-    /// The free block that it lies in.
-    pub(crate) block: (Address, Bytes),
-    /// The mark after its last use.
-    pub(crate) since: u64,
+/// New memory of a heap.
+#[derive(Debug)]
+pub(crate) struct Backed {
+    pub(crate) views: Vec<ViewId>,
+    /// The page slot of each granule.
+    pub(crate) slots: Vec<(Address, u32)>,
 }
 
 impl Heap {
@@ -51,21 +45,41 @@ impl Heap {
         bytes: Bytes,
         handle: u32,
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
-        let kind = self.arena_of(address)?;
-        let id = self.cut_hole(kind, address, bytes)?;
-        Some(self.back(id, handle))
+        let Backed { views, slots } = self.attach_all(address, &[(handle, bytes)])?;
+        Some((*views.first()?, slots))
     }
 
-    /// Makes a block without memory, which is in no index, free memory on a new active view.
-    pub(super) fn back(&mut self, id: BlockId, handle: u32) -> (ViewId, Vec<(Address, u32)>) {
-        let Block { start: address, bytes, arena: kind, range, .. } = self.blocks[id];
-        let view = View { address, bytes, handle, active: true, kind, range, part: None };
-        let view = self.insert_view(view);
+    /// The same of several handles side by side, each with its bytes. `None` where there are none.
+    pub(crate) fn attach_all(
+        &mut self,
+        address: Address,
+        handles: &[(u32, Bytes)],
+    ) -> Option<Backed> {
+        handles.first()?;
+        let kind = self.arena_of(address)?;
+        let id = self.cut_hole(kind, address, handles.iter().map(|(_, bytes)| bytes).sum())?;
+        Some(self.back(id, handles))
+    }
+
+    /// Makes a block without memory, which is in no index, free memory on new active views of these
+    /// handles, which are as long as it.
+    pub(super) fn back(&mut self, id: BlockId, handles: &[(u32, Bytes)]) -> Backed {
+        let Block { start, bytes: length, arena: kind, range, .. } = self.blocks[id];
+        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
+        let mut views = Vec::with_capacity(handles.len());
+        let mut address = start;
+        for &(handle, bytes) in handles {
+            let view = View { address, bytes, handle, active: true, kind, range, part: None };
+            let view = self.insert_view(view);
+            self.add_slots(range, (address, bytes), kind, view, &mut slots);
+            views.push(view);
+            address += bytes;
+        }
+        debug_assert_eq!(address, start + length);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
-        let slots = self.add_slots(range, address, bytes, kind, view);
         self.insert_free(kind, id);
-        (view, slots)
+        Backed { views, slots }
     }
 
     pub(super) fn arena_of(&self, address: Address) -> Option<ArenaKind> {
@@ -176,7 +190,8 @@ impl Heap {
         if let Some(view) = &mut self.views[view as usize] {
             view.active = true;
         }
-        let slots = self.add_slots(range, address, bytes, kind, view);
+        let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
+        self.add_slots(range, (address, bytes), kind, view, &mut slots);
         self.insert_free(kind, id);
         Some(slots)
     }

@@ -15,7 +15,7 @@ use super::block::{Block, BlockId, State};
 use super::layout::{View, ViewId};
 use super::size::{ArenaKind, LARGE_UNIT};
 use super::{Heap, join};
-use crate::units::{Address, Bytes, align_down};
+use crate::units::{Address, Bytes, GRANULE, align_down};
 
 /// A part of a view on which nothing lives, while something does on the rest of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,8 @@ impl Heap {
         let part = Some((from, to));
         let view =
             self.insert_view(View { address, bytes, handle, active: true, kind, range, part });
-        let slots = self.add_slots(range, address, bytes, kind, view);
+        let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
+        self.add_slots(range, (address, bytes), kind, view, &mut slots);
         self.blocks[id].state = State::Blocked;
         let mut middle = id;
         if address < from {
@@ -286,7 +287,7 @@ impl Heap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{GRANULE, MIB};
+    use crate::units::MIB;
 
     const BASE: Address = 64 * GRANULE;
     const OTHER: Address = 128 * GRANULE;
@@ -318,9 +319,7 @@ mod tests {
 
     /// The bytes of all idle views.
     fn idle(heap: &Heap) -> Bytes {
-        let mut found = Vec::new();
-        heap.idle_views(|view| found.push(view));
-        found.iter().map(|view| view.bytes).sum()
+        heap.idle_views().iter().map(|view| view.bytes).sum()
     }
 
     #[test]
@@ -409,7 +408,7 @@ mod tests {
         heap.flush_quick();
         assert_eq!(idle(&heap), GRANULE, "the first handle alone");
         assert!(heap.is_idle_but_for_loans(block));
-        assert!(!heap.detach(1) && heap.cede(1).is_none());
+        assert!(!heap.detach(1) && heap.cede(&[heap.as_if_idle(1)]).is_none());
         heap.take_back(block);
         assert_eq!(idle(&heap), 2 * GRANULE);
         heap.is_valid().unwrap();

@@ -42,10 +42,11 @@ mod tally;
 use std::collections::BTreeMap;
 
 pub(crate) use block::{BlockId, NONE, State};
-pub(crate) use layout::{IdleView, ViewId};
+pub(crate) use idle::{IdleList, IdlePart, IdleRun, IdleView};
+pub(crate) use layout::{Backed, ViewId};
 pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
-pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
+pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 

@@ -3,7 +3,8 @@
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
-use super::layout::{IdleView, ViewId};
+use super::idle::IdlePart;
+use super::layout::ViewId;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
 
@@ -14,7 +15,7 @@ pub(crate) struct PlanRules<'a> {
     /// How much more than that a plan may need.
     pub(crate) excess_max: Bytes,
     /// The idle views of this heap; a window that covers one uses it up.
-    pub(crate) idle: &'a IdleSpans,
+    pub(crate) idle: IdlePart<'a>,
     /// By handle, whether it is idle where it is now, so that its dormant views can be woken.
     pub(crate) usable: &'a [bool],
     /// How many bytes more a window may take for each piece fewer that has to be mapped.
@@ -24,37 +25,6 @@ pub(crate) struct PlanRules<'a> {
 impl PlanRules<'_> {
     fn is_usable(&self, handle: u32) -> bool {
         self.usable.get(handle as usize).copied().unwrap_or(false)
-    }
-}
-
-/// The idle views of one heap by address, with sums, so that what a window covers is found quickly.
-#[derive(Debug, Default)]
-pub(crate) struct IdleSpans {
-    /// Start, end, handle.
-    spans: Vec<(Address, Address, u32)>,
-    /// Bytes of all spans before each, and of all at last.
-    before: Vec<Bytes>,
-}
-
-impl IdleSpans {
-    pub(crate) fn new<'a>(views: impl Iterator<Item = &'a IdleView>) -> Self {
-        let mut spans: Vec<_> =
-            views.map(|view| (view.address, view.address + view.bytes, view.handle)).collect();
-        spans.sort_unstable();
-        let mut before = Vec::with_capacity(spans.len() + 1);
-        let mut sum = 0;
-        for (start, end, _) in &spans {
-            before.push(sum);
-            sum += end - start;
-        }
-        before.push(sum);
-        IdleSpans { spans, before }
-    }
-
-    fn over(&self, start: Address, end: Address) -> std::ops::Range<usize> {
-        let first = self.spans.partition_point(|span| span.1 <= start);
-        let last = self.spans.partition_point(|span| span.0 < end);
-        first..last.max(first)
     }
 }
 
@@ -193,8 +163,8 @@ impl Heap {
     /// How much of the supply the window takes: what it needs filled, and what idle memory it
     /// covers. `None` where it would need one handle at two places.
     fn needed(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Bytes> {
-        let over = rules.idle.over(plan.start, plan.start + bytes);
-        let covered = rules.idle.before[over.end] - rules.idle.before[over.start];
+        let over = || rules.idle.over(plan.start, plan.start + bytes);
+        let covered: Bytes = over().map(|view| view.bytes).sum();
         let mut woken = 0;
         if !plan.wake.is_empty() {
             let mut handles = Vec::with_capacity(plan.wake.len());
@@ -204,8 +174,7 @@ impl Heap {
             }
             handles.sort_unstable();
             let twice = handles.windows(2).any(|pair| pair[0] == pair[1]);
-            let mut spans = rules.idle.spans[over].iter();
-            if twice || spans.any(|span| handles.binary_search(&span.2).is_ok()) {
+            if twice || over().any(|view| handles.binary_search(&view.handle).is_ok()) {
                 return None;
             }
         }

@@ -48,6 +48,12 @@ impl Range {
         address >= self.base && address - self.base < self.bytes
     }
 
+    /// How many granules an address has before it.
+    #[inline(always)]
+    pub(super) fn granule_of(&self, address: Address) -> usize {
+        ((address - self.base) / GRANULE) as usize
+    }
+
     /// The page slot of an address that has memory.
     #[inline(always)]
     pub(super) fn slot_of(&self, address: Address) -> u32 {
@@ -95,7 +101,8 @@ impl Heap {
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
         let id = self.new_range(base, bytes, kind, State::Free);
-        let slots = self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT);
+        let mut slots = Vec::new();
+        self.add_slots(self.blocks[id].range, (base, bytes), kind, NO_SLOT, &mut slots);
         self.index(id);
         slots
     }

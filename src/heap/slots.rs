@@ -31,37 +31,39 @@ impl Heap {
         self.slots[slot as usize].starts[offset] = entry;
     }
 
+    /// Gives every granule of a view, or of a segment, a page slot; adds them to `added`.
     pub(super) fn add_slots(
         &mut self,
         range: u32,
-        address: Address,
-        bytes: Bytes,
+        (address, bytes): (Address, Bytes),
         kind: ArenaKind,
         view: ViewId,
-    ) -> Vec<(Address, u32)> {
+        added: &mut Vec<(Address, u32)>,
+    ) {
         let granules = (bytes / GRANULE) as usize;
-        let added: Vec<(Address, u32)> = (0..granules)
-            .map(|k| {
-                let base = address + k as u64 * GRANULE;
-                (base, self.new_slot(base, kind, view))
-            })
-            .collect();
         let handle = self.view(view).map(|view| view.handle);
+        let mut over = ViewOver::SEGMENT;
+        let mut first = 0;
         if let Some(range) = &mut self.ranges[range as usize] {
-            let first = ((address - range.base) / GRANULE) as usize;
+            first = range.granule_of(address);
             if range.slots.len() < first + granules {
                 range.slots.resize(first + granules, NO_SLOT);
                 range.over.resize(first + granules, ViewOver::SEGMENT);
             }
-            let (start, end) = (first as u32, (first + granules) as u32);
-            let over =
-                handle.map_or(ViewOver::SEGMENT, |handle| ViewOver { start, end, view, handle });
-            for (k, (_, slot)) in added.iter().enumerate() {
-                range.slots[first + k] = *slot;
+            if let Some(handle) = handle {
+                let (start, end) = (first as u32, (first + granules) as u32);
+                over = ViewOver { start, end, view, handle };
+            }
+        }
+        for k in 0..granules {
+            let base = address + k as u64 * GRANULE;
+            let slot = self.new_slot(base, kind, view);
+            added.push((base, slot));
+            if let Some(range) = &mut self.ranges[range as usize] {
+                range.slots[first + k] = slot;
                 range.over[first + k] = over;
             }
         }
-        added
     }
 
     fn new_slot(&mut self, base: Address, kind: ArenaKind, view: ViewId) -> u32 {
@@ -81,20 +83,24 @@ impl Heap {
     }
 
     pub(super) fn remove_slots(&mut self, range: u32, address: Address, bytes: Bytes) {
-        for k in 0..bytes / GRANULE {
-            let Some(range) = &mut self.ranges[range as usize] else {
-                return;
-            };
-            let index = ((address - range.base) / GRANULE + k) as usize;
-            let slot = std::mem::replace(&mut range.slots[index], NO_SLOT);
-            self.vacate_slot(slot);
+        let Some(range) = &mut self.ranges[range as usize] else {
+            return;
+        };
+        let first = range.granule_of(address);
+        for slot in &mut range.slots[first..first + (bytes / GRANULE) as usize] {
+            let slot = std::mem::replace(slot, NO_SLOT);
+            vacate(&mut self.slots[slot as usize]);
+            self.vacant_slots.push(slot);
         }
     }
 
     pub(super) fn vacate_slot(&mut self, slot: u32) {
-        let page = &mut self.slots[slot as usize];
-        page.base = Address::MAX;
-        page.view = NO_SLOT;
+        vacate(&mut self.slots[slot as usize]);
         self.vacant_slots.push(slot);
     }
+}
+
+fn vacate(page: &mut PageSlot) {
+    page.base = Address::MAX;
+    page.view = NO_SLOT;
 }
