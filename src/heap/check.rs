@@ -1,10 +1,11 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
+use super::gaps::GapBlock;
 use super::layout::View;
 use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
-use super::{Heap, Tally};
+use super::{BlockView, Heap, Tally};
 use crate::error::Error;
 use crate::units::{Bytes, GRANULE};
 
@@ -44,6 +45,7 @@ impl Heap {
             }
         }
         self.check_quick()?;
+        self.check_gaps()?;
         self.check_views()?;
         if counted.currents() != self.tally.currents() {
             let detail = format!("counted {counted:?}, kept {:?}", self.tally);
@@ -82,8 +84,10 @@ impl Heap {
                 State::Hole | State::Dormant => {
                     let dormant = (block.state == State::Dormant).then_some(block.view);
                     let view = dormant.and_then(|view| self.view(view));
-                    let entry = (id, view.map(|view| view.handle));
-                    if self.arenas[range.kind as usize].gaps.get(&block.end()) != Some(&entry) {
+                    let handle = view.map(|view| view.handle);
+                    let (end, bytes) = (block.end(), block.bytes);
+                    let gap = GapBlock { end, bytes, block: id, handle };
+                    if self.arenas[range.kind as usize].gaps.get(end) != Some(&gap) {
                         return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
                     }
                 }
@@ -150,6 +154,18 @@ impl Heap {
             if page.starts[offset] != id + 1 {
                 return broken("start table finds blocks", format!("block {id}: {block:?}"));
             }
+        }
+        Ok(())
+    }
+
+    /// Every hole and every dormant block was found among the gaps: there is nothing else.
+    fn check_gaps(&self) -> Result<(), Error> {
+        let listed: Vec<_> = self.arenas.iter().flat_map(|arena| arena.gaps.iter()).collect();
+        let is_gap = |block: &BlockView| matches!(block.state, State::Hole | State::Dormant);
+        let all = self.blocks().filter(is_gap).count();
+        if listed.len() != all {
+            let detail = format!("{} listed, {all} there", listed.len());
+            return broken("gaps hold nothing but holes and dormant blocks", detail);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The memory behind ranges: views come and go, and blocks change with them.
 
 use super::block::{Block, BlockId, NONE, State};
+use super::gaps::GapBlock;
 use super::size::ArenaKind;
 use super::{Heap, join};
 use crate::units::{Address, Bytes, GRANULE};
@@ -102,21 +103,23 @@ impl Heap {
         let mut id = hole;
         if start < address {
             id = self.split(hole, address - start);
-            self.arenas[kind as usize].gaps.insert(address, (hole, None));
+            let front = GapBlock::hole(address, address - start, hole);
+            self.arenas[kind as usize].gaps.insert(front);
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
-            self.arenas[kind as usize].gaps.entry(end).and_modify(|gap| gap.0 = rest);
+            let back = GapBlock::hole(end, self.blocks[rest].bytes, rest);
+            self.arenas[kind as usize].gaps.insert(back);
         } else {
-            self.arenas[kind as usize].gaps.remove(&end);
+            self.arenas[kind as usize].gaps.remove(end);
         }
         Some(id)
     }
 
     /// The hole or dormant block over an address.
     pub(super) fn gap_over(&self, kind: ArenaKind, address: Address) -> Option<BlockId> {
-        let (_, &(gap, _)) = self.arenas[kind as usize].gaps.range(address + 1..).next()?;
-        (self.blocks[gap].start <= address).then_some(gap)
+        let gap = self.arenas[kind as usize].gaps.from(address + 1)?;
+        (gap.start() <= address).then_some(gap.block)
     }
 
     /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has
@@ -141,7 +144,8 @@ impl Heap {
             view.active = false;
             view.handle
         });
-        self.arenas[kind as usize].gaps.insert(address + bytes, (middle, handle));
+        let gap = GapBlock { end: address + bytes, bytes, block: middle, handle };
+        self.arenas[kind as usize].gaps.insert(gap);
         true
     }
 
@@ -183,7 +187,7 @@ impl Heap {
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
         let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
-        let (id, _) = self.arenas[kind as usize].gaps.remove(&(address + bytes))?;
+        let id = self.arenas[kind as usize].gaps.remove(address + bytes)?.block;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
@@ -201,7 +205,9 @@ impl Heap {
         let Some(&View { address, bytes, kind, .. }) = self.view(view) else {
             return;
         };
-        let Some(&(id, _)) = self.arenas[kind as usize].gaps.get(&(address + bytes)) else {
+        let Some(&GapBlock { block: id, .. }) =
+            self.arenas[kind as usize].gaps.get(address + bytes)
+        else {
             return;
         };
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
@@ -216,15 +222,16 @@ impl Heap {
         let Block { start, previous, next, .. } = self.blocks[id];
         let gaps = &mut self.arenas[kind as usize].gaps;
         if next != NONE && self.blocks[next].state == State::Hole {
-            gaps.remove(&self.blocks[id].end());
+            gaps.remove(self.blocks[id].end());
             join(&mut self.blocks, id, next);
         }
         if previous != NONE && self.blocks[previous].state == State::Hole {
-            gaps.remove(&start);
+            gaps.remove(start);
             join(&mut self.blocks, previous, id);
             id = previous;
         }
-        gaps.insert(self.blocks[id].end(), (id, None));
+        let block = &self.blocks[id];
+        gaps.insert(GapBlock::hole(block.end(), block.bytes, id));
     }
 
     /// A view, where there is one of that number.

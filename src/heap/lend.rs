@@ -12,6 +12,7 @@
 //! is idle as long as the loan lasts, so that the handle stays at both places.
 
 use super::block::{Block, BlockId, State};
+use super::gaps::GapBlock;
 use super::layout::{View, ViewId};
 use super::size::{ArenaKind, LARGE_UNIT};
 use super::{Heap, join};
@@ -199,7 +200,8 @@ impl Heap {
         if let Some(view) = &mut self.views[view as usize] {
             (view.active, view.part) = (false, None);
         }
-        self.arenas[kind as usize].gaps.insert(address + bytes, (id, Some(handle)));
+        let gap = GapBlock { end: address + bytes, bytes, block: id, handle: Some(handle) };
+        self.arenas[kind as usize].gaps.insert(gap);
         Some((address, bytes))
     }
 
@@ -275,12 +277,7 @@ impl Heap {
 
     /// Where a hole of `bytes` begins, if there is one.
     pub(crate) fn hole_of(&self, bytes: Bytes, kind: ArenaKind) -> Option<Address> {
-        let mut gaps = self.arenas[kind as usize].gaps.values();
-        let fits = |&(id, _): &(BlockId, Option<u32>)| {
-            let block = &self.blocks[id];
-            (block.state == State::Hole && block.bytes >= bytes).then_some(block.start)
-        };
-        gaps.find_map(fits)
+        self.arenas[kind as usize].gaps.first_hole(bytes).map(GapBlock::start)
     }
 }
 

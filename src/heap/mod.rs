@@ -26,6 +26,7 @@ mod carve;
 mod cede;
 mod check;
 mod free_index;
+mod gaps;
 mod hold;
 mod idle;
 mod layout;
@@ -53,6 +54,7 @@ pub(crate) use tally::{METRICS, Tally, Turn, metric};
 use crate::units::{Address, Bytes, GRANULE};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
+use gaps::Gaps;
 use hold::Holds;
 use layout::View;
 use quick::QuickList;
@@ -64,10 +66,8 @@ use slots::PageSlot;
 #[derive(Debug)]
 struct Arena {
     free: FreeIndex,
-    /// Holes and dormant blocks by the address at which they end, since holes are filled from the
-    /// front; with dormant ones, the handle of their view. Most of them are passed over for their
-    /// handle's sake, without a look at the block.
-    gaps: BTreeMap<Address, (BlockId, Option<u32>)>,
+    /// Holes and dormant blocks.
+    gaps: Gaps,
     /// What other heaps use, by address.
     ceded: BTreeMap<Address, BlockId>,
 }
@@ -126,7 +126,7 @@ impl Heap {
     /// serve requests of that size or more that leave less than its second size unused.
     pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
         let arena =
-            || Arena { free: FreeIndex::new(), gaps: BTreeMap::new(), ceded: BTreeMap::new() };
+            || Arena { free: FreeIndex::new(), gaps: Gaps::default(), ceded: BTreeMap::new() };
         Heap {
             blocks: BlockTable::new(),
             arenas: [arena(), arena()],

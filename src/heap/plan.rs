@@ -76,11 +76,11 @@ impl Heap {
         let mut best: Option<Plan> = None;
         let mut seen_to = 0;
         let mut run = Vec::new();
-        for (&end, &(id, handle)) in &self.arenas[kind as usize].gaps {
-            if end <= seen_to || !handle.is_none_or(|handle| rules.is_usable(handle)) {
+        for gap in self.arenas[kind as usize].gaps.iter() {
+            if gap.end <= seen_to || !gap.handle.is_none_or(|handle| rules.is_usable(handle)) {
                 continue;
             }
-            seen_to = self.collect_run(id, rules, &mut run);
+            seen_to = self.collect_run(gap.block, rules, &mut run);
             self.plan_in_run(&run, bytes, rules, &mut best);
         }
         best

@@ -2,6 +2,7 @@
 
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
+use super::gaps::GapBlock;
 use super::layout::ViewId;
 use super::size::{ArenaKind, LARGE_CLASS};
 use super::slots::NO_SLOT;
@@ -83,7 +84,8 @@ impl Heap {
                 range.tail = start;
             }
         }
-        self.arenas[kind as usize].gaps.insert(base + bytes - tail, (id, None));
+        let bytes = bytes - tail;
+        self.arenas[kind as usize].gaps.insert(GapBlock::hole(base + bytes, bytes, id));
     }
 
     /// Bytes of all addresses that were reserved for one kind of request.
@@ -179,10 +181,7 @@ impl Heap {
 
     /// Whether there is a hole in which a request of `bytes` would fit.
     pub(crate) fn has_hole(&self, bytes: Bytes, kind: ArenaKind) -> bool {
-        self.arenas[kind as usize].gaps.values().any(|&(id, _)| {
-            let block = &self.blocks[id];
-            block.state == State::Hole && block.bytes >= bytes
-        })
+        self.arenas[kind as usize].gaps.first_hole(bytes).is_some()
     }
 
     /// Every granule of memory with its page slot.
