@@ -65,6 +65,13 @@ struct Piece {
     part: Part,
 }
 
+/// What was found so far, how far, and room for the pieces of a run.
+struct Search {
+    best: Option<Plan>,
+    seen_to: Address,
+    run: Vec<Piece>,
+}
+
 impl Heap {
     /// The cheapest place for `bytes`, if there is one within the rules.
     pub(crate) fn plan(
@@ -73,17 +80,50 @@ impl Heap {
         kind: ArenaKind,
         rules: &PlanRules<'_>,
     ) -> Option<Plan> {
-        let mut best: Option<Plan> = None;
-        let mut seen_to = 0;
-        let mut run = Vec::new();
-        for gap in self.arenas[kind as usize].gaps.iter() {
-            if gap.end <= seen_to || !gap.handle.is_none_or(|handle| rules.is_usable(handle)) {
-                continue;
+        let gaps = &self.arenas[kind as usize].gaps;
+        let largest = self.largest_indexed(kind);
+        let mut search = Search { best: None, seen_to: 0, run: Vec::new() };
+        // Most of them lie in runs that are too short, which shows in the addresses between them:
+        // what is there besides them in a run is free blocks, one at a time.
+        let mut chain = Vec::new();
+        let (mut start, mut last) = (0, 0);
+        for gap in gaps.iter() {
+            let usable = gap.handle.is_none_or(|handle| rules.is_usable(handle));
+            let between = gap.start() - last;
+            if !chain.is_empty() && (!usable || between > largest) {
+                if last + between.min(largest) - start >= bytes {
+                    self.plan_in_chain(&chain, bytes, rules, &mut search);
+                }
+                chain.clear();
             }
-            seen_to = self.collect_run(gap.block, rules, &mut run);
-            self.plan_in_run(&run, bytes, rules, &mut best);
+            if usable {
+                if chain.is_empty() {
+                    start = gap.start() - between.min(largest);
+                }
+                chain.push((gap.end, gap.block));
+            }
+            last = gap.end;
         }
-        best
+        if !chain.is_empty() && last + largest - start >= bytes {
+            self.plan_in_chain(&chain, bytes, rules, &mut search);
+        }
+        search.best
+    }
+
+    /// Looks at each run over some of the gaps that could be used.
+    fn plan_in_chain(
+        &self,
+        chain: &[(Address, BlockId)],
+        bytes: Bytes,
+        rules: &PlanRules<'_>,
+        search: &mut Search,
+    ) {
+        for &(end, id) in chain {
+            if end > search.seen_to {
+                search.seen_to = self.collect_run(id, rules, &mut search.run);
+                self.plan_in_run(&search.run, bytes, rules, &mut search.best);
+            }
+        }
     }
 
     fn part_of(&self, id: BlockId, rules: &PlanRules<'_>) -> Option<Part> {
