@@ -87,11 +87,18 @@ impl Engine {
         (supply, mapped): (&mut Supply, &mut Vec<(u32, Bytes)>),
     ) -> Result<bool> {
         let Request { shard, kind, .. } = request;
-        let mut filled = 0;
+        let (mut filled, mut taken, mut used) = (0, Vec::new(), 0);
         while filled < gap.bytes {
-            let (remaining, room) = (gap.bytes - filled, gap.room - filled);
-            let Some(number) = self.obtain(growth, heap, request, (remaining, room), supply)?
-            else {
+            let sizes = (gap.bytes - filled, gap.room - filled);
+            if used == taken.len() {
+                self.take_several(growth, heap, request, sizes, (supply, &mut taken))?;
+            }
+            let number = if let Some(&number) = taken.get(used) {
+                used += 1;
+                number
+            } else if let Some(number) = self.obtain(growth, heap, request, sizes, supply)? {
+                number
+            } else {
                 return Ok(false);
             };
             let address = gap.address + filled;

@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::grow::{Effort, Request, Supply};
-use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::{Heap, IdleList};
 use crate::lock::MutexGuard;
-use crate::observe::Action;
 use crate::pages::Place;
-use crate::units::{Address, Bytes, GRANULE, StreamId};
+use crate::units::{Bytes, GRANULE, StreamId};
 
 impl Engine {
     /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare
@@ -241,66 +239,6 @@ impl Engine {
         Ok(idle.all().runs.len() < before)
     }
 
-    /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work
-    /// queued on the taker's stream runs after whatever still uses it. False where it is not idle
-    /// any more, or where the streams cannot be ordered because one is being captured.
-    pub(super) fn take_from(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        taker: u32,
-        source: Idle,
-    ) -> Result<bool> {
-        let view = source.view;
-        let number = view.handle;
-        let mark = if source.shard == taker {
-            if !heap.detach(view.view) {
-                return Ok(false);
-            }
-            heap.mark()
-        } else {
-            let (Some(from), Some(to)) = (self.shards.get(source.shard), self.shards.get(taker))
-            else {
-                return Ok(false);
-            };
-            let mut other = from.heap.lock();
-            let Some(since) = other.idle_since(view.view) else {
-                growth.lost += 1;
-                return Ok(false);
-            };
-            if !self.order_after(growth, (from, since), to)? {
-                return Ok(false);
-            }
-            if !other.detach(view.view) {
-                growth.lost += 1;
-                return Ok(false);
-            }
-            since
-        };
-        self.withdraw(source.shard, view.address, view.bytes);
-        growth.store.deactivate(number, mark);
-        growth.moving_us += self.policy.move_us;
-        Ok(true)
-    }
-
-    /// Tells the address map of new memory of a heap.
-    pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
-        let Some(owner) = self.shards.get(shard) else {
-            return;
-        };
-        self.map.set_all(owner, slots);
-    }
-
-    /// Memory of a heap is nobody's from now on.
-    pub(super) fn withdraw(&self, shard: u32, address: Address, bytes: Bytes) {
-        self.record_memory(Action::SegmentUnmap, shard, address, bytes);
-        self.retract(address, bytes);
-    }
-
-    pub(super) fn retract(&self, address: Address, bytes: Bytes) {
-        self.map.clear_all(address, bytes / GRANULE);
-    }
-
     /// Removes every mapping of a spare handle and gives it back to the device. All work that could
     /// use it through an old mapping is waited for; where that stream is being captured, nothing
     /// more is done and the handle stays spare, which is told by `false`; so it does until
@@ -339,7 +277,7 @@ impl Engine {
 }
 
 impl Supply {
-    fn best_idle(&mut self, sizes: (Bytes, Bytes)) -> Option<usize> {
+    pub(super) fn best_idle(&mut self, sizes: (Bytes, Bytes)) -> Option<usize> {
         best_size(self.idle.iter().map(|idle| idle.view.bytes), sizes, &mut self.longest_idle)
     }
 }

@@ -40,6 +40,7 @@ mod segments;
 mod shards;
 mod snapshot;
 mod statistics;
+mod take;
 mod unneeded;
 mod watch;
 

@@ -62,6 +62,20 @@ impl Gaps {
         }
     }
 
+    /// Adds several, by address, among which there are no others.
+    pub(crate) fn insert_all(&mut self, gaps: &[GapBlock]) {
+        let Some(first) = gaps.first() else {
+            return;
+        };
+        let (number, at) = self.place(first.end);
+        match self.parts.get_mut(number) {
+            Some(part) if part.len() + gaps.len() <= PART => {
+                part.splice(at..at, gaps.iter().copied());
+            }
+            _ => gaps.iter().for_each(|&gap| self.insert(gap)),
+        }
+    }
+
     /// Removes the one that ends there.
     pub(crate) fn remove(&mut self, end: Address) -> Option<GapBlock> {
         let (number, at) = self.place(end);
@@ -112,7 +126,14 @@ mod tests {
         let (mut gaps, mut all) = (Gaps::default(), BTreeMap::new());
         for round in 0..20_000u32 {
             let end = 1 + next(if round < 10_000 { 1000 } else { 40 });
-            if next(2) == 0 {
+            if next(8) == 0 {
+                // Some in a row, where there are none.
+                let row = || (end..end + 3).map(|end| GapBlock::hole(end, 1, round));
+                all.retain(|at, _| !(end..end + 3).contains(at));
+                (end..end + 3).for_each(|end| _ = gaps.remove(end));
+                gaps.insert_all(&row().collect::<Vec<_>>());
+                all.extend(row().map(|gap| (gap.end, gap)));
+            } else if next(2) == 0 {
                 let handle = (next(3) > 0).then_some(round);
                 let gap = GapBlock { end, bytes: next(9), block: round, handle };
                 gaps.insert(gap);

@@ -2,6 +2,7 @@
 
 use super::block::{Block, BlockId, NONE, State};
 use super::gaps::GapBlock;
+use super::idle::IdleView;
 use super::size::ArenaKind;
 use super::{Heap, join};
 use crate::units::{Address, Bytes, GRANULE};
@@ -128,37 +129,75 @@ impl Heap {
         self.view(view).is_some_and(|view| !self.holds.at(view.address)) && self.make_dormant(view)
     }
 
-    /// The same, whether it has to stay or not.
-    pub(crate) fn make_dormant(&mut self, view: ViewId) -> bool {
-        let Some(middle) = self.isolate(view) else {
+    /// The same of views in a row, by address or backwards: of all of them or of none. It comes to
+    /// the same as if they went one by one.
+    pub(crate) fn detach_all(&mut self, views: &[IdleView]) -> bool {
+        if views.iter().any(|view| self.holds.at(view.address)) {
+            return false;
+        }
+        let backwards = views.len() > 1 && views[1].address < views[0].address;
+        let Some((start, bytes, kind)) = self.span_of(views) else {
             return false;
         };
-        self.moves += 1;
-        let block = &mut self.blocks[middle];
-        block.state = State::Dormant;
-        block.view = view;
-        let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
-        self.remove_slots(range, address, bytes);
-        let view = self.views[view as usize].as_mut();
-        let handle = view.map(|view| {
-            view.active = false;
-            view.handle
-        });
-        let gap = GapBlock { end: address + bytes, bytes, block: middle, handle };
-        self.arenas[kind as usize].gaps.insert(gap);
+        let Some(id) = self.cut_free_in(start, bytes, kind, backwards) else {
+            return false;
+        };
+        match backwards {
+            true => self.leave(id, views.iter().rev().map(|view| (view.view, view.bytes))),
+            false => self.leave(id, views.iter().map(|view| (view.view, view.bytes))),
+        }
         true
     }
 
-    /// The mark after the last use of a view on which nothing lives; `None` where something does.
-    pub(crate) fn idle_since(&self, view: ViewId) -> Option<u64> {
-        let View { address, bytes, kind, .. } = self.view(view)?;
-        self.free_block_over(*address, *bytes, *kind).map(|id| self.blocks[id].since)
+    /// As [`detach`](Heap::detach), whether it has to stay or not.
+    pub(crate) fn make_dormant(&mut self, number: ViewId) -> bool {
+        let Some(&View { address, bytes, kind, .. }) = self.view(number) else {
+            return false;
+        };
+        let Some(id) = self.cut_free(address, bytes, kind) else {
+            return false;
+        };
+        self.leave(id, std::iter::once((number, bytes)));
+        true
     }
 
-    /// Cuts the free block over an idle view so that one block, in no index, is exactly the view.
-    pub(super) fn isolate(&mut self, view: ViewId) -> Option<BlockId> {
-        let View { address, bytes, kind, .. } = self.view(view)?.clone();
-        self.cut_free(address, bytes, kind)
+    /// Makes a block that is in no index a dormant one for each of these views, by address.
+    fn leave(&mut self, id: BlockId, views: impl ExactSizeIterator<Item = (ViewId, Bytes)>) {
+        let Block { start, bytes, arena: kind, range, .. } = self.blocks[id];
+        self.remove_slots(range, start, bytes);
+        self.moves += views.len();
+        let mut gaps = Vec::with_capacity(views.len());
+        let mut rest = id;
+        for (number, bytes) in views {
+            let block = rest;
+            if self.blocks[block].bytes > bytes {
+                rest = self.split(block, bytes);
+            }
+            self.blocks[block].state = State::Dormant;
+            self.blocks[block].view = number;
+            let view = self.views[number as usize].as_mut();
+            let handle = view.map(|view| {
+                view.active = false;
+                view.handle
+            });
+            gaps.push(GapBlock { end: self.blocks[block].end(), bytes, block, handle });
+        }
+        self.arenas[kind as usize].gaps.insert_all(&gaps);
+    }
+
+    /// The mark after the last use of views in a row on which nothing lives; `None` where something
+    /// does.
+    pub(crate) fn idle_since(&self, views: &[IdleView]) -> Option<u64> {
+        let (start, bytes, kind) = self.span_of(views)?;
+        self.free_since(start, bytes, kind)
+    }
+
+    /// The span of views in a row, by address or backwards, and what it serves.
+    fn span_of(&self, views: &[IdleView]) -> Option<(Address, Bytes, ArenaKind)> {
+        let (first, last) = (views.first()?, views.last()?);
+        let start = first.address.min(last.address);
+        let end = first.end().max(last.end());
+        Some((start, end - start, self.view(first.view)?.kind))
     }
 
     /// Cuts the free block over a span so that one block, in no index, is exactly the span.
@@ -168,17 +207,32 @@ impl Heap {
         bytes: Bytes,
         kind: ArenaKind,
     ) -> Option<BlockId> {
+        self.cut_free_in(start, bytes, kind, false)
+    }
+
+    /// The same; what is left behind the span is indexed first where that is asked for.
+    fn cut_free_in(
+        &mut self,
+        start: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+        back_first: bool,
+    ) -> Option<BlockId> {
         let id = self.free_block_over(start, bytes, kind)?;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
         if self.blocks[id].start < start {
-            let front = start - self.blocks[id].start;
-            middle = self.split(id, front);
-            self.index(id);
+            middle = self.split(id, start - self.blocks[id].start);
+        }
+        let mut left = [NONE; 2];
+        if middle != id {
+            left[usize::from(back_first)] = id;
         }
         if self.blocks[middle].bytes > bytes {
-            let back = self.split(middle, bytes);
-            self.index(back);
+            left[usize::from(!back_first)] = self.split(middle, bytes);
+        }
+        for id in left.into_iter().filter(|&id| id != NONE) {
+            self.index_as(kind, id);
         }
         self.note_low(kind);
         Some(middle)

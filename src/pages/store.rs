@@ -246,7 +246,9 @@ impl Store {
 
     /// The handle is in use at `place` from now on.
     pub(crate) fn activate(&mut self, number: u32, place: Place) {
-        self.spare.retain(|&spare| spare != number);
+        if let Some(at) = self.spare.iter().position(|&spare| spare == number) {
+            self.spare.remove(at);
+        }
         if let Some(handle) = self.handle_mut(number) {
             debug_assert_eq!(handle.active, None);
             let before = handle.dormant.len();
