@@ -190,7 +190,8 @@ impl Heap {
         last.map_or(0, |block| self.free_bytes(block.next))
     }
 
-    fn free_bytes(&self, id: BlockId) -> Bytes {
+    /// Bytes of a block that is free; 0 of any other, or of none.
+    pub(super) fn free_bytes(&self, id: BlockId) -> Bytes {
         match id {
             NONE => 0,
             id if self.blocks[id].state == State::Free => self.blocks[id].bytes,

@@ -101,7 +101,7 @@ impl Gaps {
 
     /// All of them, by address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &GapBlock> {
-        self.parts.iter().flatten()
+        self.parts.iter().flat_map(|part| part.iter())
     }
 
     /// The first hole of so many bytes or more.

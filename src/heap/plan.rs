@@ -65,13 +65,6 @@ struct Piece {
     part: Part,
 }
 
-/// What was found so far, how far, and room for the pieces of a run.
-struct Search {
-    best: Option<Plan>,
-    seen_to: Address,
-    run: Vec<Piece>,
-}
-
 impl Heap {
     /// The cheapest place for `bytes`, if there is one within the rules.
     pub(crate) fn plan(
@@ -80,50 +73,42 @@ impl Heap {
         kind: ArenaKind,
         rules: &PlanRules<'_>,
     ) -> Option<Plan> {
-        let gaps = &self.arenas[kind as usize].gaps;
-        let largest = self.largest_indexed(kind);
-        let mut search = Search { best: None, seen_to: 0, run: Vec::new() };
-        // Most of them lie in runs that are too short, which shows in the addresses between them:
-        // what is there besides them in a run is free blocks, one at a time.
-        let mut chain = Vec::new();
-        let (mut start, mut last) = (0, 0);
-        for gap in gaps.iter() {
-            let usable = gap.handle.is_none_or(|handle| rules.is_usable(handle));
-            let between = gap.start() - last;
-            if !chain.is_empty() && (!usable || between > largest) {
-                if last + between.min(largest) - start >= bytes {
-                    self.plan_in_chain(&chain, bytes, rules, &mut search);
+        let mut best = None;
+        let mut pieces = Vec::new();
+        // Gaps side by side that could be used, or with one free block between them: the first, the
+        // last, and how much they and the free blocks come to. Most are too short.
+        let (mut first, mut last, mut length) = (NONE, NONE, 0);
+        let mut look_at = |first: BlockId, last: BlockId, length: Bytes| {
+            if first != NONE && length + self.free_bytes(self.blocks[last].next) >= bytes {
+                self.collect_run(first, rules, &mut pieces);
+                self.plan_in_run(&pieces, bytes, rules, &mut best);
+            }
+        };
+        let mut end = 0;
+        for gap in self.arenas[kind as usize].gaps.iter() {
+            let between = gap.start() - end;
+            end = gap.end;
+            if gap.handle.is_some_and(|handle| !rules.is_usable(handle)) {
+                if first != NONE {
+                    look_at(first, last, length);
+                    first = NONE;
                 }
-                chain.clear();
+                continue;
             }
-            if usable {
-                if chain.is_empty() {
-                    start = gap.start() - between.min(largest);
-                }
-                chain.push((gap.end, gap.block));
+            let free = match between {
+                0 => 0,
+                _ => self.free_bytes(self.blocks[gap.block].previous),
+            };
+            if first != NONE && free == between {
+                length += between + gap.bytes;
+            } else {
+                look_at(first, last, length);
+                (first, length) = (gap.block, free + gap.bytes);
             }
-            last = gap.end;
+            last = gap.block;
         }
-        if !chain.is_empty() && last + largest - start >= bytes {
-            self.plan_in_chain(&chain, bytes, rules, &mut search);
-        }
-        search.best
-    }
-
-    /// Looks at each run over some of the gaps that could be used.
-    fn plan_in_chain(
-        &self,
-        chain: &[(Address, BlockId)],
-        bytes: Bytes,
-        rules: &PlanRules<'_>,
-        search: &mut Search,
-    ) {
-        for &(end, id) in chain {
-            if end > search.seen_to {
-                search.seen_to = self.collect_run(id, rules, &mut search.run);
-                self.plan_in_run(&search.run, bytes, rules, &mut search.best);
-            }
-        }
+        look_at(first, last, length);
+        best
     }
 
     fn part_of(&self, id: BlockId, rules: &PlanRules<'_>) -> Option<Part> {
@@ -145,25 +130,22 @@ impl Heap {
         }
     }
 
-    /// The pieces side by side around a gap that could be used together; returns where they end.
-    fn collect_run(&self, id: BlockId, rules: &PlanRules<'_>, run: &mut Vec<Piece>) -> Address {
+    /// The pieces side by side around a gap that could be used together.
+    fn collect_run(&self, id: BlockId, rules: &PlanRules<'_>, run: &mut Vec<Piece>) {
         run.clear();
         let mut at = id;
         let previous = self.blocks[id].previous;
         if previous != NONE && self.blocks[previous].state == State::Free {
             at = previous;
         }
-        let mut end = self.blocks[id].end();
         while at != NONE {
             let Some(part) = self.part_of(at, rules) else {
                 break;
             };
             let block = &self.blocks[at];
             run.push(Piece { start: block.start, bytes: block.bytes, part });
-            end = block.end();
             at = block.next;
         }
-        end
     }
 
     fn plan_in_run(
