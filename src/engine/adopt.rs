@@ -112,7 +112,8 @@ fn span_of(views: &[IdleView]) -> Option<(Address, Bytes)> {
 
 /// The runs for one kind of request.
 fn by_address(idle: IdlePart<'_>, kind: ArenaKind) -> Vec<IdleRun> {
-    let mut runs: Vec<_> = idle.runs.iter().filter(|run| run.kind == kind).copied().collect();
+    let mut runs = Vec::with_capacity(idle.runs.len());
+    runs.extend(idle.runs.iter().filter(|run| run.kind == kind).copied());
     runs.sort_unstable_by_key(|run| run.start);
     runs
 }

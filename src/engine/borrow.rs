@@ -11,7 +11,7 @@ use super::idle::Idle;
 use super::loans::Source;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Gap, Heap, IdleList, IdlePart, IdleRun, LARGE_UNIT};
+use crate::heap::{ArenaKind, Gap, Heap, IdleList, IdlePart, LARGE_UNIT};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_down};
 
@@ -34,7 +34,7 @@ impl Engine {
     }
 
     /// What could be lent to a request, by itself and by others, of pieces of `least` bytes and
-    /// more. Without `all`, only of short handles, which pin little else, and what nothing queued
+    /// more, in no order. Without `all`, only of short handles, which pin little else, and what nothing queued
     /// uses; to small requests, what its heap has not used for a while.
     fn sources(
         &self,
@@ -50,7 +50,8 @@ impl Engine {
             return found;
         };
         let mut parts = Vec::new();
-        heap.remainders(least, &mut parts);
+        let longest = if all { Bytes::MAX } else { GRANULE };
+        heap.remainders(least, longest, &mut parts);
         found.extend(parts.drain(..).map(|part| Source { shard: request.shard, part }));
         let others = self.shards.iter().filter(|(number, shard)| {
             let may = self.policy.steal || shard.stream == taker.stream;
@@ -58,7 +59,7 @@ impl Engine {
         });
         for (number, shard) in others {
             let mut other = shard.heap.lock();
-            other.remainders(least, &mut parts);
+            other.remainders(least, longest, &mut parts);
             let Some(newest) = parts.iter().map(|part| part.since).max() else {
                 continue;
             };
@@ -74,8 +75,6 @@ impl Engine {
             let settled = parts.drain(..).filter(|part| part.since < passed);
             found.extend(settled.map(|part| Source { shard: number, part }));
         }
-        found.retain(|source| all || source.part.view.1 == GRANULE);
-        found.sort_by_key(|source| source.part.bytes);
         found
     }
 
@@ -92,6 +91,7 @@ impl Engine {
         let least = if all { request.bytes } else { request.bytes.max(self.policy.lent_to_small) };
         let mut sources = self.sources(growth, heap, request, (least, all));
         sources.retain(|source| all || source.part.kind == ArenaKind::Large);
+        sources.sort_by_key(|source| source.part.bytes);
         for source in sources {
             let Some(address) = self.addresses_for(heap, request, source.part.view.1)? else {
                 return Ok(None);
@@ -196,11 +196,11 @@ impl Engine {
         };
         let at = address + length(head);
         if middle > 0 {
-            let of_run = |run: &IdleRun| {
+            supply.idle.reserve(idle.runs.iter().map(|run| idle.of(run).len()).sum());
+            for run in idle.runs {
                 let shard = run.heap;
-                idle.of(run).iter().map(move |&view| Idle { shard, view })
-            };
-            supply.idle = idle.runs.iter().flat_map(of_run).collect();
+                supply.idle.extend(idle.of(run).iter().map(|&view| Idle { shard, view }));
+            }
         }
         let gap = Gap { address: at, bytes: middle, room: middle };
         if middle > 0 && !self.fill(growth, heap, request, gap, &mut supply)? {
@@ -244,11 +244,9 @@ impl Engine {
 }
 
 /// What a request of `bytes` is made up of, with no more than `whole` bytes of whole handles: the
-/// shortest remainder that suffices, else two that do. `sources` are sorted by size.
+/// shortest remainder that suffices, else two that do.
 fn edges(sources: &[Source], bytes: Bytes, whole: Bytes) -> Option<Edges> {
     let length = |source: &Source| align_down(source.part.bytes, LARGE_UNIT);
-    let heads = || sources.iter().filter(|source| source.part.edges().1);
-    let tails = || sources.iter().filter(|source| source.part.edges().0);
     let lent = match bytes.saturating_sub(whole) {
         0 => bytes % GRANULE,
         lacking => lacking,
@@ -257,16 +255,26 @@ fn edges(sources: &[Source], bytes: Bytes, whole: Bytes) -> Option<Edges> {
         return None;
     }
     let middle = bytes - lent;
-    let suffices = |source: &&Source| length(source) >= lent;
-    if let Some(&head) = heads().find(suffices) {
+    // The first of the shortest.
+    let shortest = |may: &dyn Fn(&Source) -> bool| {
+        let suffice = sources.iter().filter(|source| length(source) >= lent && may(source));
+        suffice.min_by_key(|source| source.part.bytes).copied()
+    };
+    if let Some(head) = shortest(&|source| source.part.edges().1) {
         return Some(Edges { head: Some((head, lent)), tail: None, middle });
     }
-    if let Some(&tail) = tails().find(suffices) {
+    if let Some(tail) = shortest(&|source| source.part.edges().0) {
         return Some(Edges { head: None, tail: Some((tail, lent)), middle });
     }
-    heads().find_map(|head| {
+    let by_size = |mut found: Vec<Source>| {
+        found.sort_by_key(|source| source.part.bytes);
+        found
+    };
+    let heads = by_size(sources.iter().filter(|source| source.part.edges().1).copied().collect());
+    let tails = by_size(sources.iter().filter(|source| source.part.edges().0).copied().collect());
+    heads.iter().find_map(|head| {
         let rest = lent - length(head);
-        let tail = tails().find(|tail| length(tail) >= rest)?;
+        let tail = tails.iter().find(|tail| length(tail) >= rest)?;
         Some(Edges { head: Some((*head, length(head))), tail: Some((*tail, rest)), middle })
     })
 }

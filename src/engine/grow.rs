@@ -370,6 +370,7 @@ impl Engine {
             return Ok(Grown::Unchanged);
         };
         let (start, end) = (plan.start, plan.start + request.bytes);
+        supply.idle.reserve(idle.runs.iter().map(|run| idle.of(run).len()).sum());
         for run in idle.runs {
             let shard = run.heap;
             let apart = shard != request.shard || run.end <= start || end <= run.start;

@@ -20,6 +20,11 @@ impl Holds {
         self.all
     }
 
+    /// Whether anything stays.
+    pub(super) fn any(&self) -> bool {
+        self.all || !self.pins.is_empty()
+    }
+
     /// Whether the view or segment that starts at `address` stays.
     pub(super) fn at(&self, address: Address) -> bool {
         self.all || (!self.pins.is_empty() && self.pins.contains_key(&address))

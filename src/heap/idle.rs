@@ -165,18 +165,19 @@ impl Heap {
             views: (list.views.len() as u32, list.views.len() as u32),
         };
         let (mut at, last) = (range.granule_of(idle.0), range.granule_of(idle.1));
-        let mut address = idle.0;
-        while at < last {
-            let ViewOver { end, view, handle, .. } = range.over[at];
+        list.views.reserve(last - at);
+        let over = &range.over[..last];
+        let pinned = self.holds.any();
+        while let Some(&ViewOver { end, view, handle, .. }) = over.get(at) {
+            let address = run.end;
             let bytes = (u64::from(end) - at as u64) * GRANULE;
-            if self.holds.at(address) {
+            if pinned && self.holds.at(address) {
                 list.add(&mut run);
                 run.start = address + bytes;
             } else {
                 list.views.push(IdleView { address, bytes, view, handle });
             }
-            address += bytes;
-            run.end = address;
+            run.end = address + bytes;
             at = end as usize;
         }
         list.add(&mut run);

@@ -43,43 +43,48 @@ impl Remainder {
 }
 
 impl Heap {
-    /// Every remainder of `least` bytes or more that may be lent.
-    pub(crate) fn remainders(&self, least: Bytes, out: &mut Vec<Remainder>) {
+    /// Adds every remainder of `least` bytes or more, of a view of no more than `longest`, that may
+    /// be lent.
+    pub(crate) fn remainders(&self, least: Bytes, longest: Bytes, out: &mut Vec<Remainder>) {
         if self.holds.everything() {
             return;
         }
         for arena in &self.arenas {
-            for (id, _) in arena.free.at_least(&self.blocks, least) {
-                self.remainders_in(id, least, out);
+            for (_, block) in arena.free.at_least(&self.blocks, least) {
+                self.remainders_in(block, (least, longest), out);
             }
         }
     }
 
-    fn remainders_in(&self, id: BlockId, least: Bytes, out: &mut Vec<Remainder>) {
-        let block = &self.blocks[id];
+    fn remainders_in(
+        &self,
+        block: &Block,
+        (least, longest): (Bytes, Bytes),
+        out: &mut Vec<Remainder>,
+    ) {
         let (start, end, since) = (block.start, block.end(), block.since);
         let range = self.ranges[block.range as usize].as_ref();
         let Some(range) = range.filter(|range| !range.segment) else {
             return;
         };
-        let mut add = |at: Address| {
-            let view = range.view_over(at);
+        let mut add = |at: Address, view: (Address, Address)| {
             let (start, end) = (view.0.max(start), view.1.min(end));
+            let whole = (start, end) == view;
+            if whole || end - start < least || view.1 - view.0 > longest {
+                return;
+            }
             let view_id = self.slots[range.slot_of(at) as usize].view;
             let lends = |view: &&View| view.part.is_none() && !self.holds.at(view.address);
-            let whole = (start, end) == view;
-            if !whole
-                && end - start >= least
-                && let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends)
-            {
+            if let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends) {
                 let (handle, kind, bytes) = (*handle, *kind, end - start);
                 let view = (view.0, view.1 - view.0);
                 out.push(Remainder { start, bytes, kind, view, handle, since });
             }
         };
-        add(start);
-        if range.view_over(start) != range.view_over(end - 1) {
-            add(end - 1);
+        let (first, last) = (range.view_over(start), range.view_over(end - 1));
+        add(start, first);
+        if first != last {
+            add(end - 1, last);
         }
     }
 
@@ -310,7 +315,7 @@ mod tests {
 
     fn remainders(heap: &Heap) -> Vec<Remainder> {
         let mut found = Vec::new();
-        heap.remainders(4096, &mut found);
+        heap.remainders(4096, Bytes::MAX, &mut found);
         found
     }
 
