@@ -90,6 +90,7 @@ impl Engine {
                 growth.lost += 1;
                 return Ok(false);
             };
+            other.pass_starts(heap);
             let Some(Backed { views: own, slots }) = heap.adopt(&ceded) else {
                 continue;
             };

@@ -43,13 +43,13 @@ impl Engine {
         request: Request,
         (least, all): (Bytes, bool),
     ) -> Vec<Source> {
-        let mut found = Vec::new();
+        let mut found = Vec::with_capacity(64);
         let taker = self.shards.get(request.shard);
         // A graph may use what a private pool has at any time.
         let Some(taker) = taker.filter(|shard| shard.pool().is_none()) else {
             return found;
         };
-        let mut parts = Vec::new();
+        let mut parts = Vec::with_capacity(64);
         let longest = if all { Bytes::MAX } else { GRANULE };
         heap.remainders(least, longest, &mut parts);
         found.extend(parts.drain(..).map(|part| Source { shard: request.shard, part }));
@@ -196,15 +196,20 @@ impl Engine {
         };
         let at = address + length(head);
         if middle > 0 {
-            supply.idle.reserve(idle.runs.iter().map(|run| idle.of(run).len()).sum());
+            supply.idle = std::mem::take(&mut growth.movable);
+            supply.idle.clear();
             for run in idle.runs {
                 let shard = run.heap;
                 supply.idle.extend(idle.of(run).iter().map(|&view| Idle { shard, view }));
             }
         }
         let gap = Gap { address: at, bytes: middle, room: middle };
-        if middle > 0 && !self.fill(growth, heap, request, gap, &mut supply)? {
-            return Ok(Grown::Changed);
+        if middle > 0 {
+            let filled = self.fill(growth, heap, request, gap, &mut supply);
+            growth.movable = supply.idle;
+            if !filled? {
+                return Ok(Grown::Changed);
+            }
         }
         let head = head.map(|(source, used)| (source, source.part.end() - used, used, address));
         let tail = tail.map(|(source, used)| (source, source.part.start, used, at + middle));

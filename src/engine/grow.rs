@@ -4,7 +4,7 @@ use super::idle::{Idle, own_idle};
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdleList, IdlePart};
+use crate::heap::{ArenaKind, Heap, IdleList, IdlePart, Plan};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -369,8 +369,22 @@ impl Engine {
         let Some(plan) = self.plan(growth, heap, request, idle, &supply)? else {
             return Ok(Grown::Unchanged);
         };
+        supply.idle = std::mem::take(&mut growth.movable);
+        supply.idle.clear();
+        let grown = self.carry_out(growth, heap, request, (&plan, idle), &mut supply);
+        growth.movable = supply.idle;
+        grown
+    }
+
+    fn carry_out(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        (plan, idle): (&Plan, IdlePart<'_>),
+        supply: &mut Supply,
+    ) -> Result<Grown> {
         let (start, end) = (plan.start, plan.start + request.bytes);
-        supply.idle.reserve(idle.runs.iter().map(|run| idle.of(run).len()).sum());
         for run in idle.runs {
             let shard = run.heap;
             let apart = shard != request.shard || run.end <= start || end <= run.start;
@@ -385,7 +399,7 @@ impl Engine {
             }
         }
         for gap in &plan.gaps {
-            if !self.fill(growth, heap, request, *gap, &mut supply)? {
+            if !self.fill(growth, heap, request, *gap, supply)? {
                 return Ok(Grown::Changed);
             }
         }

@@ -128,6 +128,8 @@ pub(crate) struct Growth {
     looked_us: u64,
     /// Room for a list of idle memory.
     idle: IdleList,
+    /// Room for what of it may be moved.
+    movable: Vec<idle::Idle>,
     /// Room for what of all handles is idle, by number.
     usable: Vec<bool>,
 }
@@ -231,6 +233,7 @@ impl Engine {
                 unrecalled: 0,
                 looked_us: 0,
                 idle: IdleList::default(),
+                movable: Vec::new(),
                 usable: Vec::new(),
             })),
             pools: Padded::default(),

@@ -126,6 +126,7 @@ impl Engine {
                 growth.lost += u64::from(views.len() == 1);
                 return Ok(false);
             }
+            other.pass_starts(heap);
             since
         };
         let start = views.iter().map(|view| view.address).min().unwrap_or(0);

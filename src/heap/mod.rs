@@ -110,6 +110,8 @@ pub(crate) struct Heap {
     /// What is neither moved nor given back.
     holds: Holds,
     vacant_slots: Vec<u32>,
+    /// Start tables of pages that are none any more, by arena.
+    spare_starts: [Vec<Box<[u32]>>; 2],
     /// The part of what is in use that is not in the heap's blocks (caching is off).
     outside: Tally,
 }
@@ -140,6 +142,7 @@ impl Heap {
             holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
+            spare_starts: [Vec::new(), Vec::new()],
             tally: Tally::default(),
             outside: Tally::default(),
             turn: Turn::default(),

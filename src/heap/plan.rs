@@ -76,10 +76,13 @@ impl Heap {
         let mut best = None;
         let mut pieces = Vec::new();
         // Gaps side by side that could be used, or with one free block between them: the first, the
-        // last, and how much they and the free blocks come to. Most are too short.
-        let (mut first, mut last, mut length) = (NONE, NONE, 0);
+        // last, what they come to, and how far it is to the gap before them. Most of them are too
+        // short, which shows without a look at a block.
+        let (mut first, mut last, mut length, mut before) = (NONE, NONE, 0, 0);
         let mut look_at = |first: BlockId, last: BlockId, length: Bytes| {
-            if first != NONE && length + self.free_bytes(self.blocks[last].next) >= bytes {
+            let free = |id: BlockId| self.free_bytes(id);
+            let (before, after) = (self.blocks[first].previous, self.blocks[last].next);
+            if free(before) + length + free(after) >= bytes {
                 self.collect_run(first, rules, &mut pieces);
                 self.plan_in_run(&pieces, bytes, rules, &mut best);
             }
@@ -88,26 +91,25 @@ impl Heap {
         for gap in self.arenas[kind as usize].gaps.iter() {
             let between = gap.start() - end;
             end = gap.end;
-            if gap.handle.is_some_and(|handle| !rules.is_usable(handle)) {
-                if first != NONE {
-                    look_at(first, last, length);
-                    first = NONE;
+            let usable = !gap.handle.is_some_and(|handle| !rules.is_usable(handle));
+            if first != NONE {
+                let free = || self.free_bytes(self.blocks[gap.block].previous);
+                if usable && (between == 0 || free() == between) {
+                    (last, length) = (gap.block, length + between + gap.bytes);
+                    continue;
                 }
-                continue;
+                if before + length + between >= bytes {
+                    look_at(first, last, length);
+                }
+                first = NONE;
             }
-            let free = match between {
-                0 => 0,
-                _ => self.free_bytes(self.blocks[gap.block].previous),
-            };
-            if first != NONE && free == between {
-                length += between + gap.bytes;
-            } else {
-                look_at(first, last, length);
-                (first, length) = (gap.block, free + gap.bytes);
+            if usable {
+                (first, last, length, before) = (gap.block, gap.block, gap.bytes, between);
             }
-            last = gap.block;
         }
-        look_at(first, last, length);
+        if first != NONE {
+            look_at(first, last, length);
+        }
         best
     }
 

@@ -158,7 +158,7 @@ impl Heap {
         self.arenas[range.kind as usize].free.remove(&mut self.blocks, range.first);
         self.blocks.remove(range.first);
         for slot in range.slots {
-            self.vacate_slot(slot);
+            self.vacate_slot(slot, range.kind);
         }
     }
 

@@ -68,18 +68,24 @@ impl Heap {
 
     fn new_slot(&mut self, base: Address, kind: ArenaKind, view: ViewId) -> u32 {
         let unit_shift = kind.unit_shift();
+        let spare = self.spare_starts[kind as usize].pop();
+        let starts = spare.unwrap_or_else(|| vec![0; kind.starts_per_granule()].into_boxed_slice());
+        debug_assert!(starts.iter().all(|&entry| entry == 0));
+        let page = PageSlot { base, unit_shift, view, starts };
         if let Some(slot) = self.vacant_slots.pop() {
-            let page = &mut self.slots[slot as usize];
-            if page.starts.len() != kind.starts_per_granule() {
-                page.starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
-            }
-            debug_assert!(page.starts.iter().all(|&entry| entry == 0));
-            (page.base, page.unit_shift, page.view) = (base, unit_shift, view);
+            self.slots[slot as usize] = page;
             return slot;
         }
-        let starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
-        self.slots.push(PageSlot { base, unit_shift, view, starts });
+        self.slots.push(page);
         (self.slots.len() - 1) as u32
+    }
+
+    /// Passes the start tables that it does not need any more to another heap, which needs some for
+    /// memory that it takes over.
+    pub(crate) fn pass_starts(&mut self, to: &mut Heap) {
+        for (spare, to) in self.spare_starts.iter_mut().zip(&mut to.spare_starts) {
+            to.append(spare);
+        }
     }
 
     pub(super) fn remove_slots(&mut self, range: u32, address: Address, bytes: Bytes) {
@@ -87,20 +93,23 @@ impl Heap {
             return;
         };
         let first = range.granule_of(address);
+        let spare = &mut self.spare_starts[range.kind as usize];
         for slot in &mut range.slots[first..first + (bytes / GRANULE) as usize] {
             let slot = std::mem::replace(slot, NO_SLOT);
-            vacate(&mut self.slots[slot as usize]);
+            spare.push(vacate(&mut self.slots[slot as usize]));
             self.vacant_slots.push(slot);
         }
     }
 
-    pub(super) fn vacate_slot(&mut self, slot: u32) {
-        vacate(&mut self.slots[slot as usize]);
+    pub(super) fn vacate_slot(&mut self, slot: u32, kind: ArenaKind) {
+        self.spare_starts[kind as usize].push(vacate(&mut self.slots[slot as usize]));
         self.vacant_slots.push(slot);
     }
 }
 
-fn vacate(page: &mut PageSlot) {
+/// Makes a slot one of no page; gives its start table, in which no block starts.
+fn vacate(page: &mut PageSlot) -> Box<[u32]> {
     page.base = Address::MAX;
     page.view = NO_SLOT;
+    std::mem::take(&mut page.starts)
 }
