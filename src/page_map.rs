@@ -88,8 +88,8 @@ impl<T> PageMap<T> {
         self.set_all(owner, &[(address, slot)])
     }
 
-    /// Gives granules, each with its page slot, to an owner, which lives as long as the map from now
-    /// on; false where one of them is beyond 47 bits.
+    /// Gives granules, each with its page slot, to an owner, which lives as long as the map from
+    /// now on; false where one of them is beyond 47 bits.
     pub(crate) fn set_all(&self, owner: &Arc<T>, granules: &[(Address, u32)]) -> bool {
         let pointer = Arc::as_ptr(owner);
         let mut kept = self.kept.lock();

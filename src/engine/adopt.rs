@@ -112,9 +112,9 @@ fn span_of(views: &[IdleView]) -> Option<(Address, Bytes)> {
 }
 
 /// The runs for one kind of request.
-fn by_address(idle: IdlePart<'_>, kind: ArenaKind) -> Vec<IdleRun> {
-    let mut runs = Vec::with_capacity(idle.runs.len());
-    runs.extend(idle.runs.iter().filter(|run| run.kind == kind).copied());
+fn by_address(idle: IdlePart<'_>, kind: ArenaKind) -> Vec<&IdleRun> {
+    let mut runs: Vec<&IdleRun> = Vec::with_capacity(idle.runs.len());
+    runs.extend(idle.runs.iter().filter(|run| run.kind == kind));
     runs.sort_unstable_by_key(|run| run.start);
     runs
 }
@@ -122,7 +122,7 @@ fn by_address(idle: IdlePart<'_>, kind: ArenaKind) -> Vec<IdleRun> {
 /// The window that takes the least idle memory, among equals from the shortest run.
 fn best_window(
     idle: IdlePart<'_>,
-    runs: &[IdleRun],
+    runs: &[&IdleRun],
     heap: &Heap,
     request: Request,
 ) -> Option<Window> {
@@ -152,12 +152,12 @@ fn best_window(
 /// The windows at both ends of runs side by side, if they are long enough.
 fn windows(
     idle: IdlePart<'_>,
-    runs: &[IdleRun],
+    runs: &[&IdleRun],
     (first, end): (usize, usize),
     heap: &Heap,
     request: Request,
 ) -> [Option<Window>; 2] {
-    let (head, tail) = (&runs[first], &runs[end - 1]);
+    let (head, tail) = (runs[first], runs[end - 1]);
     let (from, to) = (head.start, tail.end);
     let before = match head.heap == request.shard {
         true => from - head.block.0,

@@ -34,8 +34,8 @@ impl Engine {
     }
 
     /// What could be lent to a request, by itself and by others, of pieces of `least` bytes and
-    /// more, in no order. Without `all`, only of short handles, which pin little else, and what nothing queued
-    /// uses; to small requests, what its heap has not used for a while.
+    /// more, in no order. Without `all`, only of short handles, which pin little else, and what
+    /// nothing queued uses; to small requests, what its heap has not used for a while.
     fn sources(
         &self,
         growth: &mut Growth,

@@ -1,10 +1,10 @@
 //! Carrying a plan out: dormant views that become active again, and holes that are filled.
 
-use super::grow::{Request, Supply};
+use super::grow::{Grown, Request, Supply};
 use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{Backed, Gap, Heap};
+use crate::heap::{Backed, Gap, Heap, IdlePart, Plan};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::pages::Place;
@@ -14,6 +14,57 @@ use crate::units::{Address, Bytes};
 const NO_VIEW: u32 = u32::MAX;
 
 impl Engine {
+    /// Plans with this supply, and carries the plan out.
+    pub(super) fn grow_from(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        idle: IdlePart<'_>,
+        mut supply: Supply,
+    ) -> Result<Grown> {
+        let Some(plan) = self.plan(growth, heap, request, idle, &supply)? else {
+            return Ok(Grown::Unchanged);
+        };
+        supply.idle = std::mem::take(&mut growth.movable);
+        supply.idle.clear();
+        let grown = self.carry_out(growth, heap, request, (&plan, idle), &mut supply);
+        growth.movable = supply.idle;
+        grown
+    }
+
+    fn carry_out(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        (plan, idle): (&Plan, IdlePart<'_>),
+        supply: &mut Supply,
+    ) -> Result<Grown> {
+        let (start, end) = (plan.start, plan.start + request.bytes);
+        for run in idle.runs {
+            let shard = run.heap;
+            let apart = shard != request.shard || run.end <= start || end <= run.start;
+            let left = idle.of(run).iter();
+            let left = left.filter(|view| apart || view.end() <= start || end <= view.address);
+            supply.idle.extend(left.map(|&view| Idle { shard, view }));
+        }
+        supply.most = supply.ready + plan.excess;
+        for &view in &plan.wake {
+            if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
+                return Ok(Grown::Changed);
+            }
+        }
+        for gap in &plan.gaps {
+            if !self.fill(growth, heap, request, *gap, supply)? {
+                return Ok(Grown::Changed);
+            }
+        }
+        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
+        self.peaks.leave(&self.shards, heap);
+        Ok(found.map_or(Grown::Changed, Grown::Served))
+    }
+
     /// Makes a dormant view active again, taking its handle from where it is idle.
     pub(super) fn wake(
         &self,
@@ -107,7 +158,7 @@ impl Engine {
                 return Err(error.into());
             }
             let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
-            growth.store.activate(number, Place { shard, view: NO_VIEW, address, kind });
+            growth.store.occupy(number, Place { shard, view: NO_VIEW, address, kind });
             mapped.push((number, bytes));
             self.note_mapped(address, bytes);
             self.record_memory(Action::SegmentMap, shard, address, bytes);
@@ -129,7 +180,7 @@ impl Engine {
         if growth.store.is_closed(number, address)
             && let Some((view, _)) = heap.attach(address, bytes, number)
         {
-            growth.store.activate(number, Place { shard, view, address, kind });
+            growth.store.occupy(number, Place { shard, view, address, kind });
             heap.make_dormant(view);
             growth.store.deactivate(number, heap.mark());
         }

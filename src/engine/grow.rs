@@ -4,7 +4,7 @@ use super::idle::{Idle, own_idle};
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdleList, IdlePart, Plan};
+use crate::heap::{ArenaKind, Heap, IdleList};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -355,57 +355,6 @@ impl Engine {
             }
         }
         Ok(None)
-    }
-
-    /// Plans with this supply, and carries the plan out.
-    pub(super) fn grow_from(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        idle: IdlePart<'_>,
-        mut supply: Supply,
-    ) -> Result<Grown> {
-        let Some(plan) = self.plan(growth, heap, request, idle, &supply)? else {
-            return Ok(Grown::Unchanged);
-        };
-        supply.idle = std::mem::take(&mut growth.movable);
-        supply.idle.clear();
-        let grown = self.carry_out(growth, heap, request, (&plan, idle), &mut supply);
-        growth.movable = supply.idle;
-        grown
-    }
-
-    fn carry_out(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        (plan, idle): (&Plan, IdlePart<'_>),
-        supply: &mut Supply,
-    ) -> Result<Grown> {
-        let (start, end) = (plan.start, plan.start + request.bytes);
-        for run in idle.runs {
-            let shard = run.heap;
-            let apart = shard != request.shard || run.end <= start || end <= run.start;
-            let left = idle.of(run).iter();
-            let left = left.filter(|view| apart || view.end() <= start || end <= view.address);
-            supply.idle.extend(left.map(|&view| Idle { shard, view }));
-        }
-        supply.most = supply.ready + plan.excess;
-        for &view in &plan.wake {
-            if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
-                return Ok(Grown::Changed);
-            }
-        }
-        for gap in &plan.gaps {
-            if !self.fill(growth, heap, request, *gap, supply)? {
-                return Ok(Grown::Changed);
-            }
-        }
-        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
-        self.peaks.leave(&self.shards, heap);
-        Ok(found.map_or(Grown::Changed, Grown::Served))
     }
 }
 

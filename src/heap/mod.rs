@@ -296,13 +296,15 @@ impl Heap {
 
     fn flush_classes(&mut self, from: u8) -> bool {
         let mut any = false;
-        for class in from..LARGE_CLASS + 1 {
-            let mut id = self.quick.take_class(class);
+        let mut class = from;
+        while let Some(kept) = self.quick.next_class(class) {
+            let mut id = self.quick.take_class(kept);
             while id != NONE {
                 let next = self.blocks[id].bin_next;
                 self.give_back(id);
                 (id, any) = (next, true);
             }
+            class = kept + 1;
         }
         any
     }

@@ -268,3 +268,75 @@ fn window(pieces: &[Piece], bytes: Bytes, piece_bytes: Bytes) -> Option<Window> 
     window.cost += window.fill;
     Some(window)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::IdleList;
+    use super::*;
+    use crate::units::MIB;
+
+    const BASE: Address = 512 * GRANULE;
+    const KIND: ArenaKind = ArenaKind::Large;
+
+    /// What [`Heap::plan`] is to find, by looking at the run around every gap.
+    fn by_looking_at_all(heap: &Heap, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Plan> {
+        let (mut best, mut run, mut seen_to) = (None, Vec::new(), 0);
+        for gap in heap.arenas[KIND as usize].gaps.iter() {
+            if gap.end > seen_to && heap.part_of(gap.block, rules).is_some() {
+                heap.collect_run(gap.block, rules, &mut run);
+                seen_to = run.last().map_or(0, |piece| piece.start + piece.bytes);
+                heap.plan_in_run(&run, bytes, rules, &mut best);
+            }
+        }
+        best
+    }
+
+    #[test]
+    fn the_best_place_is_found_without_a_look_at_runs_that_are_too_short() {
+        let mut random = 5u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let mut found = 0;
+        for _ in 0..300 {
+            let mut heap = Heap::new(None);
+            heap.add_range(BASE, 96 * GRANULE, 0, KIND);
+            let (mut at, mut handle) = (BASE, 0);
+            while at < BASE + 80 * GRANULE {
+                let bytes = GRANULE << next(3);
+                if next(5) > 0 {
+                    heap.attach(at, bytes, handle).unwrap();
+                    handle += 1;
+                }
+                at += bytes;
+            }
+            for _ in 0..next(16) {
+                let bytes = MIB + 4096 * next(1024);
+                heap.allocate(bytes, bytes);
+            }
+            for view in heap.idle_views() {
+                if next(2) == 0 {
+                    assert!(heap.detach(view.view));
+                }
+            }
+            let usable: Vec<bool> = (0..handle).map(|_| next(3) > 0).collect();
+            let mut idle = IdleList::default();
+            heap.add_idle(&mut idle);
+            let rules = PlanRules {
+                supply: next(24) * GRANULE,
+                excess_max: next(4) * GRANULE,
+                idle: idle.all(),
+                usable: &usable,
+                piece_bytes: MIB,
+            };
+            for _ in 0..8 {
+                let bytes = (1 + next(24)) * GRANULE - 4096 * next(9);
+                let plan = heap.plan(bytes, KIND, &rules);
+                found += usize::from(plan.is_some());
+                assert_eq!(plan, by_looking_at_all(&heap, bytes, &rules));
+            }
+        }
+        assert!(found > 500, "{found}");
+    }
+}

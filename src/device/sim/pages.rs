@@ -1,5 +1,5 @@
-//! What is mapped in one reservation, found by its granule: each call that maps or opens memory asks
-//! several times.
+//! What is mapped in one reservation, found by its granule: each call that maps or opens memory
+//! asks several times.
 
 use super::vmm::Mapping;
 

@@ -34,8 +34,8 @@ pub(super) struct Work {
     pub(super) streams: Vec<Stream>,
     /// By device.
     names: Vec<BTreeMap<StreamId, Name>>,
-    /// Some of the streams that were looked up, each at the place that its id gives: the device, the
-    /// id, and its slot. None of a stream that was destroyed.
+    /// Some of the streams that were looked up, each at the place that its id gives: the device,
+    /// the id, and its slot. None of a stream that was destroyed.
     recent: [Option<(usize, StreamId, usize)>; RECENT],
     /// Slots of streams with queued work.
     busy: BTreeSet<usize>,
