@@ -91,7 +91,7 @@ impl Heap {
         for gap in self.arenas[kind as usize].gaps.iter() {
             let between = gap.start() - end;
             end = gap.end;
-            let usable = !gap.handle.is_some_and(|handle| !rules.is_usable(handle));
+            let usable = gap.handle.is_none_or(|handle| rules.is_usable(handle));
             if first != NONE {
                 let free = || self.free_bytes(self.blocks[gap.block].previous);
                 if usable && (between == 0 || free() == between) {
