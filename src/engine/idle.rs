@@ -3,14 +3,12 @@
 use super::grow::{Effort, Request};
 use super::marks::Marks;
 use super::{Engine, Growth};
-use crate::heap::{ArenaKind, Heap, IdleView};
+use crate::heap::{ArenaKind, Heap, IdleList, IdleView};
 
-/// An idle view of any heap.
+/// An idle view and its heap.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Idle {
     pub(super) shard: u32,
-    /// No work queued on another stream uses it any more.
-    pub(super) settled: bool,
     pub(super) view: IdleView,
 }
 
@@ -22,10 +20,10 @@ impl Engine {
         heap: &Heap,
         request: Request,
         effort: Effort,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
     ) {
         idle.clear();
-        heap.idle_views(|view| idle.push(Idle { shard: request.shard, settled: true, view }));
+        heap.add_idle(idle);
         self.idle_of_others(Some(&mut growth.marks), request, idle, effort);
     }
 
@@ -37,28 +35,24 @@ impl Engine {
         &self,
         mut marks: Option<&mut Marks>,
         request: Request,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
         effort: Effort,
     ) {
         let stream = self.shards.get(request.shard).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
             *index != request.shard && (self.policy.steal || Some(shard.stream) == stream)
         });
-        for (index, shard) in others {
+        for (_, shard) in others {
             let mut heap = shard.heap.lock();
             match effort {
                 Effort::Usual => heap.flush_large(),
                 Effort::Reshape => _ = heap.flush_quick(),
             }
-            let first = idle.len();
-            let mut newest = 0;
-            heap.idle_views(|view| {
-                newest = newest.max(view.since);
-                idle.push(Idle { shard: index, settled: true, view });
-            });
-            if idle.len() == first {
+            let first = idle.all().runs.len();
+            heap.add_idle(idle);
+            let Some(newest) = idle.runs_from(first).iter().map(|run| run.since).max() else {
                 continue;
-            }
+            };
             let passed = match &mut marks {
                 _ if Some(shard.stream) == stream => u64::MAX,
                 Some(marks) => {
@@ -71,16 +65,16 @@ impl Engine {
                 None => 0,
             };
             if newest >= passed {
-                let of_heap = idle[first..].iter_mut();
-                of_heap.for_each(|idle| idle.settled = idle.view.since < passed);
+                let of_heap = idle.runs_from(first).iter_mut();
+                of_heap.for_each(|run| run.settled = run.since < passed);
             }
         }
     }
 }
 
 /// The idle views of a heap that is locked, so that they stay idle.
-pub(super) fn own_idle(shard: u32, heap: &Heap) -> Vec<Idle> {
-    let mut found = Vec::new();
-    heap.idle_views(|view| found.push(Idle { shard, settled: true, view }));
+pub(super) fn own_idle(heap: &Heap) -> IdleList {
+    let mut found = IdleList::default();
+    heap.add_idle(&mut found);
     found
 }

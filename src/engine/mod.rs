@@ -40,6 +40,7 @@ mod segments;
 mod shards;
 mod snapshot;
 mod statistics;
+mod take;
 mod unneeded;
 mod watch;
 
@@ -59,7 +60,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
-use crate::heap::{ArenaKind, Divisions};
+use crate::heap::{ArenaKind, Divisions, IdleList};
 use crate::nvtx::Announcer;
 use crate::observe::history::History;
 use crate::page_map::PageMap;
@@ -126,7 +127,11 @@ pub(crate) struct Growth {
     /// When it was last looked for memory that nobody needs.
     looked_us: u64,
     /// Room for a list of idle memory.
-    idle: Vec<idle::Idle>,
+    idle: IdleList,
+    /// Room for what of it may be moved.
+    movable: Vec<idle::Idle>,
+    /// Room for what of all handles is idle, by number.
+    usable: Vec<bool>,
 }
 
 /// The allocator of one device.
@@ -229,7 +234,9 @@ impl Engine {
                 loans: Vec::new(),
                 unrecalled: 0,
                 looked_us: 0,
-                idle: Vec::new(),
+                idle: IdleList::default(),
+                movable: Vec::new(),
+                usable: Vec::new(),
             })),
             pools: Padded::default(),
             captures,

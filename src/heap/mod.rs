@@ -27,6 +27,7 @@ mod cede;
 mod check;
 mod free;
 mod free_index;
+mod gaps;
 mod hold;
 mod idle;
 mod layout;
@@ -43,31 +44,30 @@ mod tally;
 use std::collections::BTreeMap;
 
 pub(crate) use block::{BlockId, NONE, State};
-pub(crate) use layout::{IdleView, ViewId};
+pub(crate) use idle::{IdleList, IdlePart, IdleRun, IdleView};
+pub(crate) use layout::{Backed, ViewId};
 pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
-pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
+pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
 use crate::units::{Address, Bytes};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
+use gaps::Gaps;
 use hold::Holds;
 use layout::View;
 use quick::QuickList;
 use ranges::Range;
-use size::LARGE_CLASS;
 use slots::PageSlot;
 
 /// One arena: the free blocks and the places without memory.
 #[derive(Debug)]
 struct Arena {
     free: FreeIndex,
-    /// Holes and dormant blocks by the address at which they end, since holes are filled from the
-    /// front; with dormant ones, the handle of their view. Most of them are passed over for their
-    /// handle's sake, without a look at the block.
-    gaps: BTreeMap<Address, (BlockId, Option<u32>)>,
+    /// Holes and dormant blocks.
+    gaps: Gaps,
     /// What other heaps use, by address.
     ceded: BTreeMap<Address, BlockId>,
 }
@@ -114,6 +114,8 @@ pub(crate) struct Heap {
     /// What is neither moved nor given back.
     holds: Holds,
     vacant_slots: Vec<u32>,
+    /// Start tables of pages that are none any more, by arena.
+    spare_starts: [Vec<Box<[u32]>>; 2],
     /// The part of what is in use that is not in the heap's blocks (caching is off).
     outside: Tally,
     /// How many allocations were served when it was last asked.
@@ -132,7 +134,7 @@ impl Heap {
     /// serve requests of that size or more that leave less than its second size unused.
     pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
         let arena =
-            || Arena { free: FreeIndex::new(), gaps: BTreeMap::new(), ceded: BTreeMap::new() };
+            || Arena { free: FreeIndex::new(), gaps: Gaps::default(), ceded: BTreeMap::new() };
         Heap {
             blocks: BlockTable::new(),
             recent_start: Address::MAX,
@@ -147,6 +149,7 @@ impl Heap {
             holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
+            spare_starts: [Vec::new(), Vec::new()],
             tally: Tally::default(),
             outside: Tally::default(),
             counted: 0,
@@ -224,13 +227,15 @@ impl Heap {
 
     fn flush_classes(&mut self, from: u8) -> bool {
         let mut any = false;
-        for class in from..LARGE_CLASS + 1 {
-            let mut id = self.quick.take_class(class);
+        let mut class = from;
+        while let Some(kept) = self.quick.next_class(class) {
+            let mut id = self.quick.take_class(kept);
             while id != NONE {
                 let next = self.blocks[id].bin_next;
                 self.give_back(id);
                 (id, any) = (next, true);
             }
+            class = kept + 1;
         }
         any
     }

@@ -51,6 +51,16 @@ impl QuickList {
         (0..=LARGE_CLASS).filter(|&class| self.heads[class as usize] != NONE)
     }
 
+    /// The first class from `class` on of which there are blocks.
+    pub(crate) fn next_class(&self, class: u8) -> Option<u8> {
+        // Few of them have any: eight at a time.
+        let heads = self.heads[..=LARGE_CLASS as usize].get(class as usize..)?;
+        let none = |heads: &&[BlockId]| heads.iter().all(|&id| id == NONE);
+        let skipped = heads.chunks(8).take_while(none).count() * 8;
+        let at = heads.get(skipped..)?.iter().position(|&id| id != NONE)?;
+        Some(class + (skipped + at) as u8)
+    }
+
     /// The first block of the first small class from `class` on that has any, and that class.
     pub(crate) fn first_above(&self, class: u8) -> Option<(u8, BlockId)> {
         let heads = self.heads[..LARGE_CLASS as usize].get(class as usize..)?;
