@@ -83,19 +83,39 @@ impl<T> PageMap<T> {
 
     /// Gives the granule at `address` to an owner, which lives as long as the map from now on;
     /// false where the address is beyond 47 bits.
+    #[cfg(test)]
     pub(crate) fn set(&self, address: Address, owner: &Arc<T>, slot: u32) -> bool {
+        self.set_all(owner, &[(address, slot)])
+    }
+
+    /// Gives granules, each with its page slot, to an owner, which lives as long as the map from
+    /// now on; false where one of them is beyond 47 bits.
+    pub(crate) fn set_all(&self, owner: &Arc<T>, granules: &[(Address, u32)]) -> bool {
         let pointer = Arc::as_ptr(owner);
         let mut kept = self.kept.lock();
         if kept.last_owner != pointer.addr() {
             kept.owners.entry(pointer.addr()).or_insert_with(|| Arc::clone(owner));
             kept.last_owner = pointer.addr();
         }
-        self.store(&mut kept, address, pointer.cast_mut(), slot)
+        let mut within = true;
+        for &(address, slot) in granules {
+            within &= self.store(&mut kept, address, pointer.cast_mut(), slot);
+        }
+        within
     }
 
     /// Takes the granule at `address` from its owner.
+    #[cfg(test)]
     pub(crate) fn clear(&self, address: Address) {
-        self.store(&mut self.kept.lock(), address, std::ptr::null_mut(), 0);
+        self.clear_all(address, 1);
+    }
+
+    /// Takes so many granules from `address` on from their owners.
+    pub(crate) fn clear_all(&self, address: Address, granules: u64) {
+        let mut kept = self.kept.lock();
+        for k in 0..granules {
+            self.store(&mut kept, address + k * GRANULE, std::ptr::null_mut(), 0);
+        }
     }
 
     fn store(&self, kept: &mut Kept<T>, address: Address, owner: *mut T, slot: u32) -> bool {

@@ -3,31 +3,23 @@
 //! side serves one request, whoever had it.
 
 use super::grow::Request;
-use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap};
+use crate::heap::{ArenaKind, Backed, Heap, IdlePart, IdleRun, IdleView};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::units::{Address, Bytes};
-
-/// Idle views side by side that stand so in the list of all, by their places in it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
-    pub(super) start: Address,
-    pub(super) end: Address,
-    pub(super) views: (usize, usize),
-}
 
 /// A place for a request over idle views that lie side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
     start: Address,
-    /// The run that it lies in, among the spans sorted by address.
-    spans: (usize, usize),
-    /// The bytes of the views that it needs, and those of the whole run.
+    /// The runs that it lies over and what lies side by side with them, among those sorted by
+    /// address.
+    runs: (usize, usize),
+    /// The bytes of the views that it needs, and of all that lies side by side.
     taken: Bytes,
-    run: Bytes,
+    length: Bytes,
 }
 
 impl Engine {
@@ -39,19 +31,21 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: &[Idle],
+        idle: IdlePart<'_>,
     ) -> Result<Option<Address>> {
-        if idle.iter().all(|idle| idle.shard == request.shard) {
+        if idle.runs.iter().all(|run| run.heap == request.shard) {
             return Ok(None);
         }
-        let mut spans = spans_of(idle, request.kind);
-        spans.sort_unstable_by_key(|span| span.start);
-        let Some(window) = best_window(idle, &spans, heap, request) else {
+        let runs = by_address(idle, request.kind);
+        let Some(window) = best_window(idle, &runs, heap, request) else {
             return Ok(None);
         };
-        let run = &spans[window.spans.0..window.spans.1];
-        let taken: Vec<Idle> = window_over(idle, run, window.start, request).copied().collect();
-        if !self.take_over_all(growth, heap, request, &taken)? {
+        let (start, end) = (window.start, window.start + request.bytes);
+        let runs = &runs[window.runs.0..window.runs.1];
+        let others = runs.iter().filter(|run| run.heap != request.shard);
+        let taken = others.map(|run| (run.heap, idle.of_over(run, start, end)));
+        let taken = taken.filter(|(_, views)| !views.is_empty()).collect();
+        if !self.take_over_all(growth, heap, request, taken)? {
             return Ok(None);
         }
         let Request { requested, bytes, kind, .. } = request;
@@ -60,97 +54,105 @@ impl Engine {
         Ok(found)
     }
 
-    /// Passes idle views of any heaps to the request's; false where one cannot.
+    /// Passes idle views of other heaps, each run with its heap's number, to the request's; false
+    /// where one cannot.
     pub(super) fn take_over_all(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        taken: &[Idle],
+        mut taken: Vec<(u32, &[IdleView])>,
     ) -> Result<bool> {
-        let mut givers: Vec<u32> = taken.iter().map(|idle| idle.shard).collect();
-        givers.sort_unstable();
-        givers.dedup();
-        for giver in givers.into_iter().filter(|&giver| giver != request.shard) {
-            let of_giver = taken.iter().filter(|idle| idle.shard == giver);
-            if !self.take_over(growth, heap, request, giver, of_giver)? {
+        // Heap by heap, those of one by address.
+        taken.sort_by_key(|&(giver, _)| giver);
+        for of_giver in taken.chunk_by(|one, next| one.0 == next.0) {
+            if !self.take_over(growth, heap, request, of_giver)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Passes idle views from their heap to the request's. False where one is not idle any more, or
-    /// where the streams cannot be ordered because one is being captured.
-    fn take_over<'a>(
+    /// Passes idle views from their heap to the request's, those of a run at once. False where one
+    /// is not idle any more, or where the streams cannot be ordered because one is being captured.
+    fn take_over(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        giver: u32,
-        views: impl Iterator<Item = &'a Idle> + Clone,
+        Request { shard: taker, kind, .. }: Request,
+        runs: &[(u32, &[IdleView])],
     ) -> Result<bool> {
-        let (Some(from), Some(to)) = (self.shards.get(giver), self.shards.get(request.shard))
-        else {
+        let giver = runs.first().map_or(taker, |run| run.0);
+        let (Some(from), Some(to)) = (self.shards.get(giver), self.shards.get(taker)) else {
             return Ok(false);
         };
         let mut other = from.heap.lock();
-        let since = views.clone().map(|idle| other.idle_since(idle.view.view));
-        let Some(since) = since.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max())
-        else {
-            growth.lost += 1;
-            return Ok(false);
-        };
-        if !self.order_after(growth, (from, since), to)? {
-            return Ok(false);
-        }
-        for idle in views {
-            let Some(ceded) = other.cede(idle.view.view) else {
+        let mut newest = 0;
+        for (_, views) in runs {
+            let Some(since) = span_of(views).and_then(|(at, b)| other.free_since(at, b, kind))
+            else {
                 growth.lost += 1;
                 return Ok(false);
             };
-            if let Some((view, slots)) = heap.adopt(ceded) {
-                growth.store.hand_over(idle.view.handle, request.shard, view);
-                self.publish(request.shard, &slots);
-                let (address, bytes) = (idle.view.address, idle.view.bytes);
-                self.record_memory(Action::SegmentUnmap, giver, address, bytes);
-                self.record_memory(Action::SegmentMap, request.shard, address, bytes);
+            newest = newest.max(since);
+        }
+        if !self.order_after(growth, (from, newest), to)? {
+            return Ok(false);
+        }
+        for (_, views) in runs {
+            let Some(ceded) = other.cede(views) else {
+                growth.lost += 1;
+                return Ok(false);
+            };
+            other.pass_starts(heap);
+            let Some(Backed { views: own, slots }) = heap.adopt(&ceded) else {
+                continue;
+            };
+            self.publish(taker, &slots);
+            for (view, own) in views.iter().zip(own) {
+                growth.store.hand_over(view.handle, taker, own);
+                self.record_memory(Action::SegmentUnmap, giver, view.address, view.bytes);
+                self.record_memory(Action::SegmentMap, taker, view.address, view.bytes);
             }
         }
         Ok(true)
     }
 }
 
-/// What of a list lies side by side, as far as it stands there in a row.
-pub(super) fn spans_of(idle: &[Idle], kind: ArenaKind) -> Vec<Span> {
-    let mut spans: Vec<Span> = Vec::with_capacity(32);
-    for (at, idle) in idle.iter().enumerate().filter(|(_, idle)| idle.view.kind == kind) {
-        let (start, end) = (idle.view.address, idle.end());
-        match spans.last_mut() {
-            Some(span) if span.end == start && span.views.1 == at => {
-                (span.end, span.views.1) = (end, at + 1);
-            }
-            _ => spans.push(Span { start, end, views: (at, at + 1) }),
-        }
-    }
-    spans
+/// Where views side by side start, and their bytes.
+fn span_of(views: &[IdleView]) -> Option<(Address, Bytes)> {
+    let (first, last) = (views.first()?, views.last()?);
+    Some((first.address, last.end() - first.address))
+}
+
+/// The runs for one kind of request.
+pub(super) fn by_address(idle: IdlePart<'_>, kind: ArenaKind) -> Vec<&IdleRun> {
+    let mut runs: Vec<&IdleRun> = Vec::with_capacity(idle.runs.len());
+    runs.extend(idle.runs.iter().filter(|run| run.kind == kind));
+    runs.sort_unstable_by_key(|run| run.start);
+    runs
 }
 
 /// The window that takes the least idle memory, among equals from the shortest run.
-fn best_window(idle: &[Idle], spans: &[Span], heap: &Heap, request: Request) -> Option<Window> {
-    // What a window may take beside a run is one free block of the heap at each end.
+fn best_window(
+    idle: IdlePart<'_>,
+    runs: &[&IdleRun],
+    heap: &Heap,
+    request: Request,
+) -> Option<Window> {
+    // What a window may take beside runs is one free block of the heap at each end.
     let beside = 2 * heap.largest_indexed(request.kind);
     let mut best: Option<Window> = None;
     let mut first = 0;
-    while first < spans.len() {
+    while first < runs.len() {
         let mut end = first + 1;
-        while end < spans.len() && spans[end - 1].end == spans[end].start {
+        while end < runs.len() && runs[end - 1].end == runs[end].start {
             end += 1;
         }
-        if spans[end - 1].end - spans[first].start + beside >= request.bytes {
-            for window in windows(idle, spans, (first, end), heap, request).into_iter().flatten() {
-                let better =
-                    best.is_none_or(|best| (window.taken, window.run) < (best.taken, best.run));
+        if runs[end - 1].end - runs[first].start + beside >= request.bytes {
+            for window in windows(idle, runs, (first, end), heap, request).into_iter().flatten() {
+                let better = best
+                    .is_none_or(|best| (window.taken, window.length) < (best.taken, best.length));
                 if better {
                     best = Some(window);
                 }
@@ -161,66 +163,55 @@ fn best_window(idle: &[Idle], spans: &[Span], heap: &Heap, request: Request) -> 
     best
 }
 
-/// The windows at both ends of a run, if it is long enough.
+/// The windows at both ends of runs side by side, if they are long enough.
 fn windows(
-    idle: &[Idle],
-    spans: &[Span],
+    idle: IdlePart<'_>,
+    runs: &[&IdleRun],
     (first, end): (usize, usize),
     heap: &Heap,
     request: Request,
 ) -> [Option<Window>; 2] {
-    let run = &spans[first..end];
-    let (head, tail) = (&idle[run[0].views.0], &idle[run[run.len() - 1].views.1 - 1]);
-    let (from, to) = (head.view.address, tail.end());
-    let before = match head.shard == request.shard {
-        true => from - head.view.block.0,
+    let (head, tail) = (runs[first], runs[end - 1]);
+    let (from, to) = (head.start, tail.end);
+    let before = match head.heap == request.shard {
+        true => from - head.block.0,
         false => heap.free_before(request.kind, from),
     };
-    let after = match tail.shard == request.shard {
-        true => tail.view.block.0 + tail.view.block.1 - to,
+    let after = match tail.heap == request.shard {
+        true => tail.block.0 + tail.block.1 - to,
         false => heap.free_after(request.kind, to),
     };
     if before + (to - from) + after < request.bytes {
         return [None, None];
     }
     let window = |start: Address| {
-        let taken = window_over(idle, run, start, request).map(|idle| idle.view.bytes).sum();
-        Window { start, spans: (first, end), taken, run: to - from }
+        let stop = start + request.bytes;
+        let touched = runs[first..end].iter().filter(|run| start < run.end && run.start < stop);
+        let taken = touched.filter_map(|run| span_of(idle.of_over(run, start, stop)));
+        let taken = taken.map(|(_, bytes)| bytes).sum();
+        Window { start, runs: (first, end), taken, length: to - from }
     };
     [Some(window(from - before)), Some(window(to + after - request.bytes))]
-}
-
-/// The views of a run that a request needs which begins at `start`, by address.
-fn window_over<'a>(
-    idle: &'a [Idle],
-    run: &'a [Span],
-    start: Address,
-    request: Request,
-) -> impl Iterator<Item = &'a Idle> {
-    let end = start + request.bytes;
-    let over = run.iter().filter(move |span| start < span.end && span.start < end);
-    over.flat_map(|span| &idle[span.views.0..span.views.1])
-        .filter(move |idle| start < idle.end() && idle.view.address < end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::IdleView;
+    use crate::heap::{IdleList, ViewId};
     use crate::units::GRANULE;
 
     const KIND: ArenaKind = ArenaKind::Large;
 
-    /// The best window by its start and the views under it, from a list in order of addresses.
-    fn by_address(idle: &[Idle], bytes: Bytes) -> Option<(Address, Vec<Address>)> {
-        let mut views: Vec<_> = idle.iter().filter(|idle| idle.view.kind == KIND).collect();
-        views.sort_by_key(|idle| idle.view.address);
+    /// The best window by its start and the views under it, of views with their blocks.
+    fn by_looking_at_all(views: &[IdleView], bytes: Bytes) -> Option<(Address, Vec<Address>)> {
+        let mut views = views.to_vec();
+        views.sort_by_key(|view| view.address);
         let mut best: Option<((Bytes, Bytes), Address, Vec<Address>)> = None;
-        for run in views.chunk_by(|one, next| one.end() == next.view.address) {
-            let (from, to) = (run[0].view.address, run[run.len() - 1].end());
+        for run in views.chunk_by(|one, next| one.end() == next.address) {
+            let (from, to) = (run[0].address, run[run.len() - 1].end());
             for start in [from, to.saturating_sub(bytes)] {
-                let over = |idle: &&&Idle| start < idle.end() && idle.view.address < start + bytes;
-                let taken: Vec<_> = run.iter().filter(over).map(|idle| idle.view).collect();
+                let over = |view: &&IdleView| start < view.end() && view.address < start + bytes;
+                let taken: Vec<_> = run.iter().filter(over).collect();
                 let key = (taken.iter().map(|view| view.bytes).sum(), to - from);
                 if to - from >= bytes && best.as_ref().is_none_or(|best| key < best.0) {
                     best = Some((key, start, taken.iter().map(|view| view.address).collect()));
@@ -239,7 +230,7 @@ mod tests {
         };
         let mut found = 0;
         for _ in 0..500 {
-            // Blocks of one to four views, some side by side; heap by heap, each in any order.
+            // Blocks of one to five views, some side by side; heap by heap, each in any order.
             let mut blocks = Vec::new();
             let mut at = GRANULE;
             for _ in 0..next(16) {
@@ -249,30 +240,34 @@ mod tests {
                 blocks.push((1 + next(3) as u32, next(8), at, views));
                 at += bytes;
             }
-            blocks.sort_by_key(|&(shard, order, ..)| (shard, order));
-            let mut idle = Vec::new();
+            let mut heaps = [(); 3].map(|()| Heap::new(None));
+            heaps.iter_mut().zip(1..).for_each(|(heap, number)| heap.turn.number = number);
+            let mut idle = IdleList::default();
+            let mut large = Vec::new();
+            blocks.sort_by_key(|&(_, order, ..)| order);
             for (shard, _, start, views) in blocks {
+                let heap: &mut Heap = &mut heaps[shard as usize - 1];
                 let kind = if next(9) == 0 { ArenaKind::Small } else { KIND };
-                let block = (start, views.iter().sum());
-                let mut address = start;
-                for bytes in views {
-                    let view =
-                        IdleView { view: 0, handle: 0, address, bytes, kind, block, since: 0 };
-                    idle.push(Idle { shard, settled: true, view });
-                    address += bytes;
+                heap.add_range(start, views.iter().sum(), 0, kind);
+                let handles: Vec<_> = views.into_iter().map(|bytes| (0, bytes)).collect();
+                let own: Vec<ViewId> = heap.attach_all(start, &handles).unwrap().views;
+                if kind == KIND {
+                    large.extend(own.iter().map(|&view| heap.as_if_idle(view)));
                 }
             }
+            heaps.iter().for_each(|heap| heap.add_idle(&mut idle));
             let bytes = (1 + next(12)) * GRANULE - next(2) * 4096;
             let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
-            let mut spans = spans_of(&idle, KIND);
-            spans.sort_unstable_by_key(|span| span.start);
-            let window = best_window(&idle, &spans, &Heap::new(None), request).map(|window| {
-                let run = &spans[window.spans.0..window.spans.1];
-                let over = window_over(&idle, run, window.start, request);
-                (window.start, over.map(|idle| idle.view.address).collect())
+            let runs = by_address(idle.all(), KIND);
+            let window = best_window(idle.all(), &runs, &Heap::new(None), request).map(|window| {
+                let (start, end) = (window.start, window.start + bytes);
+                let runs = runs[window.runs.0..window.runs.1].iter();
+                let runs = runs.filter(|run| start < run.end && run.start < end);
+                let over = runs.flat_map(|run| idle.all().of_over(run, start, end));
+                (start, over.map(|view| view.address).collect())
             });
             found += usize::from(window.is_some());
-            assert_eq!(window, by_address(&idle, bytes));
+            assert_eq!(window, by_looking_at_all(&large, bytes));
         }
         assert!(found > 200, "{found}");
     }
@@ -284,13 +279,14 @@ mod tests {
         heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
         let (view, _) = heap.attach(65 * GRANULE, GRANULE, 1).unwrap();
         heap.allocate(GRANULE * 3 / 4, GRANULE * 3 / 4).unwrap();
-        let mut idle = Vec::new();
-        heap.idle_views(|view| idle.push(Idle { shard: 1, settled: true, view }));
-        heap.cede(view).unwrap();
-        let spans = spans_of(&idle, KIND);
+        let mut idle = IdleList::default();
+        heap.turn.number = 1;
+        heap.add_idle(&mut idle);
+        heap.cede(&[heap.as_if_idle(view)]).unwrap();
+        let runs = by_address(idle.all(), KIND);
         let start_of = |bytes| {
             let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
-            best_window(&idle, &spans, &heap, request).map(|window| window.start)
+            best_window(idle.all(), &runs, &heap, request).map(|window| window.start)
         };
         assert_eq!(start_of(GRANULE * 5 / 4), Some(64 * GRANULE + GRANULE * 3 / 4));
         assert_eq!(start_of(GRANULE * 5 / 4 + 4096), None);

@@ -40,7 +40,7 @@ impl Engine {
         let Some(mut heap) = shard.heap.try_lock() else {
             return Look::Nothing;
         };
-        if !heap.turn.ready {
+        if !heap.turn.allocates() {
             return Look::Nothing;
         }
         let kept = if LARGE {
@@ -67,13 +67,13 @@ impl Engine {
         let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {
             return 0;
         };
-        if !heap.turn.ready {
+        if !heap.turn.allocates() {
             return 0;
         }
         self.search_heap(&mut heap, bytes)
     }
 
-    /// What a heap, which is ready and locked, finds by searching; or 0.
+    /// What a heap, which allocates and is locked, finds by searching; or 0.
     pub(crate) fn search_heap(&self, heap: &mut Heap, bytes: Bytes) -> Address {
         let found = heap.allocate(bytes, bytes).unwrap_or(0);
         self.peaks.leave(&self.shards, heap);

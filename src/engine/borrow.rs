@@ -12,7 +12,7 @@ use super::loans::Source;
 use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Gap, Heap, LARGE_UNIT};
+use crate::heap::{ArenaKind, Gap, Heap, IdleList, IdlePart, LARGE_UNIT};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_down};
 
@@ -35,8 +35,8 @@ impl Engine {
     }
 
     /// What could be lent to a request, by itself and by others, of pieces of `least` bytes and
-    /// more. Without `all`, only of short handles, which pin little else, and what nothing queued
-    /// uses; to small requests, what its heap has not used for a while.
+    /// more, in no order. Without `all`, only of short handles, which pin little else, and what
+    /// nothing queued uses; to small requests, what its heap has not used for a while.
     fn sources(
         &self,
         growth: &mut Growth,
@@ -44,14 +44,15 @@ impl Engine {
         request: Request,
         (least, all): (Bytes, bool),
     ) -> Vec<Source> {
-        let mut found = Vec::new();
+        let mut found = Vec::with_capacity(64);
         let taker = self.shards.get(request.shard);
         // A graph may use what a private pool has at any time.
         let Some(taker) = taker.filter(|shard| shard.pool().is_none()) else {
             return found;
         };
-        let mut parts = Vec::new();
-        heap.remainders(least, &mut parts);
+        let mut parts = Vec::with_capacity(64);
+        let longest = if all { Bytes::MAX } else { GRANULE };
+        heap.remainders(least, longest, &mut parts);
         found.extend(parts.drain(..).map(|part| Source { shard: request.shard, part }));
         let others = self.shards.iter().filter(|(number, shard)| {
             let may = self.policy.steal || shard.stream == taker.stream;
@@ -59,7 +60,7 @@ impl Engine {
         });
         for (number, shard) in others {
             let mut other = shard.heap.lock();
-            other.remainders(least, &mut parts);
+            other.remainders(least, longest, &mut parts);
             let Some(newest) = parts.iter().map(|part| part.since).max() else {
                 continue;
             };
@@ -75,8 +76,6 @@ impl Engine {
             let settled = parts.drain(..).filter(|part| part.since < passed);
             found.extend(settled.map(|part| Source { shard: number, part }));
         }
-        found.retain(|source| all || source.part.view.1 == GRANULE);
-        found.sort_by_key(|source| source.part.bytes);
         found
     }
 
@@ -93,6 +92,7 @@ impl Engine {
         let least = if all { request.bytes } else { request.bytes.max(self.policy.lent_to_small) };
         let mut sources = self.sources(growth, heap, request, (least, all));
         sources.retain(|source| all || source.part.kind == ArenaKind::Large);
+        sources.sort_by_key(|source| source.part.bytes);
         for source in sources {
             let Some(address) = self.addresses_for(heap, request, source.part.view.1)? else {
                 return Ok(None);
@@ -107,9 +107,14 @@ impl Engine {
     }
 
     /// Whether a large request borrows although there is idle memory of others for it.
-    pub(super) fn borrows_early(&self, growth: &Growth, request: Request, idle: &[Idle]) -> bool {
+    pub(super) fn borrows_early(
+        &self,
+        growth: &Growth,
+        request: Request,
+        idle: IdlePart<'_>,
+    ) -> bool {
         let spent_us = growth.store.spent_us;
-        idle.iter().any(|idle| idle.shard != request.shard)
+        idle.runs.iter().any(|run| run.heap != request.shard)
             && self.policy.may_lend_early(request.bytes, spent_us, self.clock.now_us())
     }
 
@@ -120,7 +125,7 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        (idle, supply): (&[Idle], Supply),
+        (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
         let sources = self.sources(growth, heap, request, (LARGE_UNIT, false));
         self.lay_between(growth, heap, request, &sources, (idle, supply))
@@ -134,19 +139,21 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         supply: &dyn Fn() -> Supply,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
     ) -> Result<Option<Address>> {
         self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
-        let lent = self.borrow_before_failing(growth, heap, request, (idle, supply()))?;
+        let lent = self.borrow_before_failing(growth, heap, request, (idle.all(), supply()))?;
         if lent.is_some() || !self.shrink_loans(growth, (request.shard, heap))? {
             return Ok(lent);
         }
         self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
-        if let Grown::Served(address) = self.grow_from(growth, heap, request, idle, supply())? {
+        if let Grown::Served(address) =
+            self.grow_from(growth, heap, request, idle.all(), supply())?
+        {
             return Ok(Some(address));
         }
         self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
-        self.borrow_before_failing(growth, heap, request, (idle, supply()))
+        self.borrow_before_failing(growth, heap, request, (idle.all(), supply()))
     }
 
     /// The same with whatever is left anywhere, for a request that would fail.
@@ -155,7 +162,7 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        (idle, supply): (&[Idle], Supply),
+        (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Option<Address>> {
         if request.kind == ArenaKind::Small {
             return self.borrow_a_part(growth, heap, request, true);
@@ -173,13 +180,12 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         sources: &[Source],
-        (idle, mut supply): (&[Idle], Supply),
+        (idle, mut supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
         let spare = self.claimable(growth, request.shard)?;
         let spare = spare.iter().filter_map(|&number| growth.store.handle(number));
         let spare: Bytes = spare.map(|handle| handle.bytes).sum();
-        let idle_bytes: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
-        let whole = align_down(supply.most.saturating_add(idle_bytes + spare), GRANULE);
+        let whole = align_down(supply.most.saturating_add(idle.bytes() + spare), GRANULE);
         let Some(Edges { head, tail, middle }) = edges(sources, request.bytes, whole) else {
             return Ok(Grown::Unchanged);
         };
@@ -190,14 +196,25 @@ impl Engine {
             return Ok(Grown::Unchanged);
         };
         let at = address + length(head);
-        supply.idle = idle.to_vec();
-        if supply.roomy {
-            // The heap's own are taken first.
-            supply.idle.reverse();
+        if middle > 0 {
+            supply.idle = std::mem::take(&mut growth.movable);
+            supply.idle.clear();
+            for run in idle.runs {
+                let shard = run.heap;
+                supply.idle.extend(idle.of(run).iter().map(|&view| Idle { shard, view }));
+            }
+            if supply.roomy {
+                // The heap's own are taken first.
+                supply.idle.reverse();
+            }
         }
         let gap = Gap { address: at, bytes: middle, room: middle };
-        if middle > 0 && !self.fill(growth, heap, request, gap, &mut supply)? {
-            return Ok(Grown::Changed);
+        if middle > 0 {
+            let filled = self.fill(growth, heap, request, gap, &mut supply);
+            growth.movable = supply.idle;
+            if !filled? {
+                return Ok(Grown::Changed);
+            }
         }
         let head = head.map(|(source, used)| (source, source.part.end() - used, used, address));
         let tail = tail.map(|(source, used)| (source, source.part.start, used, at + middle));
@@ -237,11 +254,9 @@ impl Engine {
 }
 
 /// What a request of `bytes` is made up of, with no more than `whole` bytes of whole handles: the
-/// shortest remainder that suffices, else two that do. `sources` are sorted by size.
+/// shortest remainder that suffices, else two that do.
 fn edges(sources: &[Source], bytes: Bytes, whole: Bytes) -> Option<Edges> {
     let length = |source: &Source| align_down(source.part.bytes, LARGE_UNIT);
-    let heads = || sources.iter().filter(|source| source.part.edges().1);
-    let tails = || sources.iter().filter(|source| source.part.edges().0);
     let lent = match bytes.saturating_sub(whole) {
         0 => bytes % GRANULE,
         lacking => lacking,
@@ -250,16 +265,26 @@ fn edges(sources: &[Source], bytes: Bytes, whole: Bytes) -> Option<Edges> {
         return None;
     }
     let middle = bytes - lent;
-    let suffices = |source: &&Source| length(source) >= lent;
-    if let Some(&head) = heads().find(suffices) {
+    // The first of the shortest.
+    let shortest = |may: &dyn Fn(&Source) -> bool| {
+        let suffice = sources.iter().filter(|source| length(source) >= lent && may(source));
+        suffice.min_by_key(|source| source.part.bytes).copied()
+    };
+    if let Some(head) = shortest(&|source| source.part.edges().1) {
         return Some(Edges { head: Some((head, lent)), tail: None, middle });
     }
-    if let Some(&tail) = tails().find(suffices) {
+    if let Some(tail) = shortest(&|source| source.part.edges().0) {
         return Some(Edges { head: None, tail: Some((tail, lent)), middle });
     }
-    heads().find_map(|head| {
+    let by_size = |mut found: Vec<Source>| {
+        found.sort_by_key(|source| source.part.bytes);
+        found
+    };
+    let heads = by_size(sources.iter().filter(|source| source.part.edges().1).copied().collect());
+    let tails = by_size(sources.iter().filter(|source| source.part.edges().0).copied().collect());
+    heads.iter().find_map(|head| {
         let rest = lent - length(head);
-        let tail = tails().find(|tail| length(tail) >= rest)?;
+        let tail = tails.iter().find(|tail| length(tail) >= rest)?;
         Some(Edges { head: Some((*head, length(head))), tail: Some((*tail, rest)), middle })
     })
 }

@@ -3,12 +3,11 @@
 
 use std::cmp::Reverse;
 
-use super::adopt::{Span, spans_of};
+use super::adopt::by_address;
 use super::grow::Request;
-use super::idle::Idle;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap};
+use crate::heap::{ArenaKind, Heap, IdlePart, IdleRun};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -35,14 +34,13 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: &[Idle],
+        idle: IdlePart<'_>,
     ) -> Result<bool> {
         if request.kind == ArenaKind::Small {
             return Ok(false);
         }
-        let mut spans = spans_of(idle, request.kind);
-        spans.sort_unstable_by_key(|span| span.start);
-        let runs = runs(&spans, request.bytes, request.bytes / self.policy.run_share);
+        let parts = by_address(idle, request.kind);
+        let runs = runs(&parts, request.bytes, request.bytes / self.policy.run_share);
         if runs.is_empty() {
             return Ok(false);
         }
@@ -56,25 +54,25 @@ impl Engine {
         let Some(Place { run, lacking, before, owner }) = best else {
             return Ok(false);
         };
-        let views = runs[run].iter().flat_map(|span| &idle[span.views.0..span.views.1]);
-        let taken: Vec<Idle> = views.copied().collect();
-        if owner.is_none() && taken.iter().all(|idle| idle.shard == request.shard) {
+        let others = runs[run].iter().filter(|part| part.heap != request.shard);
+        let taken: Vec<_> = others.map(|part| (part.heap, idle.of(part))).collect();
+        if owner.is_none() && taken.is_empty() {
             return Ok(false);
         }
-        if self.take_over_all(growth, heap, request, &taken)?
+        if self.take_over_all(growth, heap, request, taken)?
             && let Some(shard) = owner.and_then(|owner| self.shards.get(owner))
             && let Some(ceded) = shard.heap.lock().cede_hole(request.kind, lacking, before)
         {
-            heap.adopt(ceded);
+            heap.adopt(&ceded);
         }
         Ok(true)
     }
 }
 
 /// The longest runs of at least so many bytes, as far as they are shorter than the request.
-fn runs(spans: &[Span], bytes: Bytes, least: Bytes) -> Vec<&[Span]> {
-    let mut runs: Vec<_> = spans.chunk_by(|one, next| one.end == next.start).collect();
-    let length = |run: &[Span]| run[run.len() - 1].end - run[0].start;
+fn runs<'a, 'b>(parts: &'a [&'b IdleRun], bytes: Bytes, least: Bytes) -> Vec<&'a [&'b IdleRun]> {
+    let mut runs: Vec<_> = parts.chunk_by(|one, next| one.end == next.start).collect();
+    let length = |run: &[&IdleRun]| run[run.len() - 1].end - run[0].start;
     runs.retain(|run| (least..bytes).contains(&length(run)));
     runs.sort_by_key(|run| Reverse(length(run)));
     runs.truncate(RUNS);
@@ -84,7 +82,7 @@ fn runs(spans: &[Span], bytes: Bytes, least: Bytes) -> Vec<&[Span]> {
 /// Looks for a hole of one heap beside a run, longer than the best one so far or else as long and
 /// of the request's heap.
 fn look_beside(
-    runs: &[&[Span]],
+    runs: &[&[&IdleRun]],
     request: Request,
     (owner, heap): (Option<u32>, &Heap),
     best: &mut Option<Place>,

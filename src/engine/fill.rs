@@ -1,17 +1,74 @@
 //! Carrying a plan out: dormant views that become active again, and holes that are filled.
 
-use super::grow::Request;
-use super::idle::Idle;
+use super::grow::{Grown, Request};
+use super::idle::{Idle, sort_by_runs};
 use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{Gap, Heap};
+use crate::heap::{Backed, Gap, Heap, IdlePart, Plan};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::pages::Place;
 use crate::units::{Address, Bytes};
 
+/// The view of a handle that is no memory of a heap yet.
+const NO_VIEW: u32 = u32::MAX;
+
 impl Engine {
+    /// Plans with this supply, and carries the plan out.
+    pub(super) fn grow_from(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        idle: IdlePart<'_>,
+        mut supply: Supply,
+    ) -> Result<Grown> {
+        let Some(plan) = self.plan(growth, heap, request, idle, &supply)? else {
+            return Ok(Grown::Unchanged);
+        };
+        supply.idle = std::mem::take(&mut growth.movable);
+        supply.idle.clear();
+        let grown = self.carry_out(growth, heap, request, (&plan, idle), &mut supply);
+        growth.movable = supply.idle;
+        grown
+    }
+
+    fn carry_out(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        (plan, idle): (&Plan, IdlePart<'_>),
+        supply: &mut Supply,
+    ) -> Result<Grown> {
+        let (start, end) = (plan.start, plan.start + request.bytes);
+        for run in idle.runs {
+            let shard = run.heap;
+            let apart = shard != request.shard || run.end <= start || end <= run.start;
+            let left = idle.of(run).iter();
+            let left = left.filter(|view| apart || view.end() <= start || end <= view.address);
+            supply.idle.extend(left.map(|&view| Idle { shard, view }));
+        }
+        supply.most = supply.ready + plan.excess;
+        for &view in &plan.wake {
+            if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
+                return Ok(Grown::Changed);
+            }
+        }
+        if supply.roomy && !plan.gaps.is_empty() {
+            sort_by_runs(&mut supply.idle);
+        }
+        for gap in &plan.gaps {
+            if !self.fill(growth, heap, request, *gap, supply)? {
+                return Ok(Grown::Changed);
+            }
+        }
+        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
+        self.peaks.leave(&self.shards, heap);
+        Ok(found.map_or(Grown::Changed, Grown::Served))
+    }
+
     /// Makes a dormant view active again, taking its handle from where it is idle.
     pub(super) fn wake(
         &self,
@@ -62,45 +119,74 @@ impl Engine {
         gap: Gap,
         supply: &mut Supply,
     ) -> Result<bool> {
-        let mut filled = 0;
+        let mut mapped = Vec::with_capacity(8);
+        let filled = self.map_into(growth, heap, request, gap, (supply, &mut mapped));
+        // All of it at once; also where it is not all that was needed.
+        if let Some(Backed { views, slots }) = heap.attach_all(gap.address, &mapped) {
+            self.publish(request.shard, &slots);
+            for (&(number, _), view) in mapped.iter().zip(views) {
+                growth.store.hand_over(number, request.shard, view);
+            }
+        }
+        filled
+    }
+
+    /// Maps handles into a hole, one after the other; adds them to `mapped` with their bytes. To
+    /// the store they are in use there, although they are no memory of the heap yet.
+    fn map_into(
+        &self,
+        growth: &mut Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        gap: Gap,
+        (supply, mapped): (&mut Supply, &mut Vec<(u32, Bytes)>),
+    ) -> Result<bool> {
+        let Request { shard, kind, .. } = request;
+        let (mut filled, mut taken, mut used) = (0, Vec::new(), 0);
         while filled < gap.bytes {
-            let (remaining, room) = (gap.bytes - filled, gap.room - filled);
-            let Some(number) = self.obtain(growth, heap, request, (remaining, room), supply)?
-            else {
+            let sizes = (gap.bytes - filled, gap.room - filled);
+            if used == taken.len() {
+                self.take_several(growth, heap, request, sizes, (supply, &mut taken))?;
+            }
+            let number = if let Some(&number) = taken.get(used) {
+                used += 1;
+                number
+            } else if let Some(number) = self.obtain(growth, heap, request, sizes, supply)? {
+                number
+            } else {
                 return Ok(false);
             };
-            filled += self.place(growth, heap, request, number, gap.address + filled)?;
+            let address = gap.address + filled;
+            if let Err(error) = growth.store.map(number, address) {
+                self.keep_closed(growth, heap, request, (number, address));
+                return Err(error.into());
+            }
+            let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
+            growth.store.occupy(number, Place { shard, view: NO_VIEW, address, kind });
+            mapped.push((number, bytes));
+            self.note_mapped(address, bytes);
+            self.record_memory(Action::SegmentMap, shard, address, bytes);
+            filled += bytes;
         }
         Ok(true)
     }
 
-    /// Maps a spare handle into a hole and makes it free memory of the heap; gives its bytes.
-    fn place(
+    /// A handle could not be mapped. Where it is mapped now and useless, that is a dormant view,
+    /// until it can be unmapped or made accessible.
+    fn keep_closed(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         Request { shard, kind, .. }: Request,
-        number: u32,
-        address: Address,
-    ) -> Result<Bytes> {
-        let mapped = growth.store.map(number, address);
-        if mapped.is_err() && !growth.store.is_closed(number, address) {
-            return mapped.map(|()| 0).map_err(Into::into);
-        }
+        (number, address): (u32, Address),
+    ) {
         let bytes = growth.store.handle(number).map_or(0, |handle| handle.bytes);
-        if let Some((view, slots)) = heap.attach(address, bytes, number) {
-            growth.store.activate(number, Place { shard, view, address, kind });
-            if mapped.is_err() {
-                // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
-                heap.make_dormant(view);
-                growth.store.deactivate(number, heap.mark());
-            } else {
-                self.publish(shard, &slots);
-                self.note_mapped(address, bytes);
-                self.record_memory(Action::SegmentMap, shard, address, bytes);
-            }
+        if growth.store.is_closed(number, address)
+            && let Some((view, _)) = heap.attach(address, bytes, number)
+        {
+            growth.store.occupy(number, Place { shard, view, address, kind });
+            heap.make_dormant(view);
+            growth.store.deactivate(number, heap.mark());
         }
-        mapped?;
-        Ok(bytes)
     }
 }

@@ -1,11 +1,11 @@
 //! The slow path: memory for a request that no free block can serve.
 
-use super::idle::{Idle, own_idle, sort_by_runs};
-use super::means::{Means, Supply};
+use super::idle::own_idle;
+use super::means::Means;
 use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap};
+use crate::heap::{ArenaKind, Heap, IdleList};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes};
 
@@ -81,10 +81,9 @@ impl Engine {
             return Ok(Some(address));
         }
         let mut heap = shard.heap.lock();
-        if heap.turn.retired {
+        if heap.turn.is_retired() {
             self.deferred.lock().revive(shard.stream)?;
-            heap.turn.retired = false;
-            heap.turn.update();
+            heap.turn.set_retired(false);
         }
         self.peaks.enter(&mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
@@ -144,6 +143,7 @@ impl Engine {
         let mut idle = std::mem::take(&mut growth.idle);
         let grown = self.grow_over(growth, heap, request, asked, &mut idle);
         growth.idle = idle;
+        growth.moving.finish(self.clock.now_us());
         grown
     }
 
@@ -153,7 +153,7 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         asked: Effort,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
     ) -> Result<Option<Address>> {
         if self.recall_in_turn(growth, (request.shard, &mut *heap), asked)?
             && let Some(address) = heap.allocate_any(request.requested, request.bytes)
@@ -170,21 +170,23 @@ impl Engine {
         }
         if !means.may_move && request.kind == ArenaKind::Small {
             // Not even a look at the others: they are at work, too, and there is little to be had.
-            let idle = own_idle(request.shard, heap);
+            let idle = own_idle(heap);
             let supply = means.supply(means.ready, Effort::Usual);
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, &idle, supply)? {
+            if let Grown::Served(address) =
+                self.grow_from(growth, heap, request, idle.all(), supply)?
+            {
                 return Ok(Some(address));
             }
         }
         self.find_all_idle(growth, heap, request, asked, idle);
-        if asked == Effort::Usual && idle.iter().any(|idle| !idle.settled) {
+        if asked == Effort::Usual && idle.all().runs.iter().any(|run| !run.settled) {
             // What queued work still uses is left to its heap as long as anything else will do:
             // whoever took it would wait for that work, which costs more time than all calls of the
             // driver together. Memory that would take too much is no such thing.
             let most = if means.may_wait { means.ready } else { means.most };
             let means = Means { most, ..means };
             let round = Round { means, asked, settled: true };
-            idle.retain(|idle| idle.settled);
+            idle.retain(|run| run.settled);
             if let Some(address) = self.grow_in_stages(growth, heap, request, round, idle)? {
                 return Ok(Some(address));
             }
@@ -199,13 +201,17 @@ impl Engine {
         // without theirs, since nobody else has this heap.
         if self.retain_orderable(request.shard, idle)? {
             let supply = means.supply(means.most, Effort::Reshape);
-            if let Grown::Served(address) = self.grow_from(growth, heap, request, idle, supply)? {
+            if let Grown::Served(address) =
+                self.grow_from(growth, heap, request, idle.all(), supply)?
+            {
                 return Ok(Some(address));
             }
         }
         let supply = || means.supply(means.most, Effort::Reshape);
-        let own = own_idle(request.shard, heap);
-        if let Grown::Served(address) = self.grow_from(growth, heap, request, &own, supply())? {
+        let own = own_idle(heap);
+        if let Grown::Served(address) =
+            self.grow_from(growth, heap, request, own.all(), supply())?
+        {
             return Ok(Some(address));
         }
         match asked {
@@ -223,29 +229,27 @@ impl Engine {
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         Round { means, asked, settled }: Round,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
     ) -> Result<Option<Address>> {
-        let look_again = |growth: &mut Growth, heap: &Heap, idle: &mut Vec<Idle>| {
+        let look_again = |growth: &mut Growth, heap: &Heap, idle: &mut IdleList| {
             self.find_all_idle(growth, heap, request, asked, idle);
-            idle.retain(|idle| idle.settled || !settled);
+            idle.retain(|run| run.settled || !settled);
         };
         let lends = means.lends && request.kind == ArenaKind::Large;
-        if lends && self.borrows_early(growth, request, idle) {
+        if lends && self.borrows_early(growth, request, idle.all()) {
             let supply = means.supply(means.ready, Effort::Reshape);
-            match self.borrow_edges(growth, heap, request, (idle, supply))? {
+            match self.borrow_edges(growth, heap, request, (idle.all(), supply))? {
                 Grown::Served(address) => return Ok(Some(address)),
                 Grown::Changed => look_again(growth, heap, idle),
                 Grown::Unchanged => {}
             }
         }
-        if let Some(address) = self.adopt(growth, heap, request, idle)? {
+        if let Some(address) = self.adopt(growth, heap, request, idle.all())? {
             return Ok(Some(address));
         }
-        if means.roomy && self.extend_a_run(growth, heap, request, idle)? {
+        if means.roomy && self.extend_a_run(growth, heap, request, idle.all())? {
             look_again(growth, heap, idle);
         }
-        // The heap's own come first.
-        let mut own = idle.partition_point(|idle| idle.shard == request.shard);
         let stages = [
             (true, means.ready, Effort::Usual),
             (false, means.ready, Effort::Usual),
@@ -257,11 +261,10 @@ impl Engine {
         for (stage, (only_own, most, effort)) in stages.into_iter().enumerate() {
             if stage == last && lends && means.most > means.ready {
                 let supply = means.supply(means.ready, Effort::Reshape);
-                match self.borrow_edges(growth, heap, request, (idle, supply))? {
+                match self.borrow_edges(growth, heap, request, (idle.all(), supply))? {
                     Grown::Served(address) => return Ok(Some(address)),
                     Grown::Changed => {
                         look_again(growth, heap, idle);
-                        own = idle.partition_point(|idle| idle.shard == request.shard);
                     }
                     Grown::Unchanged => {}
                 }
@@ -270,57 +273,19 @@ impl Engine {
             if planless == Some((only_own, most)) {
                 continue;
             }
-            let usable = if only_own { &idle[..own] } else { &idle[..] };
+            // The heap's own come first.
+            let all = idle.all();
+            let usable = if only_own { all.first_of(request.shard) } else { all };
             let supply = means.supply(most, effort);
             match self.grow_from(growth, heap, request, usable, supply)? {
                 Grown::Served(address) => return Ok(Some(address)),
                 Grown::Changed => {
                     look_again(growth, heap, idle);
-                    own = idle.partition_point(|idle| idle.shard == request.shard);
                 }
                 Grown::Unchanged => planless = Some((only_own, most)),
             }
         }
         Ok(None)
-    }
-
-    /// Plans with this supply, and carries the plan out.
-    pub(super) fn grow_from(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        request: Request,
-        idle: &[Idle],
-        mut supply: Supply,
-    ) -> Result<Grown> {
-        let Some(plan) = self.plan(growth, heap, request, idle, &supply)? else {
-            return Ok(Grown::Unchanged);
-        };
-        let (start, end) = (plan.start, plan.start + request.bytes);
-        let is_left = |idle: &&Idle| {
-            let view = &idle.view;
-            let overlaps = view.address < end && start < view.address + view.bytes;
-            idle.shard != request.shard || !overlaps
-        };
-        supply.idle.reserve(idle.len());
-        supply.idle.extend(idle.iter().filter(is_left));
-        supply.most = supply.ready + plan.excess;
-        for &view in &plan.wake {
-            if !self.wake(growth, heap, request.shard, view, &mut supply.idle)? {
-                return Ok(Grown::Changed);
-            }
-        }
-        if supply.roomy && !plan.gaps.is_empty() {
-            sort_by_runs(&mut supply.idle);
-        }
-        for gap in &plan.gaps {
-            if !self.fill(growth, heap, request, *gap, &mut supply)? {
-                return Ok(Grown::Changed);
-            }
-        }
-        let found = heap.allocate_at(plan.start, request.requested, request.bytes, request.kind);
-        self.peaks.leave(&self.shards, heap);
-        Ok(found.map_or(Grown::Changed, Grown::Served))
     }
 }
 

@@ -9,11 +9,10 @@ use super::means::Supply;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
-use crate::heap::Heap;
+use crate::heap::{Heap, IdleList};
 use crate::lock::MutexGuard;
-use crate::observe::Action;
 use crate::pages::Place;
-use crate::units::{Address, Bytes, GRANULE, StreamId};
+use crate::units::{Bytes, GRANULE, StreamId};
 
 impl Engine {
     /// Finds a handle of at most `room` bytes, better of at most `remaining`; it is spare
@@ -26,29 +25,26 @@ impl Engine {
         (remaining, room): (Bytes, Bytes),
         supply: &mut Supply,
     ) -> Result<Option<u32>> {
-        let spare = growth.store.spare.iter().copied();
-        let mut sized: Vec<(u32, Bytes)> = spare
-            .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
-            .collect();
-        let mut longest = Bytes::MAX;
-        while let Some(at) = best_size(sized.iter().map(|s| s.1), (remaining, room), &mut longest) {
-            let (number, _) = sized.swap_remove(at);
-            if self.claim(growth, request.shard, number)? {
-                return Ok(Some(number));
-            }
+        if !growth.store.spare.is_empty()
+            && let Some(number) = self.claim_best(growth, request.shard, (remaining, room))?
+        {
+            return Ok(Some(number));
         }
         if let Some(number) = self.create_from_cut(growth, remaining, supply)? {
             return Ok(Some(number));
         }
-        let size = self.policy.handle_size(request.bytes, remaining, supply.grain);
-        if size <= supply.ready
-            && let Some(number) = growth.store.create(size)?
-        {
-            supply.ready -= size;
-            supply.most -= size;
-            return Ok(Some(number));
+        if supply.ready >= GRANULE {
+            let size = self.policy.handle_size(request.bytes, remaining, supply.grain);
+            if size <= supply.ready
+                && let Some(number) = growth.store.create(size)?
+            {
+                supply.ready -= size;
+                supply.most -= size;
+                return Ok(Some(number));
+            }
         }
-        while let Some(source) = supply.take_best((remaining, room)) {
+        while let Some(at) = supply.best_idle((remaining, room)) {
+            let source = supply.take_idle(at);
             if !self.take_from(growth, heap, request.shard, source)? {
                 continue;
             }
@@ -66,6 +62,27 @@ impl Engine {
             return Ok(Some(number));
         }
         self.make(growth, heap, request, remaining, supply)
+    }
+
+    /// The spare handle that fits best of those that may be claimed, claimed.
+    fn claim_best(
+        &self,
+        growth: &Growth,
+        taker: u32,
+        sizes: (Bytes, Bytes),
+    ) -> Result<Option<u32>> {
+        let spare = growth.store.spare.iter().copied();
+        let mut sized: Vec<(u32, Bytes)> = spare
+            .filter_map(|number| growth.store.handle(number).map(|handle| (number, handle.bytes)))
+            .collect();
+        let mut longest = Bytes::MAX;
+        while let Some(at) = best_size(sized.iter().map(|s| s.1), sizes, &mut longest) {
+            let (number, _) = sized.swap_remove(at);
+            if self.claim(growth, taker, number)? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether nothing queued can use a handle through any of its mappings, so that giving it back
@@ -207,85 +224,21 @@ impl Engine {
     }
 
     /// Leaves only what the taker's stream can be ordered after; true where that is less.
-    pub(super) fn retain_orderable(&self, taker: u32, idle: &mut Vec<Idle>) -> DeviceResult<bool> {
+    pub(super) fn retain_orderable(&self, taker: u32, idle: &mut IdleList) -> DeviceResult<bool> {
         let Some(to) = self.shards.get(taker).map(|shard| shard.stream) else {
             return Ok(false);
         };
         let mut orderable = HashMap::new();
-        for shard in idle.iter().map(|idle| idle.shard) {
+        for shard in idle.all().runs.iter().map(|run| run.heap) {
             if let Entry::Vacant(entry) = orderable.entry(shard)
                 && let Some(from) = self.shards.get(shard).map(|shard| shard.stream)
             {
                 entry.insert(shard == taker || self.deferred.lock().can_order(from, to)?);
             }
         }
-        let before = idle.len();
-        idle.retain(|idle| orderable.get(&idle.shard).copied().unwrap_or(false));
-        Ok(idle.len() < before)
-    }
-
-    /// Takes the handle of an idle view: the view is dormant afterwards, the handle spare, and work
-    /// queued on the taker's stream runs after whatever still uses it. False where it is not idle
-    /// any more, or where the streams cannot be ordered because one is being captured.
-    pub(super) fn take_from(
-        &self,
-        growth: &mut Growth,
-        heap: &mut MutexGuard<'_, Heap>,
-        taker: u32,
-        source: Idle,
-    ) -> Result<bool> {
-        let view = source.view;
-        let number = view.handle;
-        let mark = if source.shard == taker {
-            if !heap.detach(view.view) {
-                return Ok(false);
-            }
-            heap.mark()
-        } else {
-            let (Some(from), Some(to)) = (self.shards.get(source.shard), self.shards.get(taker))
-            else {
-                return Ok(false);
-            };
-            let mut other = from.heap.lock();
-            let Some(since) = other.idle_since(view.view) else {
-                growth.lost += 1;
-                return Ok(false);
-            };
-            if !self.order_after(growth, (from, since), to)? {
-                return Ok(false);
-            }
-            if !other.detach(view.view) {
-                growth.lost += 1;
-                return Ok(false);
-            }
-            since
-        };
-        self.withdraw(source.shard, view.address, view.bytes);
-        growth.store.deactivate(number, mark);
-        growth.moving_us += self.policy.move_us;
-        Ok(true)
-    }
-
-    /// Tells the address map of new memory of a heap.
-    pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
-        let Some(owner) = self.shards.get(shard) else {
-            return;
-        };
-        for &(address, slot) in slots {
-            self.map.set(address, owner, slot);
-        }
-    }
-
-    /// Memory of a heap is nobody's from now on.
-    pub(super) fn withdraw(&self, shard: u32, address: Address, bytes: Bytes) {
-        self.record_memory(Action::SegmentUnmap, shard, address, bytes);
-        self.retract(address, bytes);
-    }
-
-    pub(super) fn retract(&self, address: Address, bytes: Bytes) {
-        for k in 0..bytes / GRANULE {
-            self.map.clear(address + k * GRANULE);
-        }
+        let before = idle.all().runs.len();
+        idle.retain(|run| orderable.get(&run.heap).copied().unwrap_or(false));
+        Ok(idle.all().runs.len() < before)
     }
 
     /// Removes every mapping of a spare handle and gives it back to the device. All work that could
@@ -326,14 +279,18 @@ impl Engine {
 }
 
 impl Supply {
-    fn take_best(&mut self, sizes: (Bytes, Bytes)) -> Option<Idle> {
+    pub(super) fn best_idle(&mut self, sizes: (Bytes, Bytes)) -> Option<usize> {
         let idle = self.idle.iter().map(|idle| idle.view.bytes);
         if !self.roomy {
-            let at = best_size(idle, sizes, &mut self.longest_idle)?;
-            return Some(self.idle.swap_remove(at));
+            return best_size(idle, sizes, &mut self.longest_idle);
         }
         let back = best_size(idle.rev(), sizes, &mut self.longest_idle)?;
-        Some(self.idle.remove(self.idle.len() - 1 - back))
+        Some(self.idle.len() - 1 - back)
+    }
+
+    /// Takes one out.
+    pub(super) fn take_idle(&mut self, at: usize) -> Idle {
+        if self.roomy { self.idle.remove(at) } else { self.idle.swap_remove(at) }
     }
 }
 

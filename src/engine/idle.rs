@@ -5,22 +5,13 @@ use std::cmp::Reverse;
 use super::grow::{Effort, Request};
 use super::marks::Marks;
 use super::{Engine, Growth};
-use crate::heap::{ArenaKind, Heap, IdleView};
-use crate::units::Address;
+use crate::heap::{ArenaKind, Heap, IdleList, IdleView};
 
-/// An idle view of any heap.
+/// An idle view and its heap.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Idle {
     pub(super) shard: u32,
-    /// No work queued on another stream uses it any more.
-    pub(super) settled: bool,
     pub(super) view: IdleView,
-}
-
-impl Idle {
-    pub(super) fn end(&self) -> Address {
-        self.view.address + self.view.bytes
-    }
 }
 
 impl Engine {
@@ -31,10 +22,10 @@ impl Engine {
         heap: &Heap,
         request: Request,
         effort: Effort,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
     ) {
         idle.clear();
-        heap.idle_views(|view| idle.push(Idle { shard: request.shard, settled: true, view }));
+        heap.add_idle(idle);
         self.idle_of_others(Some(&mut growth.marks), request, idle, effort);
     }
 
@@ -46,28 +37,24 @@ impl Engine {
         &self,
         mut marks: Option<&mut Marks>,
         request: Request,
-        idle: &mut Vec<Idle>,
+        idle: &mut IdleList,
         effort: Effort,
     ) {
         let stream = self.shards.get(request.shard).map(|shard| shard.stream);
         let others = self.shards.iter().filter(|(index, shard)| {
             *index != request.shard && (self.policy.steal || Some(shard.stream) == stream)
         });
-        for (index, shard) in others {
+        for (_, shard) in others {
             let mut heap = shard.heap.lock();
             match effort {
                 Effort::Usual => heap.flush_large(),
                 Effort::Reshape => _ = heap.flush_quick(),
             }
-            let first = idle.len();
-            let mut newest = 0;
-            heap.idle_views(|view| {
-                newest = newest.max(view.since);
-                idle.push(Idle { shard: index, settled: true, view });
-            });
-            if idle.len() == first {
+            let first = idle.all().runs.len();
+            heap.add_idle(idle);
+            let Some(newest) = idle.runs_from(first).iter().map(|run| run.since).max() else {
                 continue;
-            }
+            };
             let passed = match &mut marks {
                 _ if Some(shard.stream) == stream => u64::MAX,
                 Some(marks) => {
@@ -80,8 +67,8 @@ impl Engine {
                 None => 0,
             };
             if newest >= passed {
-                let of_heap = idle[first..].iter_mut();
-                of_heap.for_each(|idle| idle.settled = idle.view.since < passed);
+                let of_heap = idle.runs_from(first).iter_mut();
+                of_heap.for_each(|run| run.settled = run.since < passed);
             }
         }
     }
@@ -93,8 +80,8 @@ impl Engine {
 pub(super) fn sort_by_runs(idle: &mut [Idle]) {
     idle.sort_unstable_by_key(|idle| idle.view.address);
     let mut length = Vec::with_capacity(idle.len());
-    for run in idle.chunk_by(|one, next| one.end() == next.view.address) {
-        let bytes = run[run.len() - 1].end() - run[0].view.address;
+    for run in idle.chunk_by(|one, next| one.view.end() == next.view.address) {
+        let bytes = run[run.len() - 1].view.end() - run[0].view.address;
         length.extend(run.iter().map(|idle| (bytes, *idle)));
     }
     length.sort_unstable_by_key(|(bytes, idle)| Reverse((*bytes, idle.view.address)));
@@ -102,15 +89,16 @@ pub(super) fn sort_by_runs(idle: &mut [Idle]) {
 }
 
 /// The idle views of a heap that is locked, so that they stay idle.
-pub(super) fn own_idle(shard: u32, heap: &Heap) -> Vec<Idle> {
-    let mut found = Vec::new();
-    heap.idle_views(|view| found.push(Idle { shard, settled: true, view }));
+pub(super) fn own_idle(heap: &Heap) -> IdleList {
+    let mut found = IdleList::default();
+    heap.add_idle(&mut found);
     found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heap::IdleView;
     use crate::units::GRANULE;
 
     #[test]
@@ -118,11 +106,10 @@ mod tests {
         let granules = [4, 9, 1, 5, 6, 12, 8, 13];
         let mut idle: Vec<Idle> = granules
             .into_iter()
-            .map(|granule| {
+            .map(|granule: u64| {
                 let (address, bytes) = (granule * GRANULE, GRANULE);
-                let (kind, block) = (ArenaKind::Large, (address, bytes));
-                let view = IdleView { view: 0, handle: 0, address, bytes, kind, block, since: 0 };
-                Idle { shard: granule as u32 % 3, settled: true, view }
+                let view = IdleView { view: 0, handle: 0, address, bytes };
+                Idle { shard: granule as u32 % 3, view }
             })
             .collect();
         sort_by_runs(&mut idle);

@@ -80,7 +80,7 @@ impl Engine {
         }
         growth.store.lend(number, place);
         growth.loans.push(Loan { handle: number, lender, block, borrower, view });
-        growth.moving_us += self.policy.move_us;
+        growth.moving.spend(&self.policy);
         self.publish(borrower, &slots);
         self.note_mapped(address, length);
         self.record_memory(Action::SegmentUnmap, lender, start, bytes);

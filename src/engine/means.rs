@@ -59,7 +59,7 @@ impl Engine {
     pub(super) fn means(
         &self,
         growth: &mut Growth,
-        heap: &MutexGuard<'_, Heap>,
+        heap: &mut MutexGuard<'_, Heap>,
         request: Request,
         asked: Effort,
     ) -> Result<Means> {
@@ -73,7 +73,9 @@ impl Engine {
         };
         let most = growth.store.headroom().min(free);
         let now = self.clock.now_us();
-        let may_move = self.policy.may_move(growth.moving_us, now, heap.tally.allocations());
+        let asking = (request.shard, heap.allocations_since());
+        growth.moving.refill(&self.policy, now, asking, live_peak);
+        let may_move = growth.moving.is_left();
         let mut ready = self.policy.free_growth(reserved, live_peak);
         if !may_move {
             ready = ready.max(align_up(request.bytes, GRANULE));

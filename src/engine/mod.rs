@@ -42,6 +42,7 @@ mod segments;
 mod shards;
 mod snapshot;
 mod statistics;
+mod take;
 mod unneeded;
 mod watch;
 
@@ -61,11 +62,11 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
-use crate::heap::{ArenaKind, Divisions};
+use crate::heap::{ArenaKind, Divisions, IdleList};
 use crate::nvtx::Announcer;
 use crate::observe::history::History;
 use crate::page_map::PageMap;
-use crate::pages::{Policy, Store};
+use crate::pages::{MovingTime, Policy, Store};
 use crate::streams::{Captures, Deferred, Guest};
 use crate::units::{Bytes, DeviceId};
 use direct::Direct;
@@ -113,8 +114,8 @@ pub(crate) struct PageEntry<'a> {
 pub(crate) struct Growth {
     store: Store,
     counters: Counters,
-    /// Microseconds of driver time spent on moving memory between places, by the price list.
-    moving_us: u64,
+    /// What may be spent on moving memory between places.
+    moving: MovingTime,
     /// How often memory that was idle when it was counted on was in use when it was taken.
     lost: u64,
     /// What is about to be unmapped.
@@ -128,7 +129,11 @@ pub(crate) struct Growth {
     /// When it was last looked for memory that nobody needs.
     looked_us: u64,
     /// Room for a list of idle memory.
-    idle: Vec<idle::Idle>,
+    idle: IdleList,
+    /// Room for what of it may be moved.
+    movable: Vec<idle::Idle>,
+    /// Room for what of all handles is idle, by number.
+    usable: Vec<bool>,
 }
 
 /// The allocator of one device.
@@ -206,11 +211,13 @@ impl Engine {
         let divisions = Divisions::new(config.roundup_power2_divisions);
         let uncached = if config.caching { 0 } else { flag::UNCACHED };
         let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
+        let policy = Policy::new(&config);
+        let moving = MovingTime::new(&policy);
         let engine = Engine {
             index,
             divisions,
             announcer,
-            policy: Policy::new(&config),
+            policy,
             virtual_memory,
             total,
             map,
@@ -222,14 +229,16 @@ impl Engine {
             growth: Padded(Mutex::new(Growth {
                 store,
                 counters: Counters::default(),
-                moving_us: 0,
+                moving,
                 lost: 0,
                 parting: Parting::default(),
                 marks: Marks::default(),
                 loans: Vec::new(),
                 unrecalled: 0,
                 looked_us: 0,
-                idle: Vec::new(),
+                idle: IdleList::default(),
+                movable: Vec::new(),
+                usable: Vec::new(),
             })),
             pools: Padded::default(),
             captures,

@@ -20,12 +20,10 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::padded::Padded;
 use super::shards::{Shards, thread_number};
 use crate::heap::{Heap, METRICS, metric};
-use crate::lock::MutexGuard;
+use crate::lock::{Mutex, MutexGuard};
 
 /// Two threads of which one needs more than is left within this time after the other was served
 /// work at the same time.
@@ -34,6 +32,9 @@ const SAME_TIME_NS: u128 = 20_000;
 /// of any of them.
 const SAME_TIME_COUNT: u32 = 8;
 const CROWD: Duration = Duration::from_millis(100);
+/// A thread that needed more so many times with no other in between is alone, also where another
+/// comes next: looking at the clock each time would cost a third of serving the need.
+const ALONE: u32 = 16;
 /// How often a heap is tried whose lock another thread has: it has it for some tens of
 /// instructions, or for a driver call.
 const TRIES: u32 = 200;
@@ -73,6 +74,8 @@ struct State {
     thread: usize,
     since: Instant,
     in_a_row: u32,
+    /// How often in a row that was the same thread. From [`ALONE`] on the time is not looked at.
+    alone: u32,
     /// Until when threads are taken to be at work at the same time.
     crowd_until: Option<Instant>,
     /// Until when threads at work at the same time take no surplus from each other.
@@ -90,6 +93,7 @@ impl Peaks {
                 thread: 0,
                 since: Instant::now(),
                 in_a_row: 0,
+                alone: 0,
                 crowd_until: None,
                 rest_until: Instant::now(),
             })),
@@ -99,16 +103,15 @@ impl Peaks {
     /// Called with the heap locked, before it changes. False where its stream is retired.
     #[inline]
     pub(crate) fn enter(&self, heap: &mut Heap) -> bool {
-        if !heap.turn.ready && !heap.turn.holder {
+        if !heap.turn.ready && !heap.turn.is_holder() {
             self.state.lock().register(heap);
         }
-        !heap.turn.retired
+        !heap.turn.is_retired()
     }
 
     /// The stream of this heap, which is locked, retires: no call passes by `enter` any more.
     pub(crate) fn retire(&self, heap: &mut Heap) {
-        heap.turn.retired = true;
-        heap.turn.update();
+        heap.turn.set_retired(true);
     }
 
     /// Called with the heap locked, after it grew: extends its leases where it exceeds one.
@@ -136,7 +139,7 @@ impl Peaks {
             }
         }
         state.grant(heap, crowd, exact);
-        if short {
+        if short && state.alone < ALONE {
             // From here on: serving a need may take longer than what tells threads at work.
             state.since = Instant::now();
         }
@@ -211,11 +214,10 @@ impl Peaks {
 impl State {
     /// Makes a heap, which is locked, a holder.
     fn register(&mut self, heap: &mut Heap) {
-        if !heap.turn.holder {
-            heap.turn.holder = true;
+        if !heap.turn.is_holder() {
+            heap.turn.set_holder(true);
             self.holders.push(heap.turn.number);
         }
-        heap.turn.update();
     }
 
     /// Whether less is left below the peaks than the heap needs.
@@ -229,36 +231,37 @@ impl State {
     fn at_the_same_time(&mut self) -> bool {
         let thread = thread_number();
         if thread == self.thread && self.crowd_until.is_none() {
+            self.alone = self.alone.saturating_add(1);
             return false;
         }
+        let alone = std::mem::take(&mut self.alone) >= ALONE;
         let now = Instant::now();
         if self.crowd_until.is_some_and(|until| now < until) {
             self.crowd_until = Some(now + CROWD);
             return true;
         }
-        let close = now.duration_since(self.since).as_nanos() < SAME_TIME_NS;
+        let close = !alone && now.duration_since(self.since).as_nanos() < SAME_TIME_NS;
         self.in_a_row = if close && thread != self.thread { self.in_a_row + 1 } else { 0 };
         self.thread = thread;
         self.crowd_until = (self.in_a_row > SAME_TIME_COUNT).then(|| now + CROWD);
         self.crowd_until.is_some()
     }
 
-    /// Takes the surplus of all holders but one; false where the lock of one could not be had.
+    /// Takes the surplus of all holders but one, which is a holder; false where the lock of one
+    /// could not be had.
     fn reclaim(&mut self, shards: &Shards, except: u32) -> bool {
-        let mut busy = Vec::new();
-        for number in std::mem::take(&mut self.holders) {
-            if number == except {
-                continue;
-            }
-            match patiently(shards, number) {
-                Some(mut heap) => self.take_surplus(&mut heap),
-                None => busy.push(number),
+        let mut at = 0;
+        while let Some(&number) = self.holders.get(at) {
+            let heap = if number == except { None } else { patiently(shards, number) };
+            match heap {
+                Some(mut heap) => {
+                    self.take_surplus(&mut heap);
+                    self.holders.swap_remove(at);
+                }
+                None => at += 1,
             }
         }
-        self.holders = busy;
-        let all = self.holders.is_empty();
-        self.holders.push(except);
-        all
+        self.holders.len() == 1
     }
 
     /// The bytes that are live, where this heap is locked; `None` where another thread has one.
@@ -279,8 +282,7 @@ impl State {
             self.total[m] -= lease - values[m];
         }
         heap.tally.set_leases(values);
-        heap.turn.holder = false;
-        heap.turn.update();
+        heap.turn.set_holder(false);
     }
 
     /// Extends the leases of a heap: to what it needs, for which peaks rise if they must, and to
@@ -290,13 +292,14 @@ impl State {
         let before = self.peak[metric::BYTES];
         let values = heap.tally.currents();
         let mut leases = *heap.tally.leases();
+        let share = i64::from(!crowd);
         for m in 0..METRICS {
-            let need = (values[m] - leases[m]).max(0);
+            let ahead = values[m] - leases[m];
+            let need = ahead.max(0);
             let left = (self.peak[m] - self.total[m]).max(need);
             self.peak[m] = self.total[m] + left;
-            let surplus = (leases[m] - values[m]).max(0);
-            let wanted = values[m].max(GROWTH * need) - surplus;
-            let extra = if crowd { 0 } else { wanted.clamp(0, (left - need) / 2) };
+            let wanted = values[m].max(GROWTH * need) + ahead.min(0);
+            let extra = wanted.min((left - need) >> 1).max(0) * share;
             leases[m] += need + extra;
             self.total[m] += need + extra;
         }
@@ -416,6 +419,30 @@ mod tests {
         rig.change(1, -20);
         rig.change(0, 20);
         assert_eq!(rig.peak(), 20, "exact again");
+    }
+
+    /// Alternating needs of two threads are a crowd, unless one of them had many before.
+    #[test]
+    fn threads_in_turn_are_a_crowd_and_one_alone_is_not() {
+        let rig = Rig::of(1);
+        let mut state = rig.peaks.state.lock();
+        let mut need = |times: u32| {
+            let crowd = (0..times).map(|_| state.at_the_same_time()).last();
+            state.since = Instant::now();
+            // As if that had been another thread.
+            state.thread = 0;
+            crowd
+        };
+        for _ in 0..SAME_TIME_COUNT {
+            assert_eq!(need(2), Some(false));
+        }
+        assert_eq!(need(ALONE + 1), Some(true), "the first of them belongs to the crowd");
+        let rig = Rig::of(1);
+        let mut state = rig.peaks.state.lock();
+        for _ in 0..10 * SAME_TIME_COUNT {
+            assert!(!(0..=ALONE).any(|_| state.at_the_same_time()));
+            (state.since, state.thread) = (Instant::now(), 0);
+        }
     }
 
     #[test]

@@ -2,11 +2,10 @@
 //! and addresses where there are none left for one.
 
 use super::grow::Request;
-use super::idle::Idle;
 use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdleSpans, Plan, PlanRules};
+use crate::heap::{ArenaKind, Heap, IdlePart, Plan, PlanRules};
 use crate::lock::MutexGuard;
 use crate::units::{Bytes, GRANULE, MIB, align_down, align_up};
 
@@ -20,32 +19,45 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: &[Idle],
+        idle: IdlePart<'_>,
         supply: &Supply,
     ) -> Result<Option<Plan>> {
+        let mut usable = std::mem::take(&mut growth.usable);
+        let plan = self.plan_with(growth, heap, request, idle, (supply, &mut usable));
+        growth.usable = usable;
+        plan
+    }
+
+    fn plan_with(
+        &self,
+        growth: &Growth,
+        heap: &mut MutexGuard<'_, Heap>,
+        request: Request,
+        idle: IdlePart<'_>,
+        (supply, usable): (&Supply, &mut Vec<bool>),
+    ) -> Result<Option<Plan>> {
         let store = &growth.store;
-        let own = idle.iter().take_while(|idle| idle.shard == request.shard);
-        let own = IdleSpans::new(own.map(|idle| &idle.view));
         let spare = self.claimable(growth, request.shard)?;
-        let spare = spare.iter().copied();
-        let mut handles = vec![false; store.numbers()];
-        for number in idle.iter().map(|idle| idle.view.handle).chain(spare.clone()) {
-            handles[number as usize] = true;
+        let sizes = spare.iter().filter_map(|&number| store.handle(number));
+        let ready = supply.ready.saturating_add(sizes.map(|handle| handle.bytes).sum());
+        let ready = ready.saturating_add(idle.bytes());
+        let excess_max = supply.most - supply.ready;
+        if ready.saturating_add(excess_max).saturating_add(heap.cached()) < request.bytes {
+            return Ok(None);
         }
-        let spare: Bytes = spare.filter_map(|number| store.handle(number)).map(|h| h.bytes).sum();
-        let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
+        usable.clear();
+        usable.resize(store.numbers(), false);
+        for number in idle.views().map(|view| view.handle).chain(spare) {
+            usable[number as usize] = true;
+        }
         let rules = PlanRules {
-            supply: supply.ready.saturating_add(idle).saturating_add(spare),
-            excess_max: supply.most - supply.ready,
-            idle: &own,
-            usable: &handles,
+            supply: ready,
+            excess_max,
+            idle: idle.first_of(request.shard),
+            usable,
             piece_bytes: self.policy.piece_bytes,
             leaves_room: supply.roomy && request.kind == ArenaKind::Large,
         };
-        let most = rules.supply.saturating_add(rules.excess_max).saturating_add(heap.cached());
-        if most < request.bytes {
-            return Ok(None);
-        }
         let plan = heap.plan(request.bytes, request.kind, &rules);
         if plan.is_some() || heap.has_hole(request.bytes, request.kind) {
             return Ok(plan);

@@ -113,7 +113,6 @@ impl Engine {
         }
         // What failed is looked at again with the next request.
         let _ = self.recall(growth, None, Effort::Reshape);
-        let mut found = Vec::new();
         for (_, shard) in self.shards.iter() {
             if only.is_some_and(|pool| pool != shard.pool_id()) {
                 continue;
@@ -124,8 +123,7 @@ impl Engine {
             }
             let mut heap = shard.heap.lock();
             heap.flush_quick();
-            heap.idle_views(|view| found.push(view));
-            for view in found.drain(..) {
+            for view in heap.idle_views() {
                 if released >= wanted || !heap.detach(view.view) {
                     continue;
                 }

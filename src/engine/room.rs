@@ -9,6 +9,7 @@ use super::shards::Shard;
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 use crate::error::Result;
+use crate::heap::IdleList;
 use crate::units::{Address, Bytes};
 
 impl Engine {
@@ -43,11 +44,10 @@ impl Engine {
     fn in_reach(&self, growth: &Growth, request: Request) -> DeviceResult<Bytes> {
         let headroom = growth.store.headroom().min(self.device.memory_info()?.free);
         let spare = growth.store.spare.iter().filter_map(|&number| growth.store.handle(number));
-        let mut idle = Vec::new();
+        let mut idle = IdleList::default();
         self.idle_of_others(None, request, &mut idle, Effort::Reshape);
         let own = self.shards.get(request.shard).map_or(0, |shard| shard.heap.lock().cached());
-        let idle: Bytes = idle.iter().map(|idle| idle.view.bytes).sum();
-        Ok(headroom + spare.map(|handle| handle.bytes).sum::<Bytes>() + idle + own)
+        Ok(headroom + spare.map(|handle| handle.bytes).sum::<Bytes>() + idle.all().bytes() + own)
     }
 
     /// Unmaps every dormant view whose stream is not being captured; work that may use it is waited
@@ -98,7 +98,7 @@ impl Engine {
                     other.heap.lock().cede_hole(request.kind, span, at_end)
                 };
                 if let Some(ceded) = others.filter_map(cede).next() {
-                    heap.adopt(ceded);
+                    heap.adopt(&ceded);
                     claimed = true;
                 }
             }

@@ -146,8 +146,7 @@ impl Shards {
         *adding = recorded;
         for (_, shard) in self.iter() {
             let mut heap = shard.heap.lock();
-            heap.turn.recorded = recorded;
-            heap.turn.update();
+            heap.turn.set_recorded(recorded);
         }
     }
 
@@ -215,7 +214,7 @@ impl Shards {
             .get(index / CHUNK)?
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let mut heap = Heap::new(self.whole);
-        heap.turn.recorded = recorded;
+        heap.turn.set_recorded(recorded);
         let shard = Arc::new(Shard::new(self.device, index as u32, stream, heap));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);

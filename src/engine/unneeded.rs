@@ -45,16 +45,15 @@ impl Engine {
 
     fn release_unneeded_views(&self, growth: &mut Growth) -> DeviceResult<()> {
         self.recall(growth, None, Effort::Usual)?;
-        let mut idle = Vec::new();
         for (_, shard) in self.shards.iter() {
             // What a capture used, its graph will use.
             if self.deferred.lock().is_captured(shard.stream)? {
                 continue;
             }
             let mut heap = shard.heap.lock();
-            heap.idle_views(|view| idle.push(view));
+            let idle = heap.idle_views();
             let mut unneeded = heap.unneeded(idle.iter().map(|view| view.bytes).sum());
-            for view in idle.drain(..) {
+            for view in idle {
                 if view.bytes <= unneeded && heap.detach(view.view) {
                     unneeded -= view.bytes;
                     self.withdraw(shard.number, view.address, view.bytes);

@@ -104,22 +104,22 @@ impl Block {
 #[repr(C)]
 pub(crate) struct BlockTable {
     blocks: Vec<Block>,
-    /// The first of the numbers that are not in use, which are linked as blocks of a bin are, and
-    /// how many there are.
+    /// The first of the numbers that are not in use, which are linked as blocks of a bin are.
     vacant: BlockId,
-    vacant_count: u32,
+    /// The block that was last taken from those kept aside (see `Heap::recent_start`). It is here
+    /// to fill a gap.
+    pub(crate) recent: BlockId,
 }
 
 impl BlockTable {
     pub(crate) fn new() -> Self {
-        BlockTable { blocks: Vec::new(), vacant: NONE, vacant_count: 0 }
+        BlockTable { blocks: Vec::new(), vacant: NONE, recent: NONE }
     }
 
     pub(crate) fn insert(&mut self, block: Block) -> BlockId {
         let id = self.vacant;
         if let Some(vacant) = self.blocks.get_mut(id as usize) {
             self.vacant = vacant.bin_next;
-            self.vacant_count -= 1;
             *vacant = block;
             return id;
         }
@@ -142,12 +142,13 @@ impl BlockTable {
     pub(crate) fn remove(&mut self, id: BlockId) {
         self.blocks[id as usize].bin_next = self.vacant;
         self.vacant = id;
-        self.vacant_count += 1;
     }
 
-    /// How many blocks there are.
-    pub(crate) fn len(&self) -> usize {
-        self.blocks.len() - self.vacant_count as usize
+    /// How many blocks there are, counted.
+    pub(crate) fn count(&self) -> usize {
+        let next = |&id: &BlockId| self.get(id).map(|block| block.bin_next);
+        let vacant = std::iter::successors(Some(self.vacant), next).count() - 1;
+        self.blocks.len() - vacant
     }
 }
 

@@ -42,7 +42,9 @@ impl Heap {
         block.state = State::Live;
         block.requested = requested;
         let higher = self.tally.allocate_small(block.bytes, requested);
-        Some((block.start, higher))
+        let start = block.start;
+        (self.blocks.recent, self.recent_start) = (id, start);
+        Some((start, higher))
     }
 
     fn allocate_small_indexed(&mut self, requested: Bytes, class: u8) -> Option<Address> {
@@ -86,7 +88,8 @@ impl Heap {
         requested: Bytes,
         bytes: Bytes,
     ) -> Option<(Address, bool)> {
-        let block = self.blocks.get_mut(self.quick.first(LARGE_CLASS))?;
+        let id = self.quick.first(LARGE_CLASS);
+        let block = self.blocks.get_mut(id)?;
         if block.bytes != rounded_large(bytes) {
             return None;
         }
@@ -94,7 +97,9 @@ impl Heap {
         block.state = State::Live;
         block.requested = requested;
         let higher = self.tally.allocate_large(block.bytes, requested);
-        Some((block.start, higher))
+        let start = block.start;
+        (self.blocks.recent, self.recent_start) = (id, start);
+        Some((start, higher))
     }
 
     fn allocate_large_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {

@@ -2,33 +2,40 @@
 //! mapped there, so that no call to the driver is needed.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::layout::ViewId;
+use super::idle::IdleView;
+use super::layout::Backed;
 use super::{ArenaKind, Heap, join};
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
 
-/// A view on its way to another heap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Views side by side, or a hole, on the way to another heap.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ceded {
     /// The range in which it lies: base and bytes.
     range: (Address, Bytes),
     kind: ArenaKind,
     address: Address,
     bytes: Bytes,
-    /// The memory there; `None` for a hole.
-    handle: Option<u32>,
+    /// The handles there, with their bytes; none for a hole.
+    handles: Vec<(u32, Bytes)>,
 }
 
 impl Heap {
-    /// Hands over a view on which nothing lives: its addresses are another heap's from now on.
-    /// `None` where something lives there, or where it has to stay.
-    pub(crate) fn cede(&mut self, view: ViewId) -> Option<Ceded> {
-        let handle = self.view(view).filter(|view| !self.holds.at(view.address))?.handle;
-        let id = self.isolate(view)?;
+    /// Hands over views side by side on which nothing lives: their addresses are another heap's
+    /// from now on. `None` where something lives there, or where one has to stay.
+    pub(crate) fn cede(&mut self, views: &[IdleView]) -> Option<Ceded> {
+        let (first, last) = (views.first()?, views.last()?);
+        if views.iter().any(|view| self.holds.at(view.address)) {
+            return None;
+        }
+        let kind = self.view(first.view)?.kind;
+        let id = self.cut_free(first.address, last.end() - first.address, kind)?;
         let block = &self.blocks[id];
         self.remove_slots(block.range, block.start, block.bytes);
-        self.views[view as usize] = None;
-        self.vacant_views.push(view);
-        self.give_away(id, Some(handle))
+        for view in views {
+            self.views[view.view as usize] = None;
+            self.vacant_views.push(view.view);
+        }
+        self.give_away(id, views.iter().map(|view| (view.handle, view.bytes)).collect())
     }
 
     /// Hands over what of a span is one hole, whose first or last granule the hole must hold.
@@ -46,7 +53,7 @@ impl Heap {
         }
         let (from, to) = (from.max(block.start), to.min(block.end()));
         let id = self.cut_hole(kind, from, to - from)?;
-        self.give_away(id, None)
+        self.give_away(id, Vec::new())
     }
 
     /// Where an address lies in the tail of a range of this heap: makes a hole of the tail up to
@@ -74,29 +81,29 @@ impl Heap {
     }
 
     /// Makes a block that is in no index another heap's.
-    fn give_away(&mut self, id: BlockId, handle: Option<u32>) -> Option<Ceded> {
+    fn give_away(&mut self, id: BlockId, handles: Vec<(u32, Bytes)>) -> Option<Ceded> {
         let block = &mut self.blocks[id];
         block.state = State::Ceded;
         let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
         self.insert_ceded(kind, id);
         let range = self.ranges[range as usize].as_ref()?;
-        Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handle })
+        Some(Ceded { range: (range.base, range.bytes), kind, address, bytes, handles })
     }
 
-    /// Takes over what another heap ceded: a view's addresses are free memory of this heap, a hole
-    /// is a hole of it. Gives the view and the page slots.
-    pub(crate) fn adopt(&mut self, ceded: Ceded) -> Option<(ViewId, Vec<(Address, u32)>)> {
-        let Ceded { range, kind, address, bytes, handle } = ceded;
+    /// Takes over what another heap ceded: the addresses of views are free memory of this heap, a
+    /// hole is a hole of it. Gives the views, in the same order, and the page slots.
+    pub(crate) fn adopt(&mut self, ceded: &Ceded) -> Option<Backed> {
+        let &Ceded { range, kind, address, bytes, ref handles } = ceded;
         if self.arena_of(address).is_none() {
             let id = self.new_range(range.0, range.1, kind, State::Ceded);
             self.arenas[kind as usize].ceded.insert(range.0, id);
         }
         let id = self.cut_ceded(kind, address, bytes)?;
-        let Some(handle) = handle else {
+        if handles.is_empty() {
             self.make_hole(kind, id);
             return None;
-        };
-        Some(self.back(id, handle))
+        }
+        Some(self.back(id, handles))
     }
 
     /// Makes a block that is in no index a hole.
@@ -191,7 +198,8 @@ impl Heap {
         last.map_or(0, |block| self.free_bytes(block.next))
     }
 
-    fn free_bytes(&self, id: BlockId) -> Bytes {
+    /// Bytes of a block that is free; 0 of any other, or of none.
+    pub(super) fn free_bytes(&self, id: BlockId) -> Bytes {
         match id {
             NONE => 0,
             id if self.blocks[id].state == State::Free => self.blocks[id].bytes,
@@ -202,7 +210,7 @@ impl Heap {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{IdleSpans, PlanRules};
+    use super::super::{IdleList, PlanRules};
     use super::*;
     use crate::units::MIB;
 
@@ -223,9 +231,9 @@ mod tests {
     }
 
     fn plans(heap: &Heap, bytes: Bytes) -> bool {
-        let idle = IdleSpans::new(std::iter::empty());
+        let idle = IdleList::default();
         let (supply, piece_bytes) = (2 * GRANULE, MIB);
-        let (idle, usable) = (&idle, &[]);
+        let (idle, usable) = (idle.all(), &[]);
         let leaves_room = false;
         let rules = PlanRules { supply, excess_max: 0, idle, usable, piece_bytes, leaves_room };
         heap.plan(bytes, KIND, &rules).is_some_and(|plan| plan.start == BASE + 4 * GRANULE - MIB)
@@ -248,12 +256,12 @@ mod tests {
 
     #[test]
     fn room_is_left_in_a_long_hole_and_none_in_a_short_one() {
-        let idle = IdleSpans::new(std::iter::empty());
+        let idle = IdleList::default();
         let start = |hole: Bytes, bytes: Bytes, leaves_room: bool| {
             let mut heap = Heap::new(None);
             heap.add_range(BASE, hole, 0, KIND);
             let (supply, piece_bytes) = (hole, MIB);
-            let (idle, usable) = (&idle, &[]);
+            let (idle, usable) = (idle.all(), &[]);
             let rules = PlanRules { supply, excess_max: 0, idle, usable, piece_bytes, leaves_room };
             heap.plan(bytes, KIND, &rules).unwrap().start - BASE
         };
@@ -286,7 +294,7 @@ mod tests {
         let (from, to) = (BASE + 4 * GRANULE, BASE + 5 * GRANULE);
         let ceded = heap.cede_hole(KIND, (from, to), false).unwrap();
         let mut other = Heap::new(None);
-        assert!(other.adopt(ceded).is_none(), "a hole has no view");
+        assert!(other.adopt(&ceded).is_none(), "a hole has no view");
         assert!(other.has_hole(GRANULE, KIND) && !other.has_hole(2 * GRANULE, KIND));
         heap.is_valid().unwrap();
         other.is_valid().unwrap();

@@ -1,12 +1,13 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
+use super::gaps::GapBlock;
 use super::layout::View;
 use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
-use super::{Heap, Tally};
+use super::{BlockView, Heap, Tally};
 use crate::error::Error;
-use crate::units::{Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE};
 
 fn broken<T>(check: &str, detail: String) -> Result<T, Error> {
     Err(Error::Internal { check: check.to_owned(), detail })
@@ -21,8 +22,8 @@ impl Heap {
         for range in self.ranges.iter().flatten() {
             seen += self.check_range(range, &mut counted, &mut free_bytes)?;
         }
-        if seen != self.blocks.len() {
-            let detail = format!("{} blocks in ranges, {} in the table", seen, self.blocks.len());
+        if seen != self.blocks.count() {
+            let detail = format!("{} blocks in ranges, {} in the table", seen, self.blocks.count());
             return broken("every block lies in a range", detail);
         }
         for (arena, bytes) in self.arenas.iter().zip(free_bytes) {
@@ -43,7 +44,14 @@ impl Heap {
                 return broken("idle memory of a block is as noted", format!("{block:?}"));
             }
         }
+        let recent = self.blocks.get(self.blocks.recent).map(|block| block.start);
+        if self.recent_start != Address::MAX && recent != Some(self.recent_start) {
+            let detail = format!("{:#x} noted, {recent:x?} there", self.recent_start);
+            return broken("the block taken last starts where that is noted", detail);
+        }
         self.check_quick()?;
+        self.check_gaps()?;
+        self.check_starts()?;
         self.check_views()?;
         if counted.currents() != self.tally.currents() {
             let detail = format!("counted {counted:?}, kept {:?}", self.tally);
@@ -82,8 +90,10 @@ impl Heap {
                 State::Hole | State::Dormant => {
                     let dormant = (block.state == State::Dormant).then_some(block.view);
                     let view = dormant.and_then(|view| self.view(view));
-                    let entry = (id, view.map(|view| view.handle));
-                    if self.arenas[range.kind as usize].gaps.get(&block.end()) != Some(&entry) {
+                    let handle = view.map(|view| view.handle);
+                    let (end, bytes) = (block.end(), block.bytes);
+                    let gap = GapBlock { end, bytes, block: id, handle };
+                    if self.arenas[range.kind as usize].gaps.get(end) != Some(&gap) {
                         return broken("gaps hold every hole", format!("block {id} at {at:#x}"));
                     }
                 }
@@ -154,6 +164,31 @@ impl Heap {
         Ok(())
     }
 
+    /// Every hole and every dormant block was found among the gaps: there is nothing else.
+    fn check_gaps(&self) -> Result<(), Error> {
+        let listed: Vec<_> = self.arenas.iter().flat_map(|arena| arena.gaps.iter()).collect();
+        let is_gap = |block: &BlockView| matches!(block.state, State::Hole | State::Dormant);
+        let all = self.blocks().filter(is_gap).count();
+        if listed.len() != all {
+            let detail = format!("{} listed, {all} there", listed.len());
+            return broken("gaps hold nothing but holes and dormant blocks", detail);
+        }
+        Ok(())
+    }
+
+    /// Start tables of pages that are none any more name no block, since other pages get them.
+    fn check_starts(&self) -> Result<(), Error> {
+        let spare = || self.spare_starts.iter().flatten();
+        let named = spare().flatten().filter(|&&entry| entry != 0).count();
+        let vacant = |slot: &&u32| self.slots[**slot as usize].base != u64::MAX;
+        let used = self.vacant_slots.iter().filter(vacant).count();
+        if named + used > 0 {
+            let detail = format!("{named} blocks named, {used} slots of pages vacant");
+            return broken("spare start tables are empty", detail);
+        }
+        Ok(())
+    }
+
     fn check_quick(&self) -> Result<(), Error> {
         for class in self.quick.classes() {
             let mut id = self.quick.first(class);
@@ -211,5 +246,39 @@ impl Heap {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_should_not_be_listed_is_told() {
+        let base = 64 * GRANULE;
+        let mut heap = Heap::new(None);
+        heap.add_range(base, 8 * GRANULE, 0, ArenaKind::Large);
+        for page in 0..3 {
+            heap.attach(base + page * GRANULE, GRANULE, page as u32).unwrap();
+        }
+        assert!(heap.detach(1));
+        heap.is_valid().unwrap();
+        let name = |heap: &Heap| heap.is_valid().unwrap_err().to_string();
+        // A gap where there is memory, one that is left out, and one that is shorter than it was.
+        let gaps = |heap: &mut Heap| std::mem::take(&mut heap.arenas[1].gaps);
+        let all: Vec<_> = heap.arenas[1].gaps.iter().copied().collect();
+        assert_eq!(all.len(), 2);
+        heap.arenas[1].gaps.insert(GapBlock::hole(base + GRANULE, GRANULE, 0));
+        assert!(name(&heap).contains("gaps hold nothing but"), "{}", name(&heap));
+        gaps(&mut heap);
+        heap.arenas[1].gaps.insert(all[0]);
+        assert!(name(&heap).contains("gaps hold every hole"), "{}", name(&heap));
+        let shorter = GapBlock { bytes: all[1].bytes - GRANULE, ..all[1] };
+        heap.arenas[1].gaps.insert(shorter);
+        assert!(name(&heap).contains("gaps hold every hole"), "{}", name(&heap));
+        heap.arenas[1].gaps.insert(all[1]);
+        heap.is_valid().unwrap();
+        heap.spare_starts[1][0][3] = 1;
+        assert!(name(&heap).contains("spare start tables"), "{}", name(&heap));
     }
 }

@@ -20,6 +20,11 @@ impl Holds {
         self.all
     }
 
+    /// Whether anything stays.
+    pub(super) fn any(&self) -> bool {
+        self.all || !self.pins.is_empty()
+    }
+
     /// Whether the view or segment that starts at `address` stays.
     pub(super) fn at(&self, address: Address) -> bool {
         self.all || (!self.pins.is_empty() && self.pins.contains_key(&address))
@@ -123,9 +128,7 @@ mod tests {
     }
 
     fn idle(heap: &Heap) -> Vec<Address> {
-        let mut found = Vec::new();
-        heap.idle_views(|view| found.push(view));
-        let mut at: Vec<_> = found.iter().map(|view| view.address).collect();
+        let mut at: Vec<_> = heap.idle_views().iter().map(|view| view.address).collect();
         at.sort_unstable();
         at
     }
@@ -137,7 +140,7 @@ mod tests {
         assert_eq!(pinned, Some((BASE + GRANULE, GRANULE)));
         assert_eq!(idle(&heap), [BASE, BASE + 2 * GRANULE]);
         assert!(!heap.detach(1));
-        assert_eq!(heap.cede(1), None);
+        assert_eq!(heap.cede(&[heap.as_if_idle(1)]), None);
         assert!(heap.detach(0));
         heap.unpin(BASE + GRANULE + MIB, 4096);
         assert!(heap.detach(1));
@@ -181,7 +184,7 @@ mod tests {
         heap.hold_all(true);
         assert!(idle(&heap).is_empty());
         assert!(!heap.detach(0));
-        assert_eq!(heap.cede(0), None);
+        assert_eq!(heap.cede(&[heap.as_if_idle(0)]), None);
         heap.hold_all(false);
         assert_eq!(idle(&heap).len(), 3);
     }

@@ -3,47 +3,199 @@
 
 use super::Heap;
 use super::block::{Block, BlockId};
-use super::layout::IdleView;
+use super::layout::ViewId;
 use super::ranges::ViewOver;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE};
 
+/// An active view on which nothing lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IdleView {
+    pub(crate) address: Address,
+    pub(crate) bytes: Bytes,
+    pub(crate) view: ViewId,
+    pub(crate) handle: u32,
+}
+
+impl IdleView {
+    pub(crate) fn end(&self) -> Address {
+        self.address + self.bytes
+    }
+}
+
+/// Idle views side by side in one free block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IdleRun {
+    /// The heap, by its number.
+    pub(crate) heap: u32,
+    pub(crate) kind: ArenaKind,
+    /// No work queued on another stream uses it any more, as far as whoever made the list knows.
+    pub(crate) settled: bool,
+    pub(crate) start: Address,
+    pub(crate) end: Address,
+    /// The free block that it lies in.
+    pub(crate) block: (Address, Bytes),
+    /// The mark after its last use.
+    pub(crate) since: u64,
+    /// Its views, by their places in the list.
+    views: (u32, u32),
+}
+
+impl IdleRun {
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.end - self.start
+    }
+}
+
+/// Idle views of any heaps: block by block, those of a block by address.
+#[derive(Debug, Default)]
+pub(crate) struct IdleList {
+    runs: Vec<IdleRun>,
+    views: Vec<IdleView>,
+}
+
+/// A part of such a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IdlePart<'a> {
+    pub(crate) runs: &'a [IdleRun],
+    views: &'a [IdleView],
+}
+
+impl IdleList {
+    /// Adds a run with the views that were added since the last, if there were any; what comes next
+    /// is another.
+    fn add(&mut self, run: &mut IdleRun) {
+        run.views.1 = self.views.len() as u32;
+        if run.views.0 < run.views.1 {
+            self.runs.push(*run);
+        }
+        run.views.0 = run.views.1;
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        self.views.clear();
+    }
+
+    pub(crate) fn all(&self) -> IdlePart<'_> {
+        IdlePart { runs: &self.runs, views: &self.views }
+    }
+
+    /// The runs from a place on.
+    pub(crate) fn runs_from(&mut self, first: usize) -> &mut [IdleRun] {
+        &mut self.runs[first..]
+    }
+
+    /// Leaves only some runs.
+    pub(crate) fn retain(&mut self, stays: impl FnMut(&IdleRun) -> bool) {
+        self.runs.retain(stays);
+    }
+}
+
+impl<'a> IdlePart<'a> {
+    /// The runs of a heap that come before those of all others.
+    pub(crate) fn first_of(self, heap: u32) -> IdlePart<'a> {
+        let count = self.runs.iter().take_while(|run| run.heap == heap).count();
+        IdlePart { runs: &self.runs[..count], ..self }
+    }
+
+    pub(crate) fn bytes(self) -> Bytes {
+        self.runs.iter().map(IdleRun::bytes).sum()
+    }
+
+    /// The views of a run.
+    pub(crate) fn of(self, run: &IdleRun) -> &'a [IdleView] {
+        &self.views[run.views.0 as usize..run.views.1 as usize]
+    }
+
+    /// All views.
+    pub(crate) fn views(self) -> impl Iterator<Item = &'a IdleView> {
+        self.runs.iter().flat_map(move |run| self.of(run))
+    }
+
+    /// Every view that a span touches.
+    pub(crate) fn over(self, start: Address, end: Address) -> impl Iterator<Item = &'a IdleView> {
+        let touched = self.runs.iter().filter(move |run| start < run.end && run.start < end);
+        touched.flat_map(move |run| self.of_over(run, start, end))
+    }
+
+    /// The views of a run that a span touches.
+    pub(crate) fn of_over(self, run: &IdleRun, start: Address, end: Address) -> &'a [IdleView] {
+        let views = self.of(run);
+        if start <= run.start && run.end <= end {
+            return views;
+        }
+        let first = views.partition_point(|view| view.end() <= start);
+        let last = views.partition_point(|view| view.address < end);
+        &views[first..last.max(first)]
+    }
+}
+
 impl Heap {
-    /// Calls `found` with every active view on which nothing lives and that may move: block by
-    /// block, those of a block by address.
-    pub(crate) fn idle_views(&self, mut found: impl FnMut(IdleView)) {
+    /// Adds every active view on which nothing lives and that may move to a list.
+    pub(crate) fn add_idle(&self, list: &mut IdleList) {
         if self.holds.everything() {
             return;
         }
         for arena in &self.arenas {
             for (_, block) in arena.free.at_least(&self.blocks, GRANULE) {
-                self.idle_views_in(block, &mut found);
+                let idle = match block.arena {
+                    ArenaKind::Large => block.idle(),
+                    ArenaKind::Small => self.idle_in(block),
+                };
+                if idle.0 < idle.1 {
+                    self.add_idle_in(block, idle, list);
+                }
             }
         }
     }
 
-    fn idle_views_in(&self, block: &Block, found: &mut impl FnMut(IdleView)) {
+    fn add_idle_in(&self, block: &Block, idle: (Address, Address), list: &mut IdleList) {
         let Some(range) = &self.ranges[block.range as usize] else {
             return;
         };
-        let (mut at, end_of_idle) = self.idle_in(block);
-        while at < end_of_idle {
-            let granule = ((at - range.base) / GRANULE) as usize;
-            let ViewOver { end, view, handle, .. } = range.over[granule];
-            let bytes = (u64::from(end) - granule as u64) * GRANULE;
-            if !self.holds.at(at) {
-                found(IdleView {
-                    view,
-                    handle,
-                    address: at,
-                    bytes,
-                    kind: block.arena,
-                    block: (block.start, block.bytes),
-                    since: block.since,
-                });
+        let mut run = IdleRun {
+            heap: self.turn.number,
+            kind: block.arena,
+            settled: true,
+            start: idle.0,
+            end: idle.0,
+            block: (block.start, block.bytes),
+            since: block.since,
+            views: (list.views.len() as u32, list.views.len() as u32),
+        };
+        let (mut at, last) = (range.granule_of(idle.0), range.granule_of(idle.1));
+        list.views.reserve(last - at);
+        let over = &range.over[..last];
+        let pinned = self.holds.any();
+        while let Some(&ViewOver { end, view, handle, .. }) = over.get(at) {
+            let address = run.end;
+            let bytes = (u64::from(end) - at as u64) * GRANULE;
+            if pinned && self.holds.at(address) {
+                list.add(&mut run);
+                run.start = address + bytes;
+            } else {
+                list.views.push(IdleView { address, bytes, view, handle });
             }
-            at += bytes;
+            run.end = address + bytes;
+            at = end as usize;
         }
+        list.add(&mut run);
+    }
+
+    /// All of them.
+    pub(crate) fn idle_views(&self) -> Vec<IdleView> {
+        let mut list = IdleList::default();
+        self.add_idle(&mut list);
+        list.views
+    }
+
+    /// What a view would be in a list of idle ones.
+    #[cfg(test)]
+    pub(crate) fn as_if_idle(&self, number: ViewId) -> IdleView {
+        let view = self.view(number).unwrap();
+        let (address, bytes, handle) = (view.address, view.bytes, view.handle);
+        IdleView { address, bytes, view: number, handle }
     }
 
     /// The size of the largest block in the index.

@@ -1,9 +1,11 @@
 //! The memory behind ranges: views come and go, and blocks change with them.
 
 use super::block::{Block, BlockId, NONE, State};
+use super::gaps::GapBlock;
+use super::idle::IdleView;
 use super::size::ArenaKind;
 use super::{Heap, join};
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 
 /// The number of a view in its heap.
 pub(crate) type ViewId = u32;
@@ -28,18 +30,12 @@ impl View {
     }
 }
 
-/// An active view on which nothing lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct IdleView {
-    pub(crate) view: ViewId,
-    pub(crate) handle: u32,
-    pub(crate) address: Address,
-    pub(crate) bytes: Bytes,
-    pub(crate) kind: ArenaKind,
-    /// The free block that it lies in.
-    pub(crate) block: (Address, Bytes),
-    /// The mark after its last use.
-    pub(crate) since: u64,
+/// New memory of a heap.
+#[derive(Debug)]
+pub(crate) struct Backed {
+    pub(crate) views: Vec<ViewId>,
+    /// The page slot of each granule.
+    pub(crate) slots: Vec<(Address, u32)>,
 }
 
 impl Heap {
@@ -51,21 +47,41 @@ impl Heap {
         bytes: Bytes,
         handle: u32,
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
-        let kind = self.arena_of(address)?;
-        let id = self.cut_hole(kind, address, bytes)?;
-        Some(self.back(id, handle))
+        let Backed { views, slots } = self.attach_all(address, &[(handle, bytes)])?;
+        Some((*views.first()?, slots))
     }
 
-    /// Makes a block without memory, which is in no index, free memory on a new active view.
-    pub(super) fn back(&mut self, id: BlockId, handle: u32) -> (ViewId, Vec<(Address, u32)>) {
-        let Block { start: address, bytes, arena: kind, range, .. } = self.blocks[id];
-        let view = View { address, bytes, handle, active: true, kind, range, part: None };
-        let view = self.insert_view(view);
+    /// The same of several handles side by side, each with its bytes. `None` where there are none.
+    pub(crate) fn attach_all(
+        &mut self,
+        address: Address,
+        handles: &[(u32, Bytes)],
+    ) -> Option<Backed> {
+        handles.first()?;
+        let kind = self.arena_of(address)?;
+        let id = self.cut_hole(kind, address, handles.iter().map(|(_, bytes)| bytes).sum())?;
+        Some(self.back(id, handles))
+    }
+
+    /// Makes a block without memory, which is in no index, free memory on new active views of these
+    /// handles, which are as long as it.
+    pub(super) fn back(&mut self, id: BlockId, handles: &[(u32, Bytes)]) -> Backed {
+        let Block { start, bytes: length, arena: kind, range, .. } = self.blocks[id];
+        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
+        let mut views = Vec::with_capacity(handles.len());
+        let mut address = start;
+        for &(handle, bytes) in handles {
+            let view = View { address, bytes, handle, active: true, kind, range, part: None };
+            let view = self.insert_view(view);
+            self.add_slots(range, (address, bytes), kind, view, &mut slots);
+            views.push(view);
+            address += bytes;
+        }
+        debug_assert_eq!(address, start + length);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
-        let slots = self.add_slots(range, address, bytes, kind, view);
         self.insert_free(kind, id);
-        (view, slots)
+        Backed { views, slots }
     }
 
     pub(super) fn arena_of(&self, address: Address) -> Option<ArenaKind> {
@@ -88,21 +104,23 @@ impl Heap {
         let mut id = hole;
         if start < address {
             id = self.split(hole, address - start);
-            self.arenas[kind as usize].gaps.insert(address, (hole, None));
+            let front = GapBlock::hole(address, address - start, hole);
+            self.arenas[kind as usize].gaps.insert(front);
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
-            self.arenas[kind as usize].gaps.entry(end).and_modify(|gap| gap.0 = rest);
+            let back = GapBlock::hole(end, self.blocks[rest].bytes, rest);
+            self.arenas[kind as usize].gaps.insert(back);
         } else {
-            self.arenas[kind as usize].gaps.remove(&end);
+            self.arenas[kind as usize].gaps.remove(end);
         }
         Some(id)
     }
 
     /// The hole or dormant block over an address.
     pub(super) fn gap_over(&self, kind: ArenaKind, address: Address) -> Option<BlockId> {
-        let (_, &(gap, _)) = self.arenas[kind as usize].gaps.range(address + 1..).next()?;
-        (self.blocks[gap].start <= address).then_some(gap)
+        let gap = self.arenas[kind as usize].gaps.from(address + 1)?;
+        (gap.start() <= address).then_some(gap.block)
     }
 
     /// Makes a view dormant on which nothing lives: its handle moves elsewhere. False where it has
@@ -111,36 +129,75 @@ impl Heap {
         self.view(view).is_some_and(|view| !self.holds.at(view.address)) && self.make_dormant(view)
     }
 
-    /// The same, whether it has to stay or not.
-    pub(crate) fn make_dormant(&mut self, view: ViewId) -> bool {
-        let Some(middle) = self.isolate(view) else {
+    /// The same of views in a row, by address or backwards: of all of them or of none. It comes to
+    /// the same as if they went one by one.
+    pub(crate) fn detach_all(&mut self, views: &[IdleView]) -> bool {
+        if views.iter().any(|view| self.holds.at(view.address)) {
+            return false;
+        }
+        let backwards = views.len() > 1 && views[1].address < views[0].address;
+        let Some((start, bytes, kind)) = self.span_of(views) else {
             return false;
         };
-        self.moves += 1;
-        let block = &mut self.blocks[middle];
-        block.state = State::Dormant;
-        block.view = view;
-        let (address, bytes, kind, range) = (block.start, block.bytes, block.arena, block.range);
-        self.remove_slots(range, address, bytes);
-        let view = self.views[view as usize].as_mut();
-        let handle = view.map(|view| {
-            view.active = false;
-            view.handle
-        });
-        self.arenas[kind as usize].gaps.insert(address + bytes, (middle, handle));
+        let Some(id) = self.cut_free_in(start, bytes, kind, backwards) else {
+            return false;
+        };
+        match backwards {
+            true => self.leave(id, views.iter().rev().map(|view| (view.view, view.bytes))),
+            false => self.leave(id, views.iter().map(|view| (view.view, view.bytes))),
+        }
         true
     }
 
-    /// The mark after the last use of a view on which nothing lives; `None` where something does.
-    pub(crate) fn idle_since(&self, view: ViewId) -> Option<u64> {
-        let View { address, bytes, kind, .. } = self.view(view)?;
-        self.free_block_over(*address, *bytes, *kind).map(|id| self.blocks[id].since)
+    /// As [`detach`](Heap::detach), whether it has to stay or not.
+    pub(crate) fn make_dormant(&mut self, number: ViewId) -> bool {
+        let Some(&View { address, bytes, kind, .. }) = self.view(number) else {
+            return false;
+        };
+        let Some(id) = self.cut_free(address, bytes, kind) else {
+            return false;
+        };
+        self.leave(id, std::iter::once((number, bytes)));
+        true
     }
 
-    /// Cuts the free block over an idle view so that one block, in no index, is exactly the view.
-    pub(super) fn isolate(&mut self, view: ViewId) -> Option<BlockId> {
-        let View { address, bytes, kind, .. } = self.view(view)?.clone();
-        self.cut_free(address, bytes, kind)
+    /// Makes a block that is in no index a dormant one for each of these views, by address.
+    fn leave(&mut self, id: BlockId, views: impl ExactSizeIterator<Item = (ViewId, Bytes)>) {
+        let Block { start, bytes, arena: kind, range, .. } = self.blocks[id];
+        self.remove_slots(range, start, bytes);
+        self.moves += views.len();
+        let mut gaps = Vec::with_capacity(views.len());
+        let mut rest = id;
+        for (number, bytes) in views {
+            let block = rest;
+            if self.blocks[block].bytes > bytes {
+                rest = self.split(block, bytes);
+            }
+            self.blocks[block].state = State::Dormant;
+            self.blocks[block].view = number;
+            let view = self.views[number as usize].as_mut();
+            let handle = view.map(|view| {
+                view.active = false;
+                view.handle
+            });
+            gaps.push(GapBlock { end: self.blocks[block].end(), bytes, block, handle });
+        }
+        self.arenas[kind as usize].gaps.insert_all(&gaps);
+    }
+
+    /// The mark after the last use of views in a row on which nothing lives; `None` where something
+    /// does.
+    pub(crate) fn idle_since(&self, views: &[IdleView]) -> Option<u64> {
+        let (start, bytes, kind) = self.span_of(views)?;
+        self.free_since(start, bytes, kind)
+    }
+
+    /// The span of views in a row, by address or backwards, and what it serves.
+    fn span_of(&self, views: &[IdleView]) -> Option<(Address, Bytes, ArenaKind)> {
+        let (first, last) = (views.first()?, views.last()?);
+        let start = first.address.min(last.address);
+        let end = first.end().max(last.end());
+        Some((start, end - start, self.view(first.view)?.kind))
     }
 
     /// Cuts the free block over a span so that one block, in no index, is exactly the span.
@@ -150,17 +207,32 @@ impl Heap {
         bytes: Bytes,
         kind: ArenaKind,
     ) -> Option<BlockId> {
+        self.cut_free_in(start, bytes, kind, false)
+    }
+
+    /// The same; what is left behind the span is indexed first where that is asked for.
+    fn cut_free_in(
+        &mut self,
+        start: Address,
+        bytes: Bytes,
+        kind: ArenaKind,
+        back_first: bool,
+    ) -> Option<BlockId> {
         let id = self.free_block_over(start, bytes, kind)?;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
         if self.blocks[id].start < start {
-            let front = start - self.blocks[id].start;
-            middle = self.split(id, front);
-            self.index(id);
+            middle = self.split(id, start - self.blocks[id].start);
+        }
+        let mut left = [NONE; 2];
+        if middle != id {
+            left[usize::from(back_first)] = id;
         }
         if self.blocks[middle].bytes > bytes {
-            let back = self.split(middle, bytes);
-            self.index(back);
+            left[usize::from(!back_first)] = self.split(middle, bytes);
+        }
+        for id in left.into_iter().filter(|&id| id != NONE) {
+            self.index_as(kind, id);
         }
         self.note_low(kind);
         Some(middle)
@@ -169,14 +241,15 @@ impl Heap {
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
         let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
-        let (id, _) = self.arenas[kind as usize].gaps.remove(&(address + bytes))?;
+        let id = self.arenas[kind as usize].gaps.remove(address + bytes)?.block;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
         if let Some(view) = &mut self.views[view as usize] {
             view.active = true;
         }
-        let slots = self.add_slots(range, address, bytes, kind, view);
+        let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
+        self.add_slots(range, (address, bytes), kind, view, &mut slots);
         self.insert_free(kind, id);
         Some(slots)
     }
@@ -186,7 +259,9 @@ impl Heap {
         let Some(&View { address, bytes, kind, .. }) = self.view(view) else {
             return;
         };
-        let Some(&(id, _)) = self.arenas[kind as usize].gaps.get(&(address + bytes)) else {
+        let Some(&GapBlock { block: id, .. }) =
+            self.arenas[kind as usize].gaps.get(address + bytes)
+        else {
             return;
         };
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
@@ -201,15 +276,16 @@ impl Heap {
         let Block { start, previous, next, .. } = self.blocks[id];
         let gaps = &mut self.arenas[kind as usize].gaps;
         if next != NONE && self.blocks[next].state == State::Hole {
-            gaps.remove(&self.blocks[id].end());
+            gaps.remove(self.blocks[id].end());
             join(&mut self.blocks, id, next);
         }
         if previous != NONE && self.blocks[previous].state == State::Hole {
-            gaps.remove(&start);
+            gaps.remove(start);
             join(&mut self.blocks, previous, id);
             id = previous;
         }
-        gaps.insert(self.blocks[id].end(), (id, None));
+        let block = &self.blocks[id];
+        gaps.insert(GapBlock::hole(block.end(), block.bytes, id));
     }
 
     /// A view, where there is one of that number.

@@ -12,10 +12,11 @@
 //! is idle as long as the loan lasts, so that the handle stays at both places.
 
 use super::block::{Block, BlockId, State};
+use super::gaps::GapBlock;
 use super::layout::{View, ViewId};
 use super::size::{ArenaKind, LARGE_UNIT};
 use super::{Heap, join};
-use crate::units::{Address, Bytes, align_down};
+use crate::units::{Address, Bytes, GRANULE, align_down};
 
 /// A part of a view on which nothing lives, while something does on the rest of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,43 +43,48 @@ impl Remainder {
 }
 
 impl Heap {
-    /// Every remainder of `least` bytes or more that may be lent.
-    pub(crate) fn remainders(&self, least: Bytes, out: &mut Vec<Remainder>) {
+    /// Adds every remainder of `least` bytes or more, of a view of no more than `longest`, that may
+    /// be lent.
+    pub(crate) fn remainders(&self, least: Bytes, longest: Bytes, out: &mut Vec<Remainder>) {
         if self.holds.everything() {
             return;
         }
         for arena in &self.arenas {
-            for (id, _) in arena.free.at_least(&self.blocks, least) {
-                self.remainders_in(id, least, out);
+            for (_, block) in arena.free.at_least(&self.blocks, least) {
+                self.remainders_in(block, (least, longest), out);
             }
         }
     }
 
-    fn remainders_in(&self, id: BlockId, least: Bytes, out: &mut Vec<Remainder>) {
-        let block = &self.blocks[id];
+    fn remainders_in(
+        &self,
+        block: &Block,
+        (least, longest): (Bytes, Bytes),
+        out: &mut Vec<Remainder>,
+    ) {
         let (start, end, since) = (block.start, block.end(), block.since);
         let range = self.ranges[block.range as usize].as_ref();
         let Some(range) = range.filter(|range| !range.segment) else {
             return;
         };
-        let mut add = |at: Address| {
-            let view = range.view_over(at);
+        let mut add = |at: Address, view: (Address, Address)| {
             let (start, end) = (view.0.max(start), view.1.min(end));
+            let whole = (start, end) == view;
+            if whole || end - start < least || view.1 - view.0 > longest {
+                return;
+            }
             let view_id = self.slots[range.slot_of(at) as usize].view;
             let lends = |view: &&View| view.part.is_none() && !self.holds.at(view.address);
-            let whole = (start, end) == view;
-            if !whole
-                && end - start >= least
-                && let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends)
-            {
+            if let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends) {
                 let (handle, kind, bytes) = (*handle, *kind, end - start);
                 let view = (view.0, view.1 - view.0);
                 out.push(Remainder { start, bytes, kind, view, handle, since });
             }
         };
-        add(start);
-        if range.view_over(start) != range.view_over(end - 1) {
-            add(end - 1);
+        let (first, last) = (range.view_over(start), range.view_over(end - 1));
+        add(start, first);
+        if first != last {
+            add(end - 1, last);
         }
     }
 
@@ -152,7 +158,8 @@ impl Heap {
         let part = Some((from, to));
         let view =
             self.insert_view(View { address, bytes, handle, active: true, kind, range, part });
-        let slots = self.add_slots(range, address, bytes, kind, view);
+        let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
+        self.add_slots(range, (address, bytes), kind, view, &mut slots);
         self.blocks[id].state = State::Blocked;
         let mut middle = id;
         if address < from {
@@ -198,7 +205,8 @@ impl Heap {
         if let Some(view) = &mut self.views[view as usize] {
             (view.active, view.part) = (false, None);
         }
-        self.arenas[kind as usize].gaps.insert(address + bytes, (id, Some(handle)));
+        let gap = GapBlock { end: address + bytes, bytes, block: id, handle: Some(handle) };
+        self.arenas[kind as usize].gaps.insert(gap);
         Some((address, bytes))
     }
 
@@ -274,19 +282,14 @@ impl Heap {
 
     /// Where a hole of `bytes` begins, if there is one.
     pub(crate) fn hole_of(&self, bytes: Bytes, kind: ArenaKind) -> Option<Address> {
-        let mut gaps = self.arenas[kind as usize].gaps.values();
-        let fits = |&(id, _): &(BlockId, Option<u32>)| {
-            let block = &self.blocks[id];
-            (block.state == State::Hole && block.bytes >= bytes).then_some(block.start)
-        };
-        gaps.find_map(fits)
+        self.arenas[kind as usize].gaps.first_hole(bytes).map(GapBlock::start)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{GRANULE, MIB};
+    use crate::units::MIB;
 
     const BASE: Address = 64 * GRANULE;
     const OTHER: Address = 128 * GRANULE;
@@ -312,15 +315,13 @@ mod tests {
 
     fn remainders(heap: &Heap) -> Vec<Remainder> {
         let mut found = Vec::new();
-        heap.remainders(4096, &mut found);
+        heap.remainders(4096, Bytes::MAX, &mut found);
         found
     }
 
     /// The bytes of all idle views.
     fn idle(heap: &Heap) -> Bytes {
-        let mut found = Vec::new();
-        heap.idle_views(|view| found.push(view));
-        found.iter().map(|view| view.bytes).sum()
+        heap.idle_views().iter().map(|view| view.bytes).sum()
     }
 
     #[test]
@@ -409,7 +410,7 @@ mod tests {
         heap.flush_quick();
         assert_eq!(idle(&heap), GRANULE, "the first handle alone");
         assert!(heap.is_idle_but_for_loans(block));
-        assert!(!heap.detach(1) && heap.cede(1).is_none());
+        assert!(!heap.detach(1) && heap.cede(&[heap.as_if_idle(1)]).is_none());
         heap.take_back(block);
         assert_eq!(idle(&heap), 2 * GRANULE);
         heap.is_valid().unwrap();

@@ -25,7 +25,9 @@ mod block;
 mod carve;
 mod cede;
 mod check;
+mod free;
 mod free_index;
+mod gaps;
 mod hold;
 mod idle;
 mod layout;
@@ -42,31 +44,30 @@ mod tally;
 use std::collections::BTreeMap;
 
 pub(crate) use block::{BlockId, NONE, State};
-pub(crate) use layout::{IdleView, ViewId};
+pub(crate) use idle::{IdleList, IdlePart, IdleRun, IdleView};
+pub(crate) use layout::{Backed, ViewId};
 pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
-pub(crate) use plan::{Gap, IdleSpans, Plan, PlanRules};
+pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes};
 use block::{Block, BlockTable};
 use free_index::FreeIndex;
+use gaps::Gaps;
 use hold::Holds;
 use layout::View;
 use quick::QuickList;
 use ranges::Range;
-use size::LARGE_CLASS;
 use slots::PageSlot;
 
 /// One arena: the free blocks and the places without memory.
 #[derive(Debug)]
 struct Arena {
     free: FreeIndex,
-    /// Holes and dormant blocks by the address at which they end, since holes are filled from the
-    /// front; with dormant ones, the handle of their view. Most of them are passed over for their
-    /// handle's sake, without a look at the block.
-    gaps: BTreeMap<Address, (BlockId, Option<u32>)>,
+    /// Holes and dormant blocks.
+    gaps: Gaps,
     /// What other heaps use, by address.
     ceded: BTreeMap<Address, BlockId>,
 }
@@ -92,6 +93,10 @@ pub(crate) struct Heap {
     pub(crate) turn: Turn,
     slots: Vec<PageSlot>,
     blocks: BlockTable,
+    /// Where the block starts that was last taken from those kept aside: what is freed next is
+    /// often that one, and is found with no look at tables of addresses. Beyond all if it went
+    /// back.
+    recent_start: Address,
     /// What is in use, counted.
     pub(crate) tally: Tally,
     quick: QuickList,
@@ -109,8 +114,12 @@ pub(crate) struct Heap {
     /// What is neither moved nor given back.
     holds: Holds,
     vacant_slots: Vec<u32>,
+    /// Start tables of pages that are none any more, by arena.
+    spare_starts: [Vec<Box<[u32]>>; 2],
     /// The part of what is in use that is not in the heap's blocks (caching is off).
     outside: Tally,
+    /// How many allocations were served when it was last asked.
+    counted: u64,
 }
 
 /// The lock takes a word in front.
@@ -125,9 +134,10 @@ impl Heap {
     /// serve requests of that size or more that leave less than its second size unused.
     pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
         let arena =
-            || Arena { free: FreeIndex::new(), gaps: BTreeMap::new(), ceded: BTreeMap::new() };
+            || Arena { free: FreeIndex::new(), gaps: Gaps::default(), ceded: BTreeMap::new() };
         Heap {
             blocks: BlockTable::new(),
+            recent_start: Address::MAX,
             arenas: [arena(), arena()],
             quick: QuickList::new(),
             ranges: Vec::new(),
@@ -139,8 +149,10 @@ impl Heap {
             holds: Holds::default(),
             slots: Vec::new(),
             vacant_slots: Vec::new(),
+            spare_starts: [Vec::new(), Vec::new()],
             tally: Tally::default(),
             outside: Tally::default(),
+            counted: 0,
             turn: Turn::default(),
         }
     }
@@ -163,83 +175,6 @@ impl Heap {
         block.bytes = bytes;
         block.next = rest;
         rest
-    }
-
-    /// Frees the allocation that starts at `address`, in the granule of `slot`, if it is live and
-    /// no other stream uses it. Else nothing changes, and it says false.
-    pub(crate) fn free(&mut self, slot: u32, address: Address) -> bool {
-        let Some(displaced) = self.keep(slot, address) else {
-            return false;
-        };
-        if displaced != NONE {
-            self.give_back(displaced);
-        }
-        true
-    }
-
-    /// Does so save for the block, if any, whose place the freed one takes, and which is to be
-    /// given back. `None` where nothing was freed.
-    #[inline(always)]
-    pub(crate) fn keep(&mut self, slot: u32, address: Address) -> Option<BlockId> {
-        let page = self.slots.get(slot as usize)?;
-        // Whatever page it is: the block that is found must start at the address.
-        let offset = (address & (GRANULE - 1)) >> page.unit_shift;
-        let id = page.starts.get(offset as usize)?.wrapping_sub(1);
-        let block = self.blocks.get_mut(id)?;
-        if block.start != address || block.state != State::Live {
-            return None;
-        }
-        let class = block.class;
-        block.state = State::Quick;
-        let first = self.quick.first(class);
-        self.quick.set_first(class, id);
-        // Of large blocks only the last is kept.
-        let (next, displaced) = if class == LARGE_CLASS {
-            self.tally.free_large(block.bytes, block.requested);
-            (NONE, first)
-        } else {
-            self.tally.free_small(block.bytes, block.requested);
-            (first, NONE)
-        };
-        block.bin_next = next;
-        Some(displaced)
-    }
-
-    /// Turns a live block into one that waits for other streams.
-    pub(crate) fn defer(&mut self, id: BlockId) {
-        let block = &mut self.blocks[id];
-        debug_assert_eq!(block.state, State::Shared);
-        block.state = State::Pending;
-        self.tally.defer(block.arena, block.bytes);
-    }
-
-    /// Ends the wait of a deferred block.
-    pub(crate) fn complete(&mut self, id: BlockId) {
-        let block = &self.blocks[id];
-        debug_assert_eq!(block.state, State::Pending);
-        self.tally.complete(block.arena, block.bytes, block.requested);
-        self.give_back(id);
-    }
-
-    /// Puts a block that nobody uses into the free index, joined with its free neighbours; gives
-    /// the block that they come to.
-    #[inline(never)]
-    pub(crate) fn give_back(&mut self, id: BlockId) -> BlockId {
-        // Each on its own: the compiler leaves out what the other needs.
-        match self.blocks[id].arena {
-            ArenaKind::Small => self.give_back_to(ArenaKind::Small, id),
-            ArenaKind::Large => self.give_back_to(ArenaKind::Large, id),
-        }
-    }
-
-    #[inline(always)]
-    fn give_back_to(&mut self, kind: ArenaKind, id: BlockId) -> BlockId {
-        let block = &mut self.blocks[id];
-        block.state = State::Free;
-        block.since = self.marks;
-        let (start, range) = (block.start, block.range);
-        self.set_start(range, start, kind, 0);
-        self.insert_free(kind, id)
     }
 
     /// The number of the next mark, which comes after all uses of what is free now.
@@ -292,13 +227,15 @@ impl Heap {
 
     fn flush_classes(&mut self, from: u8) -> bool {
         let mut any = false;
-        for class in from..LARGE_CLASS + 1 {
-            let mut id = self.quick.take_class(class);
+        let mut class = from;
+        while let Some(kept) = self.quick.next_class(class) {
+            let mut id = self.quick.take_class(kept);
             while id != NONE {
                 let next = self.blocks[id].bin_next;
                 self.give_back(id);
                 (id, any) = (next, true);
             }
+            class = kept + 1;
         }
         any
     }
@@ -357,6 +294,12 @@ impl Heap {
     pub(crate) fn cached(&self) -> Bytes {
         let free: Bytes = self.arenas.iter().map(|arena| arena.free.bytes).sum();
         self.quick.bytes(&self.blocks) + free
+    }
+
+    /// How many allocations were served since this was last asked.
+    pub(crate) fn allocations_since(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.counted, self.tally.allocations());
+        self.counted - before
     }
 
     /// Counts an allocation of the heap's stream that is not in the heap's blocks.

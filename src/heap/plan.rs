@@ -5,7 +5,8 @@ use std::cmp::Reverse;
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
-use super::layout::{IdleView, ViewId};
+use super::idle::IdlePart;
+use super::layout::ViewId;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
 
@@ -16,7 +17,7 @@ pub(crate) struct PlanRules<'a> {
     /// How much more than that a plan may need.
     pub(crate) excess_max: Bytes,
     /// The idle views of this heap; a window that covers one uses it up.
-    pub(crate) idle: &'a IdleSpans,
+    pub(crate) idle: IdlePart<'a>,
     /// By handle, whether it is idle where it is now, so that its dormant views can be woken.
     pub(crate) usable: &'a [bool],
     /// How many bytes more a window may take for each piece fewer that has to be mapped.
@@ -32,37 +33,6 @@ const ROOMY_HOLE: Bytes = 8;
 impl PlanRules<'_> {
     fn is_usable(&self, handle: u32) -> bool {
         self.usable.get(handle as usize).copied().unwrap_or(false)
-    }
-}
-
-/// The idle views of one heap by address, with sums, so that what a window covers is found quickly.
-#[derive(Debug, Default)]
-pub(crate) struct IdleSpans {
-    /// Start, end, handle.
-    spans: Vec<(Address, Address, u32)>,
-    /// Bytes of all spans before each, and of all at last.
-    before: Vec<Bytes>,
-}
-
-impl IdleSpans {
-    pub(crate) fn new<'a>(views: impl Iterator<Item = &'a IdleView>) -> Self {
-        let mut spans: Vec<_> =
-            views.map(|view| (view.address, view.address + view.bytes, view.handle)).collect();
-        spans.sort_unstable();
-        let mut before = Vec::with_capacity(spans.len() + 1);
-        let mut sum = 0;
-        for (start, end, _) in &spans {
-            before.push(sum);
-            sum += end - start;
-        }
-        before.push(sum);
-        IdleSpans { spans, before }
-    }
-
-    fn over(&self, start: Address, end: Address) -> std::ops::Range<usize> {
-        let first = self.spans.partition_point(|span| span.1 <= start);
-        let last = self.spans.partition_point(|span| span.0 < end);
-        first..last.max(first)
     }
 }
 
@@ -120,15 +90,42 @@ impl Heap {
         kind: ArenaKind,
         rules: &PlanRules<'_>,
     ) -> Option<Plan> {
-        let mut best: Option<Plan> = None;
-        let mut seen_to = 0;
-        let mut run = Vec::new();
-        for (&end, &(id, handle)) in &self.arenas[kind as usize].gaps {
-            if end <= seen_to || !handle.is_none_or(|handle| rules.is_usable(handle)) {
-                continue;
+        let mut best = None;
+        let mut pieces = Vec::new();
+        // Gaps side by side that could be used, or with one free block between them: the first, the
+        // last, what they come to, and how far it is to the gap before them. Most of them are too
+        // short, which shows without a look at a block.
+        let (mut first, mut last, mut length, mut before) = (NONE, NONE, 0, 0);
+        let mut look_at = |first: BlockId, last: BlockId, length: Bytes| {
+            let free = |id: BlockId| self.free_bytes(id);
+            let (before, after) = (self.blocks[first].previous, self.blocks[last].next);
+            if free(before) + length + free(after) >= bytes {
+                self.collect_run(first, rules, &mut pieces);
+                self.plan_in_run(&pieces, bytes, rules, &mut best);
             }
-            seen_to = self.collect_run(id, rules, &mut run);
-            self.plan_in_run(&run, bytes, rules, &mut best);
+        };
+        let mut end = 0;
+        for gap in self.arenas[kind as usize].gaps.iter() {
+            let between = gap.start() - end;
+            end = gap.end;
+            let usable = gap.handle.is_none_or(|handle| rules.is_usable(handle));
+            if first != NONE {
+                let free = || self.free_bytes(self.blocks[gap.block].previous);
+                if usable && (between == 0 || free() == between) {
+                    (last, length) = (gap.block, length + between + gap.bytes);
+                    continue;
+                }
+                if before + length + between >= bytes {
+                    look_at(first, last, length);
+                }
+                first = NONE;
+            }
+            if usable {
+                (first, last, length, before) = (gap.block, gap.block, gap.bytes, between);
+            }
+        }
+        if first != NONE {
+            look_at(first, last, length);
         }
         best
     }
@@ -152,25 +149,22 @@ impl Heap {
         }
     }
 
-    /// The pieces side by side around a gap that could be used together; returns where they end.
-    fn collect_run(&self, id: BlockId, rules: &PlanRules<'_>, run: &mut Vec<Piece>) -> Address {
+    /// The pieces side by side around a gap that could be used together.
+    fn collect_run(&self, id: BlockId, rules: &PlanRules<'_>, run: &mut Vec<Piece>) {
         run.clear();
         let mut at = id;
         let previous = self.blocks[id].previous;
         if previous != NONE && self.blocks[previous].state == State::Free {
             at = previous;
         }
-        let mut end = self.blocks[id].end();
         while at != NONE {
             let Some(part) = self.part_of(at, rules) else {
                 break;
             };
             let block = &self.blocks[at];
             run.push(Piece { start: block.start, bytes: block.bytes, part });
-            end = block.end();
             at = block.next;
         }
-        end
     }
 
     fn plan_in_run(
@@ -210,8 +204,8 @@ impl Heap {
     /// How much of the supply the window takes: what it needs filled, and what idle memory it
     /// covers. `None` where it would need one handle at two places.
     fn needed(&self, plan: &Plan, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Bytes> {
-        let over = rules.idle.over(plan.start, plan.start + bytes);
-        let covered = rules.idle.before[over.end] - rules.idle.before[over.start];
+        let over = || rules.idle.over(plan.start, plan.start + bytes);
+        let covered: Bytes = over().map(|view| view.bytes).sum();
         let mut woken = 0;
         if !plan.wake.is_empty() {
             let mut handles = Vec::with_capacity(plan.wake.len());
@@ -221,8 +215,7 @@ impl Heap {
             }
             handles.sort_unstable();
             let twice = handles.windows(2).any(|pair| pair[0] == pair[1]);
-            let mut spans = rules.idle.spans[over].iter();
-            if twice || spans.any(|span| handles.binary_search(&span.2).is_ok()) {
+            if twice || over().any(|view| handles.binary_search(&view.handle).is_ok()) {
                 return None;
             }
         }
@@ -301,4 +294,77 @@ fn window(pieces: &[Piece], bytes: Bytes, rules: &PlanRules<'_>) -> Option<Windo
     }
     window.cost += window.fill;
     Some(window)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::IdleList;
+    use super::*;
+    use crate::units::MIB;
+
+    const BASE: Address = 512 * GRANULE;
+    const KIND: ArenaKind = ArenaKind::Large;
+
+    /// What [`Heap::plan`] is to find, by looking at the run around every gap.
+    fn by_looking_at_all(heap: &Heap, bytes: Bytes, rules: &PlanRules<'_>) -> Option<Plan> {
+        let (mut best, mut run, mut seen_to) = (None, Vec::new(), 0);
+        for gap in heap.arenas[KIND as usize].gaps.iter() {
+            if gap.end > seen_to && heap.part_of(gap.block, rules).is_some() {
+                heap.collect_run(gap.block, rules, &mut run);
+                seen_to = run.last().map_or(0, |piece| piece.start + piece.bytes);
+                heap.plan_in_run(&run, bytes, rules, &mut best);
+            }
+        }
+        best
+    }
+
+    #[test]
+    fn the_best_place_is_found_without_a_look_at_runs_that_are_too_short() {
+        let mut random = 5u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let mut found = 0;
+        for _ in 0..300 {
+            let mut heap = Heap::new(None);
+            heap.add_range(BASE, 96 * GRANULE, 0, KIND);
+            let (mut at, mut handle) = (BASE, 0);
+            while at < BASE + 80 * GRANULE {
+                let bytes = GRANULE << next(3);
+                if next(5) > 0 {
+                    heap.attach(at, bytes, handle).unwrap();
+                    handle += 1;
+                }
+                at += bytes;
+            }
+            for _ in 0..next(16) {
+                let bytes = MIB + 4096 * next(1024);
+                heap.allocate(bytes, bytes);
+            }
+            for view in heap.idle_views() {
+                if next(2) == 0 {
+                    assert!(heap.detach(view.view));
+                }
+            }
+            let usable: Vec<bool> = (0..handle).map(|_| next(3) > 0).collect();
+            let mut idle = IdleList::default();
+            heap.add_idle(&mut idle);
+            let rules = PlanRules {
+                supply: next(24) * GRANULE,
+                excess_max: next(4) * GRANULE,
+                idle: idle.all(),
+                usable: &usable,
+                piece_bytes: MIB,
+                leaves_room: next(2) == 0,
+            };
+            for _ in 0..8 {
+                let bytes = (1 + next(24)) * GRANULE - 4096 * next(9);
+                let plan = heap.plan(bytes, KIND, &rules);
+                found += usize::from(plan.is_some());
+                assert_eq!(plan, by_looking_at_all(&heap, bytes, &rules));
+            }
+        }
+        assert!(found > 500, "{found}");
+    }
 }

@@ -51,6 +51,16 @@ impl QuickList {
         (0..=LARGE_CLASS).filter(|&class| self.heads[class as usize] != NONE)
     }
 
+    /// The first class from `class` on of which there are blocks.
+    pub(crate) fn next_class(&self, class: u8) -> Option<u8> {
+        // Few of them have any: eight at a time.
+        let heads = self.heads[..=LARGE_CLASS as usize].get(class as usize..)?;
+        let none = |heads: &&[BlockId]| heads.iter().all(|&id| id == NONE);
+        let skipped = heads.chunks(8).take_while(none).count() * 8;
+        let at = heads.get(skipped..)?.iter().position(|&id| id != NONE)?;
+        Some(class + (skipped + at) as u8)
+    }
+
     /// The first block of the first small class from `class` on that has any, and that class.
     pub(crate) fn first_above(&self, class: u8) -> Option<(u8, BlockId)> {
         let heads = self.heads[..LARGE_CLASS as usize].get(class as usize..)?;
@@ -82,6 +92,33 @@ const _: () = assert!(CLASSES == LARGE_CLASS as usize && CLASSES < 256);
 mod tests {
     use super::super::{ArenaKind, Heap};
     use crate::units::{GRANULE, KIB};
+
+    /// The block taken last is found without the tables; those change under it here.
+    #[test]
+    fn the_block_taken_last_is_forgotten_when_it_goes_back() {
+        let mut heap = Heap::new(None);
+        heap.add_range(64 * GRANULE, GRANULE, 0, ArenaKind::Small);
+        let (_, slots) = heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
+        let slot = slots[0].1;
+        let first = heap.allocate(4 * KIB, 4 * KIB).unwrap();
+        let second = heap.allocate(4 * KIB, 4 * KIB).unwrap();
+        assert!(heap.free(slot, second));
+        assert_eq!(heap.allocate(4 * KIB, 4 * KIB), Some(second), "kept aside");
+        assert!(heap.free(slot, second) && !heap.free(slot, second), "free once");
+        assert!(heap.flush_quick());
+        heap.is_valid().unwrap();
+        assert!(!heap.free(slot, second));
+        // Another block begins there now, with another number.
+        assert!(heap.free(slot, first) && heap.flush_quick());
+        let longer = heap.allocate(12 * KIB, 12 * KIB).unwrap();
+        let behind = heap.allocate(8 * KIB, 8 * KIB).unwrap();
+        heap.is_valid().unwrap();
+        for address in [longer, behind] {
+            assert!(heap.free(slot, address) && !heap.free(slot, address));
+        }
+        heap.is_valid().unwrap();
+        assert_eq!(heap.tally.currents(), super::super::Tally::default().currents());
+    }
 
     #[test]
     fn a_small_request_that_finds_nothing_leaves_much_smaller_blocks_aside() {

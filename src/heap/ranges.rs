@@ -2,6 +2,7 @@
 
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
+use super::gaps::GapBlock;
 use super::layout::ViewId;
 use super::size::{ArenaKind, LARGE_CLASS};
 use super::slots::NO_SLOT;
@@ -48,6 +49,12 @@ impl Range {
         address >= self.base && address - self.base < self.bytes
     }
 
+    /// How many granules an address has before it.
+    #[inline(always)]
+    pub(super) fn granule_of(&self, address: Address) -> usize {
+        ((address - self.base) / GRANULE) as usize
+    }
+
     /// The page slot of an address that has memory.
     #[inline(always)]
     pub(super) fn slot_of(&self, address: Address) -> u32 {
@@ -77,7 +84,8 @@ impl Heap {
                 range.tail = start;
             }
         }
-        self.arenas[kind as usize].gaps.insert(base + bytes - tail, (id, None));
+        let bytes = bytes - tail;
+        self.arenas[kind as usize].gaps.insert(GapBlock::hole(base + bytes, bytes, id));
     }
 
     /// Bytes of all addresses that were reserved for one kind of request.
@@ -95,7 +103,8 @@ impl Heap {
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
         let id = self.new_range(base, bytes, kind, State::Free);
-        let slots = self.add_slots(self.blocks[id].range, base, bytes, kind, NO_SLOT);
+        let mut slots = Vec::new();
+        self.add_slots(self.blocks[id].range, (base, bytes), kind, NO_SLOT, &mut slots);
         self.index(id);
         slots
     }
@@ -149,7 +158,7 @@ impl Heap {
         self.arenas[range.kind as usize].free.remove(&mut self.blocks, range.first);
         self.blocks.remove(range.first);
         for slot in range.slots {
-            self.vacate_slot(slot);
+            self.vacate_slot(slot, range.kind);
         }
     }
 
@@ -172,10 +181,7 @@ impl Heap {
 
     /// Whether there is a hole in which a request of `bytes` would fit.
     pub(crate) fn has_hole(&self, bytes: Bytes, kind: ArenaKind) -> bool {
-        self.arenas[kind as usize].gaps.values().any(|&(id, _)| {
-            let block = &self.blocks[id];
-            block.state == State::Hole && block.bytes >= bytes
-        })
+        self.arenas[kind as usize].gaps.first_hole(bytes).is_some()
     }
 
     /// Every granule of memory with its page slot.

@@ -31,70 +31,85 @@ impl Heap {
         self.slots[slot as usize].starts[offset] = entry;
     }
 
+    /// Gives every granule of a view, or of a segment, a page slot; adds them to `added`.
     pub(super) fn add_slots(
         &mut self,
         range: u32,
-        address: Address,
-        bytes: Bytes,
+        (address, bytes): (Address, Bytes),
         kind: ArenaKind,
         view: ViewId,
-    ) -> Vec<(Address, u32)> {
+        added: &mut Vec<(Address, u32)>,
+    ) {
         let granules = (bytes / GRANULE) as usize;
-        let added: Vec<(Address, u32)> = (0..granules)
-            .map(|k| {
-                let base = address + k as u64 * GRANULE;
-                (base, self.new_slot(base, kind, view))
-            })
-            .collect();
         let handle = self.view(view).map(|view| view.handle);
+        let mut over = ViewOver::SEGMENT;
+        let mut first = 0;
         if let Some(range) = &mut self.ranges[range as usize] {
-            let first = ((address - range.base) / GRANULE) as usize;
+            first = range.granule_of(address);
             if range.slots.len() < first + granules {
                 range.slots.resize(first + granules, NO_SLOT);
                 range.over.resize(first + granules, ViewOver::SEGMENT);
             }
-            let (start, end) = (first as u32, (first + granules) as u32);
-            let over =
-                handle.map_or(ViewOver::SEGMENT, |handle| ViewOver { start, end, view, handle });
-            for (k, (_, slot)) in added.iter().enumerate() {
-                range.slots[first + k] = *slot;
+            if let Some(handle) = handle {
+                let (start, end) = (first as u32, (first + granules) as u32);
+                over = ViewOver { start, end, view, handle };
+            }
+        }
+        for k in 0..granules {
+            let base = address + k as u64 * GRANULE;
+            let slot = self.new_slot(base, kind, view);
+            added.push((base, slot));
+            if let Some(range) = &mut self.ranges[range as usize] {
+                range.slots[first + k] = slot;
                 range.over[first + k] = over;
             }
         }
-        added
     }
 
     fn new_slot(&mut self, base: Address, kind: ArenaKind, view: ViewId) -> u32 {
         let unit_shift = kind.unit_shift();
+        let spare = self.spare_starts[kind as usize].pop();
+        let starts = spare.unwrap_or_else(|| vec![0; kind.starts_per_granule()].into_boxed_slice());
+        debug_assert!(starts.iter().all(|&entry| entry == 0));
+        let page = PageSlot { base, unit_shift, view, starts };
         if let Some(slot) = self.vacant_slots.pop() {
-            let page = &mut self.slots[slot as usize];
-            if page.starts.len() != kind.starts_per_granule() {
-                page.starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
-            }
-            debug_assert!(page.starts.iter().all(|&entry| entry == 0));
-            (page.base, page.unit_shift, page.view) = (base, unit_shift, view);
+            self.slots[slot as usize] = page;
             return slot;
         }
-        let starts = vec![0; kind.starts_per_granule()].into_boxed_slice();
-        self.slots.push(PageSlot { base, unit_shift, view, starts });
+        self.slots.push(page);
         (self.slots.len() - 1) as u32
     }
 
-    pub(super) fn remove_slots(&mut self, range: u32, address: Address, bytes: Bytes) {
-        for k in 0..bytes / GRANULE {
-            let Some(range) = &mut self.ranges[range as usize] else {
-                return;
-            };
-            let index = ((address - range.base) / GRANULE + k) as usize;
-            let slot = std::mem::replace(&mut range.slots[index], NO_SLOT);
-            self.vacate_slot(slot);
+    /// Passes the start tables that it does not need any more to another heap, which needs some for
+    /// memory that it takes over.
+    pub(crate) fn pass_starts(&mut self, to: &mut Heap) {
+        for (spare, to) in self.spare_starts.iter_mut().zip(&mut to.spare_starts) {
+            to.append(spare);
         }
     }
 
-    pub(super) fn vacate_slot(&mut self, slot: u32) {
-        let page = &mut self.slots[slot as usize];
-        page.base = Address::MAX;
-        page.view = NO_SLOT;
+    pub(super) fn remove_slots(&mut self, range: u32, address: Address, bytes: Bytes) {
+        let Some(range) = &mut self.ranges[range as usize] else {
+            return;
+        };
+        let first = range.granule_of(address);
+        let spare = &mut self.spare_starts[range.kind as usize];
+        for slot in &mut range.slots[first..first + (bytes / GRANULE) as usize] {
+            let slot = std::mem::replace(slot, NO_SLOT);
+            spare.push(vacate(&mut self.slots[slot as usize]));
+            self.vacant_slots.push(slot);
+        }
+    }
+
+    pub(super) fn vacate_slot(&mut self, slot: u32, kind: ArenaKind) {
+        self.spare_starts[kind as usize].push(vacate(&mut self.slots[slot as usize]));
         self.vacant_slots.push(slot);
     }
+}
+
+/// Makes a slot one of no page; gives its start table, in which no block starts.
+fn vacate(page: &mut PageSlot) -> Box<[u32]> {
+    page.base = Address::MAX;
+    page.view = NO_SLOT;
+    std::mem::take(&mut page.starts)
 }

@@ -258,26 +258,57 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
     out
 }
 
-/// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`).
+/// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`), and whether
+/// its calls take the hot path.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// Whether the heap may change as it is: it is a holder, its stream is not retired, and nobody
-    /// records what happens.
+    /// Whether the hot path may free here: nothing keeps it out, and the heap is a holder.
     pub(crate) ready: bool,
     /// Whether its leases may be above its values.
-    pub(crate) holder: bool,
-    /// Whether its stream is about to be destroyed, or was: then the next allocation is to be seen
-    /// to be one of a new stream.
-    pub(crate) retired: bool,
-    /// Whether its calls are to leave the hot path, since they are recorded.
-    pub(crate) recorded: bool,
+    holder: bool,
+    /// What keeps the hot path out, as bits.
+    barred: u8,
     /// The heap's number among those of its device.
     pub(crate) number: u32,
 }
 
+/// The stream is about to be destroyed, or was: the next allocation is to be seen to be one of a
+/// new stream.
+const RETIRED: u8 = 1;
+/// Calls are recorded.
+const RECORDED: u8 = 2;
+
 impl Turn {
-    /// Sees whether the heap is ready, after anything else here changed.
-    pub(crate) fn update(&mut self) {
-        self.ready = self.holder && !self.retired && !self.recorded;
+    /// Whether the hot path may allocate here. What is no holder has no lease to spare, and becomes
+    /// one as its lease is extended.
+    #[inline(always)]
+    pub(crate) fn allocates(&self) -> bool {
+        self.barred == 0
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.barred & RETIRED != 0
+    }
+
+    pub(crate) fn is_holder(&self) -> bool {
+        self.holder
+    }
+
+    pub(crate) fn set_holder(&mut self, holder: bool) {
+        self.holder = holder;
+        self.ready = holder && self.barred == 0;
+    }
+
+    pub(crate) fn set_retired(&mut self, retired: bool) {
+        self.bar(RETIRED, retired);
+    }
+
+    pub(crate) fn set_recorded(&mut self, recorded: bool) {
+        self.bar(RECORDED, recorded);
+    }
+
+    fn bar(&mut self, reason: u8, bars: bool) {
+        self.barred = self.barred & !reason | if bars { reason } else { 0 };
+        self.ready = self.holder && self.barred == 0;
     }
 }

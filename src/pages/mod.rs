@@ -7,8 +7,10 @@
 
 #![forbid(unsafe_code)]
 
+mod moving;
 mod policy;
 mod store;
 
+pub(crate) use moving::MovingTime;
 pub(crate) use policy::Policy;
 pub(crate) use store::{Place, Store};

@@ -45,11 +45,14 @@ pub(crate) struct Policy {
     /// microseconds: what a heap at work leaves unused for a moment it needs again, and heaps that
     /// took it from each other in turn would do little else.
     pub(crate) rest_us: u64,
-    /// How many microseconds may be spent on moving at once, and which share of the time that a
-    /// program does not spend on allocations, of which each is taken to last so many nanoseconds.
+    /// How many microseconds may be spent on moving from the start, and which share of the time
+    /// that a program does not spend on allocations, of which each is taken to last so many
+    /// nanoseconds. Of that so much is kept, besides the burst, as moving all live memory so many
+    /// times takes.
     pub(crate) moving_burst_us: u64,
     pub(crate) moving_share: u64,
     pub(crate) allocation_ns: u64,
+    pub(crate) moving_turns: u64,
     /// Streams wait for each other rather than take more memory from the device once it is beyond
     /// `1 + 1/waiting_share` of the most that was ever live.
     pub(crate) waiting_share: u64,
@@ -97,7 +100,8 @@ impl Policy {
             rest_us: 3_000,
             moving_burst_us: 10_000,
             moving_share: 3,
-            allocation_ns: 100,
+            allocation_ns: 200,
+            moving_turns: 2,
             waiting_share: 10,
             driver_share: 110,
             left_share: 4,
@@ -136,15 +140,6 @@ impl Policy {
             0 => most,
             handles => (request / handles).max(GRANULE).next_power_of_two().min(most),
         }
-    }
-
-    /// Whether idle memory may be moved for a heap, given what was spent on that, how much time has
-    /// passed, and how many allocations the heap has served. A program that allocates more often
-    /// than its memory can be rearranged gets more memory instead; so does one that does hardly
-    /// anything but allocate, which moving would slow down by as much as it takes.
-    pub(crate) fn may_move(&self, spent_us: u64, now_us: u64, allocations: u64) -> bool {
-        let elsewhere_us = now_us.saturating_sub(allocations * self.allocation_ns / 1000);
-        spent_us < self.moving_burst_us + elsewhere_us / self.moving_share
     }
 
     /// Whether a request is made up of whole handles between remainders while there is idle memory
@@ -200,18 +195,6 @@ mod tests {
 
     fn policy() -> Policy {
         Policy::new(&Config::default())
-    }
-
-    #[test]
-    fn a_program_that_only_allocates_may_move_no_more_than_the_burst() {
-        let policy = policy();
-        let second = 1_000_000;
-        assert!(policy.may_move(policy.moving_burst_us + second / 3 - 1, second, 0));
-        assert!(!policy.may_move(policy.moving_burst_us + second / 3, second, 0));
-        // Ten million allocations take all of the second.
-        assert!(policy.may_move(policy.moving_burst_us - 1, second, 10_000_000));
-        assert!(!policy.may_move(policy.moving_burst_us, second, 10_000_000));
-        assert!(!policy.may_move(policy.moving_burst_us, second, u64::from(u32::MAX)));
     }
 
     #[test]

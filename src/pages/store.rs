@@ -244,17 +244,26 @@ impl Store {
         Ok(())
     }
 
-    /// The handle is in use at `place` from now on.
+    /// The handle is in use at `place` from now on, where it was dormant.
     pub(crate) fn activate(&mut self, number: u32, place: Place) {
-        self.spare.retain(|&spare| spare != number);
         if let Some(handle) = self.handle_mut(number) {
-            debug_assert_eq!(handle.active, None);
             let before = handle.dormant.len();
             handle.dormant.retain(|other| *other != place);
             let woken = before - handle.dormant.len();
+            self.dormant -= woken;
+        }
+        self.occupy(number, place);
+    }
+
+    /// The same where it was not.
+    pub(crate) fn occupy(&mut self, number: u32, place: Place) {
+        if let Some(at) = self.spare.iter().position(|&spare| spare == number) {
+            self.spare.remove(at);
+        }
+        if let Some(handle) = self.handle_mut(number) {
+            debug_assert_eq!(handle.active, None);
             handle.active = Some(place);
             let bytes = handle.bytes;
-            self.dormant -= woken;
             self.count_serving(place.kind, bytes);
         }
     }

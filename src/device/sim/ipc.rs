@@ -1,9 +1,10 @@
 //! What other processes are given. A bank's memory is a file, and a part of it is sent as an
 //! opening of that file whose position says which part, and whose lock says that it is held.
 
-use super::memory::{Memory, Region, RegionKind};
+use super::memory::Memory;
 use super::os::{HostRange, MemoryFile};
 use super::refusal::{Outcome, host_failure, misuse, unsupported};
+use super::regions::{Region, RegionKind};
 use crate::device::{HandleId, HandleType, IpcHandle, ShareableHandle};
 use crate::units::{Address, Bytes, GRANULE};
 
@@ -106,7 +107,7 @@ impl Memory {
             return Err(unsupported("a simulated device is connected to no fabric"));
         }
         self.live_handle(device, id)?.exported = true;
-        let Some(handle) = self.handles.get(&id) else {
+        let Some(handle) = self.handles.get(id) else {
             return Err(misuse(format!("handle {} does not exist", id.0)));
         };
         let part = Part { offset: handle.offset, bytes: handle.bytes };
@@ -137,7 +138,7 @@ impl Memory {
     pub(super) fn ipc_get_handle(&mut self, device: usize, at: Address) -> Outcome<IpcHandle> {
         let bytes = self.allocation(device, at)?;
         let file = &self.banks[device].file;
-        let Some(region) = self.regions.get_mut(&at) else {
+        let Some(region) = self.regions.get_mut(at) else {
             return Err(misuse(format!("{at:#x} is no memory of malloc")));
         };
         let part = Part { offset: region.offset, bytes };
@@ -169,15 +170,15 @@ impl Memory {
             .map_open(&file, name.part.offset)
             .map_err(|error| host_failure("map shared memory", &error))?;
         let at = range.start();
-        let kind = RegionKind::Opened;
-        self.regions.insert(at, Region { device, range, kind, offset: 0, held: Some(file) });
+        let region = Region::new(device, range, RegionKind::Opened);
+        self.regions.insert(Region { held: Some(file), ..region });
         self.opened.insert(handle, Opened { at, times: 1 });
         Ok(at)
     }
 
     /// The length of the memory of another process that starts at the address.
     pub(super) fn opened(&self, device: usize, at: Address) -> Outcome<Bytes> {
-        match self.regions.get(&at) {
+        match self.regions.get(at) {
             Some(region) if region.kind == RegionKind::Opened && region.device == device => {
                 Ok(region.range.bytes())
             }
@@ -206,7 +207,7 @@ impl Memory {
         }
         unused(bytes)?;
         self.opened.remove(&handle);
-        self.regions.remove(&at);
+        self.regions.remove(at);
         Ok(())
     }
 }

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use super::handles::Handles;
 use super::ipc::Opened;
 use super::os::{self, HostRange, MemoryFile, SpareMappings};
 use super::refusal::{Outcome, host_failure, misuse, out_of_memory};
-use super::vmm::{Handle, Mapping};
-use crate::device::{HandleId, IpcHandle, MemoryInfo};
+use super::regions::{Region, RegionKind, Regions};
+use crate::device::{IpcHandle, MemoryInfo};
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// The memory of all devices of one machine. Addresses are the host's own, so none occurs twice.
@@ -18,13 +19,8 @@ pub(super) struct Memory {
     /// Whether there is memory of the host behind what is mapped.
     pub(super) backed: bool,
     pub(super) banks: Vec<Bank>,
-    /// By start. No two overlap.
-    pub(super) regions: BTreeMap<Address, Region>,
-    /// By start, over all reservations. No two overlap, and none crosses the end of its
-    /// reservation.
-    pub(super) mappings: BTreeMap<Address, Mapping>,
-    pub(super) handles: BTreeMap<HandleId, Handle>,
-    pub(super) next_handle: u64,
+    pub(super) regions: Regions,
+    pub(super) handles: Handles,
     pub(super) spare: SpareMappings,
     /// Memory of other processes, by its legacy handle.
     pub(super) opened: BTreeMap<IpcHandle, Opened>,
@@ -119,29 +115,6 @@ impl Bank {
     }
 }
 
-/// A piece of address space that belongs to a device.
-#[derive(Debug)]
-pub(super) struct Region {
-    pub(super) device: usize,
-    pub(super) range: HostRange,
-    pub(super) kind: RegionKind,
-    /// Where the bytes of an allocation start in the file of its bank; 0 for the other kinds.
-    pub(super) offset: Bytes,
-    /// What holds the bytes: of an allocation that has a legacy handle the opening that the handle
-    /// names, of memory of another process the opening through which it is mapped.
-    pub(super) held: Option<MemoryFile>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RegionKind {
-    /// Of `reserve`: accessible where something is mapped.
-    Reservation,
-    /// Of `malloc`: accessible from end to end.
-    Allocation,
-    /// Of `ipc_open_handle`: as above.
-    Opened,
-}
-
 impl Memory {
     pub(super) fn new(devices: usize, capacity: Bytes, virtual_memory: bool) -> Outcome<Memory> {
         let banks: Outcome<Vec<Bank>> =
@@ -150,20 +123,12 @@ impl Memory {
             backed: true,
             virtual_memory,
             banks: banks?,
-            regions: BTreeMap::new(),
-            mappings: BTreeMap::new(),
-            handles: BTreeMap::new(),
-            next_handle: 1,
+            regions: Regions::default(),
+            handles: Handles::default(),
             spare: SpareMappings::new()
                 .map_err(|error| host_failure("reserve address space", &error))?,
             opened: BTreeMap::new(),
         })
-    }
-
-    /// The region that contains the address.
-    pub(super) fn region_at(&self, address: Address) -> Option<&Region> {
-        let (_, region) = self.regions.range(..=address).next_back()?;
-        (address < region.range.end()).then_some(region)
     }
 
     /// Makes memory. A real device takes it from the system in granules, and so does this one.
@@ -185,14 +150,14 @@ impl Memory {
         }
         bank.take(taken);
         let start = range.start();
-        let kind = RegionKind::Allocation;
-        self.regions.insert(start, Region { device, range, kind, offset, held: None });
+        self.regions
+            .insert(Region { offset, ..Region::new(device, range, RegionKind::Allocation) });
         Ok(start)
     }
 
     /// The length of the allocation that starts at the address, which `free` could free.
     pub(super) fn allocation(&self, device: usize, address: Address) -> Outcome<Bytes> {
-        let Some(region) = self.region_at(address) else {
+        let Some(region) = self.regions.at(address) else {
             return Err(misuse(format!(
                 "{address:#x} is no memory of malloc, or was freed before"
             )));
@@ -220,7 +185,7 @@ impl Memory {
     /// Frees memory of `malloc` and returns its length. The host gets the pages back at once.
     pub(super) fn free(&mut self, device: usize, address: Address) -> Outcome<Bytes> {
         let bytes = self.allocation(device, address)?;
-        if let Some(region) = self.regions.remove(&address) {
+        if let Some(region) = self.regions.remove(address) {
             let exported = region.held.is_some();
             let offset = region.offset;
             // From here on its legacy handle names nothing any more.
@@ -237,7 +202,7 @@ impl Memory {
         let Some(end) = at.checked_add(bytes) else {
             return Err(misuse(format!("{} exceed the address space", span())));
         };
-        let Some(region) = self.region_at(at) else {
+        let Some(region) = self.regions.at(at) else {
             return self.check_host(at, end);
         };
         if end > region.range.end() {
@@ -256,12 +221,12 @@ impl Memory {
         }
         match region.kind {
             RegionKind::Allocation | RegionKind::Opened => Ok(()),
-            RegionKind::Reservation => self.check_mapped(at, end),
+            RegionKind::Reservation => check_mapped(region, at, end),
         }
     }
 
     fn check_host(&self, at: Address, end: Address) -> Outcome<()> {
-        if let Some((start, _)) = self.regions.range(at..end).next() {
+        if let Some(start) = self.regions.first_start_in(at, end) {
             return Err(misuse(format!(
                 "the span from {at:#x} to {end:#x} runs from host memory into a device's at \
                  {start:#x}"
@@ -274,26 +239,21 @@ impl Memory {
         }
         Ok(())
     }
+}
 
-    /// Fails unless accessible mappings cover the span without a gap.
-    fn check_mapped(&self, at: Address, end: Address) -> Outcome<()> {
-        let first = self.mappings.range(..=at).next_back().map_or(at, |(&start, _)| start);
-        let mut covered = at;
-        for (&start, mapping) in self.mappings.range(first..end) {
-            if start > covered {
-                break;
-            }
-            let mapping_end = start + mapping.bytes;
-            if mapping_end > covered && !mapping.accessible {
-                return Err(misuse(format!(
-                    "access to {covered:#x}, which is mapped but was not made accessible"
-                )));
-            }
-            covered = covered.max(mapping_end);
-        }
-        if covered < end {
+/// Fails unless accessible mappings cover the span, which lies in a reservation, without a gap.
+fn check_mapped(region: &Region, at: Address, end: Address) -> Outcome<()> {
+    let mut covered = at;
+    while covered < end {
+        let Some((start, mapping)) = region.mapping_over(covered) else {
             return Err(misuse(format!("access to {covered:#x}, where nothing is mapped")));
+        };
+        if !mapping.accessible {
+            return Err(misuse(format!(
+                "access to {covered:#x}, which is mapped but was not made accessible"
+            )));
         }
-        Ok(())
+        covered = start + mapping.bytes;
     }
+    Ok(())
 }

@@ -46,13 +46,16 @@ mod device;
 mod events;
 mod faults;
 mod graphs;
+mod handles;
 mod ipc;
 mod ledger;
 mod machine;
 mod memory;
 mod os;
+mod pages;
 mod queue;
 mod refusal;
+mod regions;
 mod streams;
 mod vmm;
 

@@ -19,6 +19,9 @@ const FIRST_CREATED: u64 = 0x5100_0000_0000;
 /// From one created stream to the next.
 const STEP: u64 = 0x100;
 
+/// How many streams that were looked up are kept at hand.
+const RECENT: usize = 16;
+
 #[derive(Clone, Copy, Debug)]
 enum Name {
     Live(usize),
@@ -31,6 +34,9 @@ pub(super) struct Work {
     pub(super) streams: Vec<Stream>,
     /// By device.
     names: Vec<BTreeMap<StreamId, Name>>,
+    /// Some of the streams that were looked up, each at the place that its id gives: the device,
+    /// the id, and its slot. None of a stream that was destroyed.
+    recent: [Option<(usize, StreamId, usize)>; RECENT],
     /// Slots of streams with queued work.
     busy: BTreeSet<usize>,
     /// Slots of streams that were destroyed and have run dry.
@@ -48,6 +54,7 @@ impl Work {
             adopt,
             streams: Vec::new(),
             names: (0..devices).map(|_| BTreeMap::new()).collect(),
+            recent: [None; RECENT],
             busy: BTreeSet::new(),
             vacant: Vec::new(),
             created: 0,
@@ -96,6 +103,7 @@ impl Work {
         } else {
             self.names[device].insert(id, Name::Destroyed);
         }
+        self.recent = [None; RECENT];
         self.streams[slot].destroyed = true;
         self.retire(slot);
         Ok(())
@@ -104,6 +112,18 @@ impl Work {
     /// The slot of a stream. An id that was never seen is taken for a new stream where that is
     /// allowed.
     pub(super) fn stream(&mut self, device: usize, id: StreamId) -> Outcome<usize> {
+        let place = (id.0 ^ (id.0 / STEP)) as usize % RECENT;
+        if let Some((of, same, slot)) = self.recent[place]
+            && (of, same) == (device, id)
+        {
+            return Ok(slot);
+        }
+        let slot = self.find_stream(device, id)?;
+        self.recent[place] = Some((device, id, slot));
+        Ok(slot)
+    }
+
+    fn find_stream(&mut self, device: usize, id: StreamId) -> Outcome<usize> {
         match self.names[device].get(&id) {
             Some(Name::Live(slot)) => Ok(*slot),
             Some(Name::Destroyed) => {

@@ -1,37 +1,83 @@
 //! Virtual memory management: address space, physical handles, and what is mapped where.
 
-use super::memory::{Memory, Region, RegionKind};
+use super::handles::{Handle, Handles};
+use super::memory::Memory;
 use super::os::{HostRange, MemoryFile};
 use super::refusal::{Outcome, host_failure, misuse, unsupported};
+use super::regions::{Region, RegionKind};
 use crate::device::HandleId;
 use crate::units::{Address, Bytes, GRANULE};
 
-/// Physical memory.
-#[derive(Debug)]
-pub(super) struct Handle {
-    device: usize,
-    pub(super) bytes: Bytes,
-    /// Where its bytes start in their file.
-    pub(super) offset: Bytes,
-    /// The file of the bank that they were imported from; `None`: that of its own.
-    pub(super) imported: Option<MemoryFile>,
-    /// It was exported, so that others may hold it.
-    pub(super) exported: bool,
-    /// Network cards reach it. There is none here, but it has its price.
-    rdma: bool,
-    /// At how many addresses it is mapped.
-    mappings: usize,
-    /// The caller has given it back; it lives on while it is mapped.
-    released: bool,
-}
-
 /// A handle at an address.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Mapping {
     pub(super) bytes: Bytes,
     pub(super) handle: HandleId,
     /// `set_access` was called for it.
     pub(super) accessible: bool,
+}
+
+impl Default for Mapping {
+    fn default() -> Mapping {
+        Mapping { bytes: 0, handle: HandleId(0), accessible: false }
+    }
+}
+
+impl Mapping {
+    pub(super) fn granules(&self) -> usize {
+        (self.bytes / GRANULE) as usize
+    }
+}
+
+impl Region {
+    fn granule_of(&self, address: Address) -> usize {
+        ((address - self.range.start()) / GRANULE) as usize
+    }
+
+    fn address_of(&self, granule: usize) -> Address {
+        self.range.start() + granule as u64 * GRANULE
+    }
+
+    /// Where the mapping over an address starts, and the mapping.
+    pub(super) fn mapping_over(&self, address: Address) -> Option<(Address, &Mapping)> {
+        let (first, mapping) = self.pages.over(self.granule_of(address))?;
+        Some((self.address_of(first), mapping))
+    }
+
+    /// Where the first mapping starts that touches a span.
+    fn first_mapping_in(&self, address: Address, bytes: Bytes) -> Option<Address> {
+        let (from, to) = (self.granule_of(address), self.granule_of(address + bytes - 1) + 1);
+        self.pages.first_in(from, to).map(|first| self.address_of(first))
+    }
+
+    /// The mapping that is exactly the span; mostly there is one.
+    fn mapping_mut(&mut self, address: Address, bytes: Bytes) -> Option<&mut Mapping> {
+        let first = self.granule_of(address);
+        let mapping = self.pages.get_mut(first).filter(|mapping| mapping.bytes == bytes)?;
+        address.is_multiple_of(GRANULE).then_some(mapping)
+    }
+
+    /// Fails unless the span consists of mappings, each of them whole; gives where they start.
+    fn whole_mappings(&self, address: Address, bytes: Bytes) -> Outcome<Vec<usize>> {
+        let end = address + bytes;
+        let mut covered = address;
+        let mut found = Vec::new();
+        while covered < end {
+            let Some((start, mapping)) = self.mapping_over(covered) else {
+                return Err(misuse(format!("nothing is mapped at {covered:#x}")));
+            };
+            let mapping_end = start + mapping.bytes;
+            let cut = if start < covered { covered } else { end };
+            if start < covered || mapping_end > end {
+                return Err(misuse(format!(
+                    "{cut:#x} lies inside the mapping at {start:#x}, which is whole or not at all"
+                )));
+            }
+            found.push(self.granule_of(start));
+            covered = mapping_end;
+        }
+        Ok(found)
+    }
 }
 
 impl Memory {
@@ -48,8 +94,7 @@ impl Memory {
         let range = HostRange::reserve(bytes)
             .map_err(|error| host_failure("reserve address space", &error))?;
         let start = range.start();
-        let kind = RegionKind::Reservation;
-        self.regions.insert(start, Region { device, range, kind, offset: 0, held: None });
+        self.regions.insert(Region::new(device, range, RegionKind::Reservation));
         Ok(start)
     }
 
@@ -60,7 +105,7 @@ impl Memory {
         bytes: Bytes,
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
-        let region = self.reservation(device, address, bytes)?;
+        let region = self.regions.reservation(device, address, bytes)?;
         let (start, length) = (region.range.start(), region.range.bytes());
         if (start, length) != (address, bytes) {
             return Err(misuse(format!(
@@ -68,13 +113,13 @@ impl Memory {
                  {length} bytes at {start:#x}"
             )));
         }
-        if let Some((mapped, _)) = self.mappings.range(address..address + bytes).next() {
+        if let Some(mapped) = region.first_mapping_in(address, bytes) {
             return Err(misuse(format!(
                 "the reservation at {address:#x} is still in use: something is mapped at \
                  {mapped:#x}"
             )));
         }
-        self.regions.remove(&address);
+        self.regions.remove(address);
         Ok(())
     }
 
@@ -85,7 +130,7 @@ impl Memory {
         bank.check_room(bytes)?;
         let offset = bank.take(bytes);
         let id = self.add_handle(device, bytes, offset, None);
-        if let Some(handle) = self.handles.get_mut(&id) {
+        if let Some(handle) = self.handles.get_mut(id) {
             handle.rdma = rdma;
         }
         Ok(id)
@@ -99,9 +144,7 @@ impl Memory {
         offset: Bytes,
         imported: Option<MemoryFile>,
     ) -> HandleId {
-        let id = HandleId(self.next_handle);
-        self.next_handle += 1;
-        let handle = Handle {
+        self.handles.insert(Handle {
             device,
             bytes,
             offset,
@@ -110,9 +153,7 @@ impl Memory {
             rdma: false,
             mappings: 0,
             released: false,
-        };
-        self.handles.insert(id, handle);
-        id
+        })
     }
 
     /// Gives a handle back and returns its length.
@@ -136,9 +177,9 @@ impl Memory {
         id: HandleId,
     ) -> Outcome<bool> {
         self.require_virtual_memory()?;
-        let handle = self.live_handle(device, id)?;
-        let (whole, rdma) = (handle.bytes, handle.rdma);
-        if bytes != whole {
+        let handle = live(&mut self.handles, device, id)?;
+        if bytes != handle.bytes {
+            let whole = handle.bytes;
             return Err(misuse(format!(
                 "a handle of {whole} bytes is mapped whole or not at all, not {bytes} bytes of it"
             )));
@@ -146,27 +187,23 @@ impl Memory {
         if !address.is_multiple_of(GRANULE) {
             return Err(misuse(format!("{address:#x} is not a multiple of the granularity")));
         }
-        let region = self.reservation(device, address, bytes)?;
-        if let Some(mapped) = self.first_mapping_in(address, bytes) {
+        let region = self.regions.reservation(device, address, bytes)?;
+        if let Some(mapped) = region.first_mapping_in(address, bytes) {
             return Err(misuse(format!(
                 "{bytes} bytes at {address:#x} overlap with what is mapped at {mapped:#x}"
             )));
         }
-        if self.backed
-            && let Some(handle) = self.handles.get(&id)
-        {
+        if self.backed {
             let file = handle.imported.as_ref().unwrap_or(&self.banks[device].file);
             region
                 .range
                 .map(address, bytes, file, handle.offset)
                 .map_err(|error| host_failure("map memory", &error))?;
         }
-        let mapping = Mapping { bytes, handle: id, accessible: false };
-        self.mappings.insert(address, mapping);
-        if let Some(handle) = self.handles.get_mut(&id) {
-            handle.mappings += 1;
-        }
-        Ok(rdma)
+        let first = region.granule_of(address);
+        region.pages.insert(first, Mapping { bytes, handle: id, accessible: false });
+        handle.mappings += 1;
+        Ok(handle.rdma)
     }
 
     /// Opens whole mappings. `each` is told the length of every one.
@@ -178,20 +215,17 @@ impl Memory {
         mut each: impl FnMut(Bytes),
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
-        self.reservation(device, address, bytes)?;
-        // Mostly it is one, which needs no further look: no two overlap.
-        if let Some(mapping) = self.mappings.get_mut(&address)
-            && mapping.bytes == bytes
-        {
+        let region = self.regions.reservation(device, address, bytes)?;
+        if let Some(mapping) = region.mapping_mut(address, bytes) {
             mapping.accessible = true;
             each(bytes);
             return Ok(());
         }
-        self.check_whole_mappings(address, bytes)?;
-        for mapping in self.mappings.range_mut(address..address + bytes).map(|(_, mapping)| mapping)
-        {
-            mapping.accessible = true;
-            each(mapping.bytes);
+        for first in region.whole_mappings(address, bytes)? {
+            if let Some(mapping) = region.pages.get_mut(first) {
+                mapping.accessible = true;
+                each(mapping.bytes);
+            }
         }
         Ok(())
     }
@@ -206,33 +240,34 @@ impl Memory {
         mut each: impl FnMut(Bytes, bool),
     ) -> Outcome<()> {
         self.require_virtual_memory()?;
-        let region = self.reservation(device, address, bytes)?;
-        if self.mappings.get(&address).is_none_or(|mapping| mapping.bytes != bytes) {
-            self.check_whole_mappings(address, bytes)?;
-        }
+        let region = self.regions.reservation(device, address, bytes)?;
+        let whole = match region.mapping_mut(address, bytes) {
+            Some(_) => Vec::new(),
+            None => region.whole_mappings(address, bytes)?,
+        };
         if self.backed {
             let range = &region.range;
             let unmapped = range.unmap(address, bytes, &self.spare);
             unmapped.map_err(|error| host_failure("unmap memory", &error))?;
         }
-        let end = address + bytes;
-        while let Some((&start, _)) = self.mappings.range(address..end).next() {
-            let Some(mapping) = self.mappings.remove(&start) else {
-                break;
-            };
-            let rdma = self.handles.get(&mapping.handle).is_some_and(|handle| handle.rdma);
-            each(mapping.bytes, rdma);
-            self.forget_mapping(mapping.handle);
+        if whole.is_empty() {
+            let gone = region.pages.remove(region.granule_of(address));
+            gone.into_iter().for_each(|mapping| self.forget_mapping(mapping, &mut each));
+            return Ok(());
         }
+        let gone: Vec<_> = whole.iter().filter_map(|&first| region.pages.remove(first)).collect();
+        gone.into_iter().for_each(|mapping| self.forget_mapping(mapping, &mut each));
         Ok(())
     }
 
-    /// One mapping of the handle has ended.
-    fn forget_mapping(&mut self, id: HandleId) {
-        let Some(handle) = self.handles.get_mut(&id) else {
+    /// A mapping has ended, of which `each` is told.
+    fn forget_mapping(&mut self, mapping: Mapping, each: &mut impl FnMut(Bytes, bool)) {
+        let id = mapping.handle;
+        let Some(handle) = self.handles.get_mut(id) else {
             debug_assert!(false, "{id:?} was mapped and does not exist");
             return;
         };
+        each(mapping.bytes, handle.rdma);
         handle.mappings -= 1;
         if handle.mappings == 0 && handle.released {
             self.end_handle(id);
@@ -241,7 +276,7 @@ impl Memory {
 
     /// The handle is released and mapped nowhere: its memory ends.
     fn end_handle(&mut self, id: HandleId) {
-        let Some(handle) = self.handles.remove(&id) else {
+        let Some(handle) = self.handles.remove(id) else {
             return;
         };
         // What is imported ends with its file.
@@ -253,84 +288,23 @@ impl Memory {
 
     /// The handle, if it is this device's and was not released.
     pub(super) fn live_handle(&mut self, device: usize, id: HandleId) -> Outcome<&mut Handle> {
-        let number = id.0;
-        match self.handles.get_mut(&id) {
-            None => Err(misuse(format!("handle {number} does not exist, or was released before"))),
-            Some(handle) if handle.released => {
-                Err(misuse(format!("handle {number} was released before")))
-            }
-            Some(handle) if handle.device != device => {
-                let owner = handle.device;
-                Err(misuse(format!("handle {number} belongs to device {owner}")))
-            }
-            Some(handle) => Ok(handle),
-        }
+        live(&mut self.handles, device, id)
     }
+}
 
-    /// The reservation of this device in which the whole span lies.
-    fn reservation(&self, device: usize, address: Address, bytes: Bytes) -> Outcome<&Region> {
-        let span = || format!("{bytes} bytes at {address:#x}");
-        if bytes == 0 {
-            return Err(misuse(format!("{} are no span", span())));
+/// The handle, if it is this device's and was not released.
+fn live(handles: &mut Handles, device: usize, id: HandleId) -> Outcome<&mut Handle> {
+    let number = id.0;
+    match handles.get_mut(id) {
+        None => Err(misuse(format!("handle {number} does not exist, or was released before"))),
+        Some(handle) if handle.released => {
+            Err(misuse(format!("handle {number} was released before")))
         }
-        match self.region_at(address) {
-            Some(region) if region.kind == RegionKind::Reservation => {
-                if region.device != device {
-                    let owner = region.device;
-                    return Err(misuse(format!(
-                        "{} lie in a reservation of device {owner}",
-                        span()
-                    )));
-                }
-                if bytes > region.range.end() - address {
-                    return Err(misuse(format!(
-                        "{} run past the end of their reservation",
-                        span()
-                    )));
-                }
-                Ok(region)
-            }
-            _ => Err(misuse(format!("{} lie in no reservation", span()))),
+        Some(handle) if handle.device != device => {
+            let owner = handle.device;
+            Err(misuse(format!("handle {number} belongs to device {owner}")))
         }
-    }
-
-    /// Where something is mapped in the span.
-    fn first_mapping_in(&self, address: Address, bytes: Bytes) -> Option<Address> {
-        // The last that begins before the end of the span lies beyond all others of before it.
-        let (start, last) = self.mappings.range(..address + bytes).next_back()?;
-        if start + last.bytes <= address {
-            return None;
-        }
-        let before = self.mappings.range(..address).next_back();
-        let before = before.filter(|(start, mapping)| *start + mapping.bytes > address);
-        let inside = || self.mappings.range(address..address + bytes).next();
-        before.or_else(inside).map(|(&start, _)| start)
-    }
-
-    /// Fails unless the span consists of mappings, each of them whole.
-    fn check_whole_mappings(&self, address: Address, bytes: Bytes) -> Outcome<()> {
-        let end = address + bytes;
-        let mut covered = address;
-        if let Some(start) = self.first_mapping_in(address, 1).filter(|&start| start < address) {
-            return Err(misuse(format!(
-                "{address:#x} lies inside the mapping at {start:#x}, which is whole or not at all"
-            )));
-        }
-        for (&start, mapping) in self.mappings.range(address..end) {
-            if start != covered {
-                break;
-            }
-            covered += mapping.bytes;
-            if covered > end {
-                return Err(misuse(format!(
-                    "{end:#x} lies inside the mapping at {start:#x}, which is whole or not at all"
-                )));
-            }
-        }
-        if covered < end {
-            return Err(misuse(format!("nothing is mapped at {covered:#x}")));
-        }
-        Ok(())
+        Some(handle) => Ok(handle),
     }
 }
 

@@ -1,0 +1,97 @@
+//! Freeing: from an address to its block, which is kept aside or goes back.
+
+use super::Heap;
+use super::block::{BlockId, NONE, State};
+use super::size::{ArenaKind, LARGE_CLASS};
+use crate::units::{Address, GRANULE};
+
+impl Heap {
+    /// Frees the allocation that starts at `address`, in the granule of `slot`, if it is live and
+    /// no other stream uses it. Else nothing changes, and it says false.
+    pub(crate) fn free(&mut self, slot: u32, address: Address) -> bool {
+        let Some(displaced) = self.keep(slot, address) else {
+            return false;
+        };
+        if displaced != NONE {
+            self.give_back(displaced);
+        }
+        true
+    }
+
+    /// Does so save for the block, if any, whose place the freed one takes, and which is to be
+    /// given back. `None` where nothing was freed.
+    #[inline(always)]
+    pub(crate) fn keep(&mut self, slot: u32, address: Address) -> Option<BlockId> {
+        let id = match self.recent_start == address {
+            true => self.blocks.recent,
+            false => self.starting_at(slot, address)?,
+        };
+        let block = self.blocks.get_mut(id)?;
+        if block.start != address || block.state != State::Live {
+            return None;
+        }
+        let class = block.class;
+        block.state = State::Quick;
+        let first = self.quick.first(class);
+        self.quick.set_first(class, id);
+        // Of large blocks only the last is kept.
+        let (next, displaced) = if class == LARGE_CLASS {
+            self.tally.free_large(block.bytes, block.requested);
+            (NONE, first)
+        } else {
+            self.tally.free_small(block.bytes, block.requested);
+            (first, NONE)
+        };
+        block.bin_next = next;
+        Some(displaced)
+    }
+
+    /// What is noted to start at an address in the granule of a slot; whatever page that is, so
+    /// that the block may be another or none.
+    #[inline(always)]
+    fn starting_at(&self, slot: u32, address: Address) -> Option<BlockId> {
+        let page = self.slots.get(slot as usize)?;
+        let offset = (address & (GRANULE - 1)) >> page.unit_shift;
+        Some(page.starts.get(offset as usize)?.wrapping_sub(1))
+    }
+
+    /// Turns a live block into one that waits for other streams.
+    pub(crate) fn defer(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id];
+        debug_assert_eq!(block.state, State::Shared);
+        block.state = State::Pending;
+        self.tally.defer(block.arena, block.bytes);
+    }
+
+    /// Ends the wait of a deferred block.
+    pub(crate) fn complete(&mut self, id: BlockId) {
+        let block = &self.blocks[id];
+        debug_assert_eq!(block.state, State::Pending);
+        self.tally.complete(block.arena, block.bytes, block.requested);
+        self.give_back(id);
+    }
+
+    /// Puts a block that nobody uses into the free index, joined with its free neighbours; gives
+    /// the block that they come to.
+    #[inline(never)]
+    pub(crate) fn give_back(&mut self, id: BlockId) -> BlockId {
+        // Each on its own: the compiler leaves out what the other needs.
+        match self.blocks[id].arena {
+            ArenaKind::Small => self.give_back_to(ArenaKind::Small, id),
+            ArenaKind::Large => self.give_back_to(ArenaKind::Large, id),
+        }
+    }
+
+    #[inline(always)]
+    fn give_back_to(&mut self, kind: ArenaKind, id: BlockId) -> BlockId {
+        let block = &mut self.blocks[id];
+        block.state = State::Free;
+        block.since = self.marks;
+        let (start, range) = (block.start, block.range);
+        if start == self.recent_start {
+            self.recent_start = Address::MAX;
+        }
+        self.set_start(range, start, kind, 0);
+        self.insert_free(kind, id)
+    }
+}
