@@ -39,7 +39,8 @@ pub(super) struct Means {
     pub(super) most: Bytes,
     pub(super) grain: Bytes,
     pub(super) longest: Bytes,
-    /// Other streams have memory, too, that the heap may use, and most of the device is empty.
+    /// Other streams have memory, too, that the heap may use, in few handles, and most of the
+    /// device is empty.
     pub(super) roomy: bool,
     /// Remainders may be lent before the request would fail.
     pub(super) lends: bool,
@@ -86,8 +87,8 @@ impl Engine {
         let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
         let shares = self.shares_memory(request.shard);
         let capacity = growth.store.limit.min(self.total);
-        let roomy = shares && self.policy.is_roomy(reserved, capacity);
-        let few = growth.store.active() <= self.policy.lending_handles;
+        let few = growth.store.active() <= self.policy.few_handles;
+        let roomy = shares && few && self.policy.is_roomy(reserved, capacity);
         let near_peak = !roomy || self.policy.may_lend_in_room(live as Bytes, live_peak);
         let lends = shares && may_move && few && near_peak;
         Ok(Means { may_move, may_wait, ready, most, grain, longest, roomy, lends })

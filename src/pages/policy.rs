@@ -62,8 +62,9 @@ pub(crate) struct Policy {
     pub(crate) left_share: u64,
     /// Remainders are lent before a request fails, and with no more handles in use than this
     /// sooner: to look at what everybody leaves takes time in proportion to them, while requests of
-    /// all streams wait, and what there is to be had in large memory is a smaller part of it.
-    pub(crate) lending_handles: usize,
+    /// all streams wait, and what there is to be had in large memory is a smaller part of it. With
+    /// more, memory is not kept side by side either, for the same reason.
+    pub(crate) few_handles: usize,
     /// The shortest remainder that is lent to small requests in place of a page of their own.
     pub(crate) lent_to_small: Bytes,
     /// Requests shorter than this are made up of whole handles between remainders even where idle
@@ -105,7 +106,7 @@ impl Policy {
             waiting_share: 10,
             driver_share: 110,
             left_share: 4,
-            lending_handles: 1024,
+            few_handles: 1024,
             lent_to_small: 512 * KIB,
             early_loan_request: 24 * MIB,
             early_loan_worth: 128 * KIB,
