@@ -66,6 +66,14 @@ impl Pools {
         heaps.into_iter()
     }
 
+    /// A pool that has uses, and the numbers of its heaps in order.
+    pub(super) fn in_use(&self, pool: PoolId) -> Option<(&Arc<Pool>, Vec<u32>)> {
+        let entry = self.used.get(&pool)?;
+        let mut heaps: Vec<u32> = entry.heaps.values().copied().collect();
+        heaps.sort_unstable();
+        Some((&entry.pool, heaps))
+    }
+
     fn is_open(&self, pool: PoolId) -> bool {
         self.diversions.iter().any(|diversion| diversion.pool == pool)
     }
@@ -326,7 +334,7 @@ impl Engine {
     }
 }
 
-fn unknown(pool: PoolId) -> Error {
+pub(super) fn unknown(pool: PoolId) -> Error {
     invalid(pool, "a pool that is in use; could not find a pool of this id")
 }
 
