@@ -19,7 +19,7 @@ use super::pool_memory::{Pool, SegmentSource};
 use super::shards::Shard;
 use super::{Engine, flag};
 use crate::error::{Error, Result};
-use crate::heap::{State, metric};
+use crate::heap::metric;
 use crate::units::{Address, PoolId, StreamId};
 
 /// Tells whether an allocation on a stream goes to a pool.
@@ -210,7 +210,7 @@ impl Engine {
         let mut count = 0;
         for shard in entry.heaps.values().filter_map(|&number| self.shards.get(number)) {
             let heap = shard.heap.lock();
-            for block in heap.blocks().filter(|block| block.state == State::Live) {
+            for block in heap.blocks().filter(|block| block.state.is_live()) {
                 if !expected.contains(&block.start) {
                     return Ok(false);
                 }

@@ -262,12 +262,12 @@ mod tests {
         let mut came_back = 0;
         for round in 0..4000 {
             let live = blocks(&heap);
-            match next(9) {
-                0..5 => {
+            match next(32) {
+                0..18 => {
                     let most = [4 * KIB, 300 * KIB, 5 * MIB][next(3) as usize];
                     allocate(&mut heap, 1 + next(most));
                 }
-                5..8 if !live.is_empty() => {
+                18..29 if !live.is_empty() => {
                     let block = live[next(live.len() as u64) as usize];
                     free(&mut heap, block.start);
                 }
