@@ -273,14 +273,17 @@ fn what_is_in_nobodys_way_waits_for_its_streams_like_any_free() {
 #[test]
 fn streams_that_were_recorded_by_then_are_recorded_again() {
     let rig = Rig::of(GIB);
+    let gone = rig.device().stream_create().unwrap();
     rig.begin(POOL, &[A]);
     let blocks = [(); 2].map(|()| rig.allocate(2 * MIB, A));
     rig.allocator.record_stream(blocks[0], B).unwrap();
-    rig.allocator.record_stream(blocks[1], C).unwrap();
+    rig.allocator.record_stream(blocks[1], gone).unwrap();
     let checkpoint = rig.save();
     blocks.iter().for_each(|&at| rig.free(at));
     rig.allocator.end_allocate_to_pool(GPU, POOL).unwrap();
-    rig.allocator.retire_stream(GPU, C).unwrap();
+    rig.allocator.process_events().unwrap();
+    rig.allocator.retire_stream(GPU, gone).unwrap();
+    rig.device().stream_destroy(gone).unwrap();
     rig.restore(&checkpoint);
     rig.device().hold(B).unwrap();
     rig.fill(blocks[0], 1, 2 * MIB, B);
@@ -288,6 +291,7 @@ fn streams_that_were_recorded_by_then_are_recorded_again() {
     rig.allocator.process_events().unwrap();
     let waiting = rig.statistics().active.all.current;
     assert_eq!(waiting, 1, "the first, since the stream of the second has ended");
+    assert_eq!(rig.ledger().calls_of_no_stream, 0);
     rig.device().resume(B).unwrap();
     rig.allocator.release_pool(GPU, POOL).unwrap();
     rig.finish();
@@ -310,6 +314,25 @@ fn what_stays_keeps_its_streams_and_what_goes_leaves_none_behind() {
     assert_eq!(rig.statistics().active.all.current, 1);
     rig.device().resume(B).unwrap();
     rig.allocator.release_pool(GPU, POOL).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn a_stream_of_another_device_that_has_ended_is_waited_for_no_more() {
+    let rig = Rig::new(SimOptions { devices: 2, ..capacity(GIB) }, Config::default());
+    let guest = rig.machine.device(1).stream_create().unwrap();
+    rig.begin(POOL, &[A]);
+    let checkpoint = rig.save();
+    let blocks = [(); 2].map(|()| rig.allocate(2 * MIB, A));
+    rig.allocator.record_stream(blocks[0], guest).unwrap();
+    rig.allocator.retire_stream(DeviceId(1), guest).unwrap();
+    rig.machine.device(1).stream_destroy(guest).unwrap();
+    let both = rig.save();
+    assert_eq!(sorted(rig.restore(&checkpoint).freed), sorted(blocks));
+    assert_eq!(rig.statistics().active.all.current, 0);
+    rig.restore(&both);
+    blocks.iter().for_each(|&at| rig.free(at));
+    rig.end(POOL);
     rig.finish();
 }
 
@@ -389,17 +412,17 @@ fn events_are_all_frees_and_then_all_allocations() {
 fn peaks_do_not_see_what_was_live_before_and_afterwards_at_once() {
     let rig = Rig::of(GIB);
     rig.begin(POOL, &[A, B]);
-    let on = [A, B];
-    let first = on.map(|stream| rig.allocate(30 * MIB, stream));
+    // Each of two heaps has what the other one had.
+    let first = [(A, 30), (B, 10)].map(|(stream, mib)| rig.allocate(mib * MIB, stream));
     let checkpoint = rig.save();
     first.iter().for_each(|&at| rig.free(at));
-    let second = on.map(|stream| rig.allocate(20 * MIB, stream));
+    let second = [(A, 9), (B, 30)].map(|(stream, mib)| rig.allocate(mib * MIB, stream));
     rig.allocator.reset_peak_statistics(GPU).unwrap();
     let freed_before = rig.statistics().allocation.all.freed;
     let delta = rig.restore(&checkpoint);
     assert_eq!(sorted(delta.freed), sorted(second));
     let now = rig.statistics();
-    assert_eq!(now.allocated_bytes.all.peak, (60 * MIB) as i64);
+    assert_eq!(now.allocated_bytes.all.peak, (40 * MIB) as i64);
     assert_eq!(now.allocation.all.peak, 2);
     assert_eq!(now.allocation.all.freed - freed_before, 2);
     assert_eq!(now.allocation.all.allocated, 6);

@@ -57,7 +57,8 @@ impl Checkpoint {
 /// keeps its contents, and the streams, pins and exports that it has. Others end, as by
 /// [`free`](Allocator::free): those that other streams were recorded for wait for these. Of what is
 /// allocated again the contents are whatever is in the memory; the streams of its device that were
-/// recorded for it by the time of the checkpoint are recorded again, unless they were retired.
+/// recorded for it by the time of the checkpoint are recorded again. What the pool has served of
+/// requests from outside ([`set_use_on_oom`](Allocator::set_use_on_oom)) is the pool's.
 ///
 /// **Streams.** Nothing is waited for, on any stream, and nothing is ordered: the caller guarantees
 /// that no work which is queued, and no graph which is launched later, needs what is freed.

@@ -109,8 +109,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// What is live before and afterwards at the same address with the same served size keeps its
   /// contents and the streams, pins and exports that it has; the rest of what is live ends as by
   /// `raw_delete`. Of what is allocated again the contents are whatever is in the memory; streams
-  /// of its device that were recorded for it by the time of the checkpoint are recorded again,
-  /// unless they were retired.
+  /// of its device that were recorded for it by the time of the checkpoint are recorded again.
   ///
   /// Nothing is waited for and nothing ordered: the caller guarantees that no queued work, and no
   /// graph launched later, needs what is freed. Every claim to an allocation of the pool ends: take

@@ -16,16 +16,11 @@ impl Deferred {
         users.filter(|user| user.guest.is_none()).map(|user| user.stream).collect()
     }
 
-    /// Records such streams again, save those that were retired meanwhile; true where any was.
+    /// Records such streams again; true where there is any. Nothing is asked of one that was retired
+    /// meanwhile: its last event is waited for.
     pub(crate) fn record_again(&mut self, address: Address, streams: &[StreamId]) -> bool {
-        let mut any = false;
-        for &stream in streams {
-            if !self.retired.contains_key(&stream) {
-                self.record(address, stream, None);
-                any = true;
-            }
-        }
-        any
+        streams.iter().for_each(|&stream| self.record(address, stream, None));
+        !streams.is_empty()
     }
 
     /// Forgets a block for which nobody is recorded any more.
