@@ -1,11 +1,11 @@
 //! Checkpoints of private pools: what was live in one, and bringing it back.
 //!
-//! A pool that is in use keeps its memory, so that what lived in it once can live there again at the
-//! same addresses, whatever has become of the memory since. Bringing it back looks at everything
-//! first, with every heap of the pool locked, and changes nothing unless all of it can be done. Then
-//! all that lives ends, and after that what is wanted lives again, so that peaks see no more than
-//! what was live before and what is live afterwards. What is both keeps its block: its contents,
-//! the streams that were recorded for it, its pins and exports.
+//! A pool that is in use keeps its memory, so that what lived in it once can live there again at
+//! the same addresses, whatever has become of the memory since. Bringing it back looks at
+//! everything first, with every heap of the pool locked, and changes nothing unless all of it can
+//! be done. Then all that lives ends, and after that what is wanted lives again, so that peaks see
+//! either what was live before or what is live afterwards. What is both keeps its block: its
+//! contents, the streams that were recorded for it, its pins and exports.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;

@@ -16,8 +16,8 @@ impl Deferred {
         users.filter(|user| user.guest.is_none()).map(|user| user.stream).collect()
     }
 
-    /// Records such streams again; true where there is any. Nothing is asked of one that was retired
-    /// meanwhile: its last event is waited for.
+    /// Records such streams again; true where there is any. Nothing is asked of one that was
+    /// retired meanwhile: its last event is waited for.
     pub(crate) fn record_again(&mut self, address: Address, streams: &[StreamId]) -> bool {
         streams.iter().for_each(|&stream| self.record(address, stream, None));
         !streams.is_empty()
