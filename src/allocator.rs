@@ -1,5 +1,6 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
+mod checkpoints;
 mod history;
 mod hot_path;
 mod owners;
@@ -8,6 +9,7 @@ mod pools;
 mod shared;
 mod streams;
 
+pub use checkpoints::{Checkpoint, CheckpointDelta};
 pub use pins::{ObserverId, Pin};
 pub use shared::{ImportedMemory, SharedMemory};
 

@@ -2,7 +2,10 @@
 //! program sees. Every method here is one call of a virtual C++ method; its exception comes back as
 //! [`Error`] with all numbers.
 
+mod checkpoints;
 mod pools;
+
+pub use checkpoints::{AllocatorState, CheckpointDelta};
 
 use std::ops::Deref;
 use std::sync::Arc;

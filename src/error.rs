@@ -1,5 +1,9 @@
 //! The errors of the library. Each variant holds the numbers that a reader needs to act on it.
 
+mod checkpoint;
+
+pub use checkpoint::{CheckpointError, CheckpointFault};
+
 use crate::units::{Address, Bytes, DeviceId, StreamId, format_bytes};
 
 /// The result of a fallible operation of this library.
@@ -57,6 +61,9 @@ pub enum Error {
         /// What would be right.
         expected: String,
     },
+    /// A pool that cannot be brought back to a checkpoint.
+    #[error("{0}")]
+    Checkpoint(CheckpointError),
     /// The current allocator cannot be exchanged any more.
     #[error("can't swap an already initialized allocator: {0}")]
     AlreadyInitialized(String),
@@ -91,6 +98,12 @@ impl From<DeviceError> for Error {
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
         Error::Config(error)
+    }
+}
+
+impl From<CheckpointError> for Error {
+    fn from(error: CheckpointError) -> Self {
+        Error::Checkpoint(error)
     }
 }
 

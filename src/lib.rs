@@ -44,7 +44,10 @@ mod ffi;
 pub mod cpp;
 
 pub use allocation::{Allocation, Stream};
-pub use allocator::{Allocator, BlockInfo, ImportedMemory, ObserverId, Pin, SharedMemory};
+pub use allocator::{
+    Allocator, BlockInfo, Checkpoint, CheckpointDelta, ImportedMemory, ObserverId, Pin,
+    SharedMemory,
+};
 pub use builder::AllocatorBuilder;
 pub use config::Config;
 pub use engine::{MappingChange, MappingEvent, OutOfMemoryEvent, SegmentSource};

@@ -15,7 +15,7 @@ use common::{A, B, C, GPU, Rig, capacity, plain};
 use plugalloc::Config;
 use plugalloc::error::DriverCall;
 use plugalloc::nvtx::{Status, status};
-use plugalloc::units::{Address, Bytes, MIB};
+use plugalloc::units::{Address, Bytes, MIB, PoolId};
 
 /// Set in the environment of a child to the name of the part that it plays.
 const CHILD: &str = "PLUGALLOC_NVTX_CHILD";
@@ -275,6 +275,46 @@ fn regions_lie_in_heaps_that_are_mapped_whatever_moves() {
         assert_eq!(record.samples["device 0: bytes in use"], (0, peak));
         assert_eq!(record.samples["device 0: bytes reserved"].0, 0);
     }
+}
+
+#[test]
+fn regions_follow_a_pool_that_goes_back_to_a_checkpoint() {
+    let part = "regions_follow_a_pool_that_goes_back_to_a_checkpoint";
+    if is_child(part) {
+        let rig = Rig::of(256 * MIB);
+        let pool = PoolId(1, 0);
+        rig.allocator.begin_allocate_to_pool(GPU, pool, |_| true).unwrap();
+        let kept = rig.allocate(5000, A);
+        let resized = rig.allocate(3 * MIB, A);
+        let ended = rig.allocate(2000, B);
+        let checkpoint = rig.allocator.checkpoint_pool(GPU, pool).unwrap();
+        rig.free(ended);
+        rig.free(resized);
+        assert_eq!(rig.allocate(3 * MIB - 1, A), resized);
+        rig.allocate(9 * MIB, B);
+        rig.allocator.restore_pool(GPU, &checkpoint).unwrap();
+        println!("kept {kept} resized {resized} ended {ended} end");
+        rig.allocator.is_valid().unwrap();
+        // All of them stay, as the tool is to see.
+        return;
+    }
+    let Some((record, output)) = recorded(part, &[]) else { return };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = |name: &str| {
+        let after = text.split(name).nth(1).unwrap();
+        after.split_whitespace().next().unwrap().parse::<Address>().unwrap()
+    };
+    let expected = BTreeMap::from([
+        (said("kept "), 5000),
+        (said("resized "), 3 * MIB),
+        (said("ended "), 2000),
+    ]);
+    let regions = record.regions.iter().map(|(&at, &(bytes, _))| (at, bytes));
+    assert_eq!(regions.collect::<BTreeMap<_, _>>(), expected);
+    let told = |at| record.all_regions.iter().filter(|region| region.0 == at).count();
+    assert_eq!(told(said("kept ")), 1, "what stays as it is keeps its region");
+    let in_use = (3 * MIB + 7000) as i64;
+    assert_eq!(record.samples["device 0: bytes in use"].0, in_use);
 }
 
 #[test]

@@ -65,6 +65,8 @@ fn allocations_go_where_the_filters_say_the_newest_first() {
     assert!(rig.holds(OWN, &[on_a, again]));
     assert!(!rig.holds(OWN, &[on_a]));
     assert!(!rig.holds(OWN, &[on_a, again, on_c]));
+    rig.allocator.record_stream(again, A).unwrap();
+    assert!(rig.holds(OWN, &[on_a, again]), "whoever uses it");
     rig.end(OWN);
     let outside = rig.allocate(MIB, A);
     assert!(rig.holds(OWN, &[on_a, again]), "{outside:#x} is outside");

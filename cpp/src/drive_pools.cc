@@ -103,5 +103,37 @@ std::uint32_t mark_capture(const CUDAAllocator& allocator, std::int32_t device, 
   });
 }
 
+std::uint32_t get_checkpoint(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
+                             std::shared_ptr<AllocatorState>& out) {
+  return guarded(
+      [&] { out = mutableOf(allocator).getCheckpointState(toIndex(device), idOf(pool)); });
+}
+
+std::uint32_t set_checkpoint(const CUDAAllocator& allocator, std::int32_t device,
+                             std::shared_ptr<AllocatorState> state,
+                             std::unique_ptr<CheckpointDelta>& out) {
+  return guarded([&] {
+    out = std::make_unique<CheckpointDelta>(
+        mutableOf(allocator).setCheckpointPoolState(toIndex(device), std::move(state)));
+  });
+}
+
+rust::Vec<std::uint64_t> delta_freed(const CheckpointDelta& delta) {
+  rust::Vec<std::uint64_t> freed;
+  for (const void* const pointer : delta.ptrs_freed) {
+    freed.push_back(toNumber(pointer));
+  }
+  return freed;
+}
+
+std::unique_ptr<DataPtr> delta_take(CheckpointDelta& delta) {
+  if (delta.dataptrs_allocd.empty()) {
+    return nullptr;
+  }
+  auto taken = std::make_unique<DataPtr>(std::move(delta.dataptrs_allocd.back()));
+  delta.dataptrs_allocd.pop_back();
+  return taken;
+}
+
 }  // namespace bridge
 }  // namespace plugalloc

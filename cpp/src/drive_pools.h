@@ -42,5 +42,13 @@ std::uint32_t pool_holds_exactly(const CUDAAllocator& allocator, std::int32_t de
 std::uint32_t empty_pool(const CUDAAllocator& allocator, PoolKey pool);
 std::uint32_t mark_capture(const CUDAAllocator& allocator, std::int32_t device, bool begin);
 
+std::uint32_t get_checkpoint(const CUDAAllocator& allocator, std::int32_t device, PoolKey pool,
+                             std::shared_ptr<AllocatorState>& out);
+std::uint32_t set_checkpoint(const CUDAAllocator& allocator, std::int32_t device,
+                             std::shared_ptr<AllocatorState> state,
+                             std::unique_ptr<CheckpointDelta>& out);
+rust::Vec<std::uint64_t> delta_freed(const CheckpointDelta& delta);
+std::unique_ptr<DataPtr> delta_take(CheckpointDelta& delta);
+
 }  // namespace bridge
 }  // namespace plugalloc

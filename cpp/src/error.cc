@@ -83,6 +83,16 @@ InvalidDeviceError::InvalidDeviceError(const std::string& message, int device, s
       count(count) {}
 InvalidDeviceError::~InvalidDeviceError() = default;
 
+CheckpointError::CheckpointError(const std::string& message, CheckpointFault fault, int device,
+                                 MempoolId_t pool, std::uint64_t address, std::size_t bytes)
+    : Error(message),
+      fault(fault),
+      device(device),
+      pool(std::move(pool)),
+      address(address),
+      bytes(bytes) {}
+CheckpointError::~CheckpointError() = default;
+
 AlreadyInitializedError::AlreadyInitializedError(std::string allocator)
     : Error("can't swap an already initialized allocator: " + allocator),
       allocator(std::move(allocator)) {}

@@ -54,6 +54,10 @@ OutOfMemoryNumbers numbersOf(const ErrorRecord& record) {
       throw UnsupportedError(subject, other, detail);
     case ErrorKind::InvalidArgument:
       throw InvalidArgumentError(message, subject, detail, other);
+    case ErrorKind::Checkpoint:
+      throw CheckpointError(message, static_cast<CheckpointFault>(record.fault), record.device,
+                            {record.pool.first, record.pool.second}, record.block_start,
+                            record.block_bytes);
     case ErrorKind::AlreadyInitialized:
       throw AlreadyInitializedError(subject);
     default:
@@ -102,6 +106,16 @@ ErrorRecord recordOf(const DeviceError& error) {
   record.device = error.device;
   record.fault = static_cast<std::uint32_t>(error.kind);
   record.detail = toRust(error.detail);
+  return record;
+}
+
+ErrorRecord recordOf(const CheckpointError& error) {
+  ErrorRecord record = emptyRecord(ErrorKind::Checkpoint, error.what());
+  record.fault = static_cast<std::uint32_t>(error.fault);
+  record.device = error.device;
+  record.pool = {error.pool.first, error.pool.second};
+  record.block_start = error.address;
+  record.block_bytes = error.bytes;
   return record;
 }
 
@@ -162,6 +176,8 @@ ErrorRecord recordOfCurrentException() {
   } catch (const InvalidArgumentError& error) {
     return recordOfTexts(ErrorKind::InvalidArgument, error.what(), error.argument, error.value,
                          error.expected);
+  } catch (const CheckpointError& error) {
+    return recordOf(error);
   } catch (const AlreadyInitializedError& error) {
     return recordOfTexts(ErrorKind::AlreadyInitialized, error.what(), error.allocator, "", "");
   } catch (const InternalError& error) {

@@ -41,6 +41,13 @@ struct Import {
     legacy: bool,
 }
 
+impl Ipc {
+    /// Whether the live allocation that starts there was shared.
+    pub(super) fn is_exported(&self, start: Address) -> bool {
+        self.exports.contains_key(&start)
+    }
+}
+
 impl Engine {
     /// Shares the live allocation around an address: the bytes with which another process opens the
     /// memory, and how far into it the address lies.

@@ -16,6 +16,7 @@ mod allocate;
 mod announce;
 mod borrow;
 mod check;
+mod checkpoint;
 mod direct;
 mod dormant;
 mod extend;
@@ -47,6 +48,7 @@ mod unneeded;
 mod watch;
 
 pub(crate) use allocate::{Look, foreign};
+pub(crate) use checkpoint::SavedPool;
 pub(crate) use pins::Pinned;
 pub use pool_memory::SegmentSource;
 pub(crate) use pools::StreamFilter;

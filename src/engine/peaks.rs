@@ -122,6 +122,16 @@ impl Peaks {
         }
     }
 
+    /// Gives up what the heap, which is locked, has of leases beyond its needs: for whoever keeps
+    /// it locked while another grows, which then could not take that.
+    pub(crate) fn yield_surplus(&self, heap: &mut Heap) {
+        let mut state = self.state.lock();
+        if heap.turn.is_holder() {
+            state.take_surplus(heap);
+            state.holders.retain(|&number| number != heap.turn.number);
+        }
+    }
+
     #[cold]
     fn extend(&self, shards: &Shards, heap: &mut Heap) {
         let mut state = self.state.lock();

@@ -1,7 +1,7 @@
 //! Memory that somebody has pinned: the handles or the segment under it stay where they are until
 //! every pin of them has gone, whether the allocation lives on or not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::allocate::foreign;
 use super::{Engine, PageEntry};
@@ -30,6 +30,13 @@ pub(crate) struct Pinned {
     pub(crate) number: u64,
     pub(crate) address: Address,
     pub(crate) bytes: Bytes,
+}
+
+impl Pins {
+    /// The allocations that were pinned, live or not, by heap and start.
+    pub(super) fn starts(&self) -> HashSet<(u32, Address)> {
+        self.spans.values().map(|span| (span.shard, span.start)).collect()
+    }
 }
 
 impl Engine {

@@ -19,7 +19,7 @@ use super::pool_memory::{Pool, SegmentSource};
 use super::shards::Shard;
 use super::{Engine, flag};
 use crate::error::{Error, Result};
-use crate::heap::{State, metric};
+use crate::heap::metric;
 use crate::units::{Address, PoolId, StreamId};
 
 /// Tells whether an allocation on a stream goes to a pool.
@@ -64,6 +64,14 @@ impl Pools {
         let heaps: Vec<u32> =
             usable.filter_map(|entry| entry.heaps.get(&stream).copied()).collect();
         heaps.into_iter()
+    }
+
+    /// A pool that has uses, and the numbers of its heaps in order.
+    pub(super) fn in_use(&self, pool: PoolId) -> Option<(&Arc<Pool>, Vec<u32>)> {
+        let entry = self.used.get(&pool)?;
+        let mut heaps: Vec<u32> = entry.heaps.values().copied().collect();
+        heaps.sort_unstable();
+        Some((&entry.pool, heaps))
     }
 
     fn is_open(&self, pool: PoolId) -> bool {
@@ -202,7 +210,7 @@ impl Engine {
         let mut count = 0;
         for shard in entry.heaps.values().filter_map(|&number| self.shards.get(number)) {
             let heap = shard.heap.lock();
-            for block in heap.blocks().filter(|block| block.state == State::Live) {
+            for block in heap.blocks().filter(|block| block.state.is_live()) {
                 if !expected.contains(&block.start) {
                     return Ok(false);
                 }
@@ -326,7 +334,7 @@ impl Engine {
     }
 }
 
-fn unknown(pool: PoolId) -> Error {
+pub(super) fn unknown(pool: PoolId) -> Error {
     invalid(pool, "a pool that is in use; could not find a pool of this id")
 }
 

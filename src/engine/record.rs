@@ -137,6 +137,18 @@ impl Engine {
         }
     }
 
+    /// Records that a block is live whose heap is locked.
+    pub(super) fn record_live(&self, shard: u32, block: BlockView, context: Option<Context>) {
+        if self.is_recorded() {
+            self.history.allocated(self.subject(shard, block.start, block.requested), context);
+        }
+    }
+
+    /// The context of an allocation, gathered before any lock is taken.
+    pub(super) fn gather_for_allocation(&self) -> Option<Context> {
+        if self.is_recorded() { self.history.gather(RecordContext::State) } else { None }
+    }
+
     /// Records that nobody uses a block any more whose free was deferred; its heap is locked.
     pub(super) fn record_completed(&self, heap: &Heap, ticket: Ticket) {
         if self.is_recorded() {

@@ -13,6 +13,7 @@
 )]
 
 use super::caching::{CachingCore, open_caching};
+use super::checkpoints::{SavedCheckpoint, no_checkpoint};
 use super::error::take_last_error;
 use super::history::{pop_compile_context, push_compile_context, set_user_metadata, user_metadata};
 use super::pluggable::{PluggableCore, SourceFns, new_pluggable_core};
@@ -119,6 +120,22 @@ pub(crate) mod ffi {
             out: &mut bool,
         ) -> u32;
         fn mark_capture(self: &CachingCore, device: i32, begin: bool) -> u32;
+
+        type SavedCheckpoint;
+        fn no_checkpoint() -> Box<SavedCheckpoint>;
+        fn checkpoint_pool(
+            self: &CachingCore,
+            device: i32,
+            pool: PoolKey,
+            out: &mut SavedCheckpoint,
+        ) -> u32;
+        fn restore_pool(
+            self: &CachingCore,
+            device: i32,
+            checkpoint: &SavedCheckpoint,
+            freed: &mut Vec<u64>,
+            allocated: &mut Vec<u64>,
+        ) -> u32;
 
         // What stays in place, what is mapped, and what others share.
         fn pin(
@@ -321,6 +338,26 @@ pub(crate) mod ffi {
         ) -> u32;
         fn empty_pool(on: &CUDAAllocator, pool: PoolKey) -> u32;
         fn mark_capture(on: &CUDAAllocator, device: i32, begin: bool) -> u32;
+
+        #[namespace = "plugalloc"]
+        type AllocatorState;
+        #[namespace = "plugalloc"]
+        type CheckpointDelta;
+        fn get_checkpoint(
+            on: &CUDAAllocator,
+            device: i32,
+            pool: PoolKey,
+            out: &mut SharedPtr<AllocatorState>,
+        ) -> u32;
+        fn set_checkpoint(
+            on: &CUDAAllocator,
+            device: i32,
+            state: SharedPtr<AllocatorState>,
+            out: &mut UniquePtr<CheckpointDelta>,
+        ) -> u32;
+        fn delta_freed(delta: &CheckpointDelta) -> Vec<u64>;
+        /// The last of what was allocated that was not taken yet; null where there is none.
+        fn delta_take(delta: Pin<&mut CheckpointDelta>) -> UniquePtr<DataPtr>;
     }
 }
 

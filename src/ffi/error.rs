@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use super::bridge::ffi::AllocResult;
 use super::records::ffi::{ErrorKind, ErrorRecord, StreamUsageRecord};
 use crate::error::{
-    ConfigError, DeviceError, DeviceErrorKind, DriverCall, Error, InvalidPointer, OutOfMemory,
-    PointerFault, Result, StreamUsage,
+    CheckpointError, CheckpointFault, ConfigError, DeviceError, DeviceErrorKind, DriverCall, Error,
+    InvalidPointer, OutOfMemory, PointerFault, Result, StreamUsage,
 };
-use crate::units::{Address, DeviceId, StreamId};
+use crate::units::{Address, DeviceId, PoolId, StreamId};
 
 thread_local! {
     static LAST_ERROR: RefCell<Option<Error>> = const { RefCell::new(None) };
@@ -125,6 +125,7 @@ impl ErrorRecord {
             block_start: 0,
             block_bytes: 0,
             position: 0,
+            pool: PoolId::DEFAULT.into(),
         }
     }
 }
@@ -158,6 +159,7 @@ impl From<Error> for ErrorRecord {
                 record.subject = argument.to_owned();
                 (record.detail, record.other) = (value, expected);
             }
+            Error::Checkpoint(error) => fill_checkpoint(&mut record, error),
             Error::AlreadyInitialized(allocator) => record.subject = allocator,
             Error::Internal { check, detail } => {
                 (record.subject, record.detail) = (check, detail);
@@ -177,6 +179,7 @@ fn kind_of(error: &Error) -> ErrorKind {
         Error::Device(_) => ErrorKind::Device,
         Error::Unsupported { .. } => ErrorKind::Unsupported,
         Error::InvalidArgument { .. } => ErrorKind::InvalidArgument,
+        Error::Checkpoint(_) => ErrorKind::Checkpoint,
         Error::AlreadyInitialized(_) => ErrorKind::AlreadyInitialized,
         Error::Internal { .. } => ErrorKind::Internal,
     }
@@ -213,6 +216,24 @@ fn fill_pointer(record: &mut ErrorRecord, pointer: InvalidPointer) {
         PointerFault::DoubleFree => record.fault = 2,
     }
 }
+
+fn fill_checkpoint(record: &mut ErrorRecord, error: CheckpointError) {
+    let place = CHECKPOINT_FAULTS.iter().position(|fault| *fault == error.fault);
+    record.fault = place.unwrap_or(0) as u32;
+    (record.device, record.pool) = (error.device.0, error.pool.into());
+    (record.block_start, record.block_bytes) = (error.address, error.bytes);
+}
+
+/// In the order in which C++ declares them.
+const CHECKPOINT_FAULTS: [CheckpointFault; 7] = [
+    CheckpointFault::OtherAllocator,
+    CheckpointFault::OtherDevice,
+    CheckpointFault::PoolEnded,
+    CheckpointFault::MemoryGone,
+    CheckpointFault::InUseByStreams,
+    CheckpointFault::Pinned,
+    CheckpointFault::Exported,
+];
 
 /// In the order in which C++ declares them.
 const DEVICE_KINDS: [DeviceErrorKind; 7] = [
@@ -266,6 +287,7 @@ impl From<ErrorRecord> for Error {
                 value: record.detail,
                 expected: record.other,
             },
+            ErrorKind::Checkpoint => Error::Checkpoint(checkpoint(&record)),
             ErrorKind::AlreadyInitialized => Error::AlreadyInitialized(record.subject),
             ErrorKind::Internal => Error::Internal { check: record.subject, detail: record.detail },
             _ => Error::Internal { check: "C++ exception".to_owned(), detail: record.message },
@@ -302,6 +324,17 @@ fn pointer(record: &ErrorRecord) -> InvalidPointer {
         _ => PointerFault::Foreign,
     };
     InvalidPointer { address: record.address, fault }
+}
+
+fn checkpoint(record: &ErrorRecord) -> CheckpointError {
+    let fault = CHECKPOINT_FAULTS.get(record.fault as usize).copied();
+    CheckpointError {
+        device: DeviceId(record.device),
+        pool: record.pool.into(),
+        fault: fault.unwrap_or(CheckpointFault::OtherAllocator),
+        address: record.block_start,
+        bytes: record.block_bytes,
+    }
 }
 
 fn device_error(record: ErrorRecord) -> DeviceError {

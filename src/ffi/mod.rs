@@ -7,6 +7,7 @@
 
 pub(crate) mod bridge;
 pub(crate) mod caching;
+pub(crate) mod checkpoints;
 pub(crate) mod error;
 pub(crate) mod history;
 pub(crate) mod places;

@@ -22,6 +22,7 @@ pub(crate) mod ffi {
         Device,
         Unsupported,
         InvalidArgument,
+        Checkpoint,
         AlreadyInitialized,
         Internal,
         /// A C++ exception that is none of ours.
@@ -56,12 +57,13 @@ pub(crate) mod ffi {
         fragmentation: f64,
         streams: Vec<StreamUsageRecord>,
         address: u64,
-        /// `PointerFault` or `DeviceErrorKind`, in declaration order.
+        /// `PointerFault`, `DeviceErrorKind` or `CheckpointFault`, in declaration order.
         fault: u32,
         block_start: u64,
         block_bytes: u64,
         /// Position in a text, or the number of devices.
         position: u64,
+        pool: PoolKey,
     }
 
     #[derive(Clone, Copy, Default)]

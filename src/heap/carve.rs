@@ -228,7 +228,7 @@ impl Heap {
 
     /// Takes the front of a free block, uncounted.
     #[inline(always)]
-    fn take_front(
+    pub(super) fn take_front(
         &mut self,
         id: BlockId,
         requested: Bytes,
@@ -252,13 +252,19 @@ impl Heap {
 
     /// Takes `bytes` at `start`, which lies behind the front of a free block.
     fn carve_at(&mut self, id: BlockId, start: Address, requested: Bytes, bytes: Bytes) -> Address {
+        let rest = self.cut_front(id, start);
+        self.carve(rest, requested, bytes)
+    }
+
+    /// Cuts a free block before `start`, which lies behind its front; gives the second part.
+    pub(super) fn cut_front(&mut self, id: BlockId, start: Address) -> BlockId {
         let kind = self.blocks[id].arena;
         let front = start - self.blocks[id].start;
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let rest = self.split(id, front);
         self.index(id);
         self.index(rest);
-        self.carve(rest, requested, bytes)
+        rest
     }
 
     /// Takes `bytes` at `start`, inside one free block.

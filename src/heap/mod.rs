@@ -36,6 +36,7 @@ mod lookup;
 mod plan;
 mod quick;
 mod ranges;
+mod restore;
 mod runs;
 mod size;
 mod slots;
@@ -49,6 +50,7 @@ pub(crate) use layout::{Backed, ViewId};
 pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, Plan, PlanRules};
+pub(crate) use restore::{Fate, Obstacle};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 

@@ -2,6 +2,7 @@
 
 mod marks;
 mod order;
+mod users;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

@@ -102,6 +102,23 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// no event of the device is asked and nothing is given back.
   void markCaptureBegin(DeviceIndex device) override;
   void markCaptureEnd(DeviceIndex device) override;
+  /// Holds addresses and sizes alone, and keeps nothing alive. What was freed and waits for other
+  /// streams is not live.
+  [[nodiscard]] std::shared_ptr<AllocatorState> getCheckpointState(DeviceIndex device,
+                                                                   MempoolId_t id) override;
+  /// What is live before and afterwards at the same address with the same served size keeps its
+  /// contents and the streams, pins and exports that it has; the rest of what is live ends as by
+  /// `raw_delete`. Of what is allocated again the contents are whatever is in the memory; streams
+  /// of its device that were recorded for it by the time of the checkpoint are recorded again.
+  ///
+  /// Nothing is waited for and nothing ordered: the caller guarantees that no queued work, and no
+  /// graph launched later, needs what is freed. Every claim to an allocation of the pool ends: take
+  /// it out of `DataPtr`s that hold it first (`compare_exchange_deleter`, `release_context`). Other
+  /// pools stay as they are. Other threads' calls come before or after it as a whole.
+  /// @throws CheckpointError, whose `fault` tells why the pool cannot be brought back, and
+  /// InvalidArgumentError for null and for a state of another class; then nothing has changed.
+  CheckpointDelta setCheckpointPoolState(DeviceIndex device,
+                                         std::shared_ptr<AllocatorState> state) override;
   /// @}
 
   /// @name Streams that end

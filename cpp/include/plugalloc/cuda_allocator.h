@@ -109,10 +109,11 @@ class PLUGALLOC_API CUDAAllocator : public DeviceAllocator {
   virtual void markCaptureBegin(DeviceIndex device);
   /// Tells that a graph capture has ended. Does nothing by default.
   virtual void markCaptureEnd(DeviceIndex device);
-  /// The state of a pool, to go back to.
+  /// What is live in a private pool that is in use, to go back to.
   [[nodiscard]] virtual std::shared_ptr<AllocatorState> getCheckpointState(DeviceIndex device,
                                                                            MempoolId_t id);
-  /// Brings a pool back to a state: what was live then is live again, at the same addresses.
+  /// Brings a pool back to a state: frees all that is live in it, and makes live again what was
+  /// live then, at the same addresses. Work that is queued must not need what is freed.
   virtual CheckpointDelta setCheckpointPoolState(DeviceIndex device,
                                                  std::shared_ptr<AllocatorState> state);
   /// @}

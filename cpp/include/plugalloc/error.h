@@ -159,6 +159,32 @@ class PLUGALLOC_API InvalidDeviceError : public InvalidArgumentError {
   std::size_t count;  ///< How many devices there are.
 };
 
+/// What is wrong with a checkpoint, or stands in its way.
+enum class CheckpointFault {
+  OtherAllocator,  ///< It was taken of a pool of another allocator.
+  OtherDevice,     ///< It was taken on another device.
+  PoolEnded,       ///< Its pool was released. One that was made later under its id is another one.
+  MemoryGone,      ///< An allocation of the checkpoint has lost its memory.
+  InUseByStreams,  ///< In the way of one is a block that other streams were recorded for.
+  Pinned,          ///< An allocation that would end is pinned.
+  Exported,        ///< An allocation that would end is shared with other processes.
+};
+
+/// A pool that cannot be brought back to a checkpoint. Nothing has changed.
+class PLUGALLOC_API CheckpointError : public Error {
+ public:
+  /// An error about a checkpoint of `pool` on `device`; the last two are 0 unless `fault` is about
+  /// an allocation.
+  CheckpointError(const std::string& message, CheckpointFault fault, int device, MempoolId_t pool,
+                  std::uint64_t address = 0, std::size_t bytes = 0);
+  ~CheckpointError() override;
+  CheckpointFault fault;  ///< What is wrong.
+  int device;             ///< The device that the checkpoint was taken on.
+  MempoolId_t pool;       ///< Its pool.
+  std::uint64_t address;  ///< The allocation in question.
+  std::size_t bytes;      ///< How long it is, as served.
+};
+
 /// The current allocator cannot be exchanged any more.
 class PLUGALLOC_API AlreadyInitializedError : public Error {
  public:

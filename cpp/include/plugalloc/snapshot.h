@@ -138,8 +138,8 @@ struct PLUGALLOC_API AllocatorState {
 
 /// What going back to a checkpoint changed.
 struct CheckpointDelta {
-  std::vector<void*> ptrs_freed;         ///< No longer allocated.
-  std::vector<DataPtr> dataptrs_allocd;  ///< Allocated again; the caller owns them.
+  std::vector<void*> ptrs_freed;         ///< Was live before; not to be freed by who had it.
+  std::vector<DataPtr> dataptrs_allocd;  ///< Is live now; the caller owns it. May be in both.
 };
 
 /// Memory as another process can open it.

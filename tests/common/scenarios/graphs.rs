@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use plugalloc::Checkpoint;
 use plugalloc::device::CaptureId;
 use plugalloc::error::DeviceErrorKind;
 use plugalloc::units::{Address, Bytes, KIB, MIB, PoolId, StreamId};
@@ -377,6 +378,65 @@ pub(crate) fn a_graph_that_still_runs_keeps_the_memory_of_its_released_pool(site
     site.finish();
 }
 
+pub(crate) fn graphs_take_turns_in_a_pool_that_goes_back_to_checkpoints(site: &Site) {
+    let (stream, other) = (site.stream(), site.stream());
+    let save = || site.allocator.checkpoint_pool(site.id, POOL).unwrap();
+    let go_back = |checkpoint: &Checkpoint, what: &str| {
+        let restored = site.allocator.restore_pool(site.id, checkpoint);
+        let delta = restored.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let live: HashSet<Address> = delta.allocated.iter().map(|block| block.address).collect();
+        assert!(site.allocator.pool_holds_exactly(site.id, POOL, &live).unwrap(), "{what}");
+        live
+    };
+    // A graph, and two that may follow it, each in what the other one has of the pool.
+    let first = capture(site, POOL, stream);
+    let after_first = save();
+    let second = capture(site, POOL, stream);
+    let after_second = save();
+    let live = go_back(&after_first, "after the first");
+    let mut results: HashSet<Address> = first.results.iter().map(|result| result.0).collect();
+    results.insert(first.echo);
+    assert_eq!(live, results);
+    let reserved = site.reserved();
+    let third = capture(site, POOL, stream);
+    let after_third = save();
+    assert_eq!(site.reserved(), reserved, "the third graph has the memory of the second");
+    assert_eq!(third.results, second.results);
+    site.limit(reserved + 24 * MIB);
+    let mut taken = Vec::new();
+    while let Ok(at) = site.allocator.allocate(site.id, 4 * MIB, other) {
+        site.paint(at, 4 * MIB, 0xee, other);
+        taken.push(at);
+    }
+    for round in 0..20 {
+        let (next, saved) =
+            if round % 2 == 0 { (&second, &after_second) } else { (&third, &after_third) };
+        go_back(&after_first, "before a graph");
+        first.replay(site, stream, round);
+        let live = go_back(saved, "after a graph");
+        assert!(next.results.iter().all(|result| live.contains(&result.0)));
+        next.replay(site, other, round + 100);
+        for (step, &(at, value)) in first.results.iter().enumerate() {
+            let what = format!("result {step} of the first graph in round {round}");
+            site.assert_painted((at, RESULT), value, stream, &what);
+        }
+        site.allocator.empty_cache().unwrap();
+    }
+    for &at in &taken {
+        site.assert_painted((at, 4 * MIB), 0xee, other, "a block beside the pool");
+    }
+    taken.into_iter().for_each(|at| site.free(at));
+    // Its results have ended with the last step back.
+    go_back(&after_second, "at the end");
+    site.device().graph_destroy(third.graph).unwrap();
+    site.free(third.input);
+    site.allocator.release_pool(site.id, POOL).unwrap();
+    [first, second].into_iter().for_each(|captured| captured.forget(site));
+    assert!(site.allocator.restore_pool(site.id, &after_first).is_err(), "the pool has ended");
+    [stream, other].into_iter().for_each(|stream| site.end_stream(stream));
+    site.finish();
+}
+
 /// Hands the names of all scenarios about graphs to a macro.
 macro_rules! graph_scenarios {
     ($apply:ident) => {
@@ -389,6 +449,7 @@ macro_rules! graph_scenarios {
             a_request_that_does_not_fit_breaks_no_capture,
             memory_of_a_pool_comes_back_when_its_graph_has_gone_and_it_is_released,
             a_graph_that_still_runs_keeps_the_memory_of_its_released_pool,
+            graphs_take_turns_in_a_pool_that_goes_back_to_checkpoints,
         }
     };
 }
