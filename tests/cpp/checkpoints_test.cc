@@ -72,7 +72,8 @@ TEST_CASE("APoolGoesBackAndItsOwnersAreNew") {
     const bool known = data.get() == stays.get() || data.get() == dies;
     CHECK(known);
     CHECK(data.get() == data.get_context());
-    CHECK(data.get_deleter() == allocator->raw_deleter());
+    const bool owns = data.get_deleter() == allocator->raw_deleter();
+    CHECK(owns);
     CHECK(data.device() == Device{DeviceType::CUDA, 0});
   }
   CHECK(allocator->checkPoolLiveAllocations(0, kPool, {stays.mutable_get(), dies}));
