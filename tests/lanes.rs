@@ -32,7 +32,7 @@ fn churn(allocator: &Allocator, thread: u64, stream: StreamId) -> Address {
 }
 
 /// How often threads churn at most until a stream has lanes.
-const CHURNS: usize = 2000;
+const CHURNS: usize = 200;
 
 /// Of each size, how many blocks a thread has live at once: small ones, and large ones of which
 /// some are kept aside when freed. 26 MiB in all.
