@@ -1,7 +1,9 @@
 //! An allocator over user functions.
 
 mod counters;
+mod history;
 mod metadata;
+mod recorder;
 
 pub use metadata::Entry;
 pub(crate) use metadata::Metadata;
@@ -48,9 +50,9 @@ impl std::fmt::Debug for Hooks {
 /// An allocator whose memory comes from user functions: every request reaches `alloc_fn`, and every
 /// free `free_fn` with exactly the bytes, device and stream of its allocation.
 ///
-/// It keeps what is needed to answer for its allocations: their sizes, statistics, and which
-/// pointers are live. The functions are called outside every lock and may call the allocator. A
-/// function that panics leaves the allocator consistent.
+/// It keeps what is needed to answer for its allocations: their sizes, statistics, which pointers
+/// are live, and a history if one is wanted. The functions are called outside every lock and may
+/// call the allocator. A function that panics leaves the allocator consistent.
 ///
 /// ```
 /// use plugalloc::{DeviceId, PluggableAllocator, StreamId};
@@ -111,7 +113,7 @@ impl PluggableAllocator {
         let address = (self.alloc_fn)(bytes, device, stream)?;
         match (address, bytes) {
             (0, 0) => Ok(0),
-            (0, _) => Err(self.metadata.out_of_memory(bytes, device)),
+            (0, _) => Err(self.metadata.out_of_memory(bytes, device, stream)),
             _ => {
                 self.metadata.record(address, Entry { bytes, device, stream })?;
                 Ok(address)

@@ -13,7 +13,8 @@
 PLUGALLOC_BEGIN_NAMESPACE
 
 struct __attribute__((visibility("hidden"))) CachingAllocator::State {
-  explicit State(rust::Box<bridge::CachingCore> engine) : core(std::move(engine)) {}
+  explicit State(rust::Box<bridge::CachingCore> engine)
+      : core(std::move(engine)), history(core->history()) {}
 
   /// The address that stands for an error.
   static constexpr std::uint64_t kFailed = 1;
@@ -39,6 +40,7 @@ struct __attribute__((visibility("hidden"))) CachingAllocator::State {
   }
 
   rust::Box<bridge::CachingCore> core;
+  rust::Box<bridge::HistoryCore> history;
 };
 
 PLUGALLOC_END_NAMESPACE

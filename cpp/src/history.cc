@@ -1,11 +1,10 @@
-// The caching allocator's history and snapshots, and whoever is told of events.
+// Histories and snapshots of either kind of allocator, and whoever is told of events.
 #include "history.h"
 
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "caching_state.h"
 #include "errors.h"
 #include "handles.h"
 #include "plugalloc/src/ffi/bridge.rs.h"
@@ -117,112 +116,98 @@ void tell_out_of_memory(const CppOutOfMemoryObserver& to, const OutOfMemoryRecor
   }
 }
 
-}  // namespace bridge
-}  // namespace plugalloc
-
-PLUGALLOC_BEGIN_NAMESPACE
-
-using bridge::check;
-
-SnapshotInfo CachingAllocator::snapshot(MempoolId_t mempool_id, bool include_traces) {
-  bridge::SnapshotRecord record{};
-  check(state_->core->snapshot({mempool_id.first, mempool_id.second}, include_traces, record));
+SnapshotInfo takeSnapshot(const HistoryCore& history, MempoolId_t pool, bool traces) {
+  SnapshotRecord record{};
+  check(history.snapshot({pool.first, pool.second}, traces, record));
   SnapshotInfo info;
   info.segments.reserve(record.segments.size());
-  for (const bridge::SegmentRecord& segment : record.segments) {
-    info.segments.push_back(bridge::toSegment(segment));
+  for (const SegmentRecord& segment : record.segments) {
+    info.segments.push_back(toSegment(segment));
   }
   info.device_traces.resize(record.devices);
-  for (const bridge::TraceRecord& event : record.traces) {
-    info.device_traces.at(static_cast<std::size_t>(event.device)).push_back(bridge::toEntry(event));
+  for (const TraceRecord& event : record.traces) {
+    info.device_traces.at(static_cast<std::size_t>(event.device)).push_back(toEntry(event));
   }
-  for (const bridge::AnnotationRecord& mark : record.annotations) {
-    info.external_annotations.push_back(bridge::toAnnotation(mark));
+  for (const AnnotationRecord& mark : record.annotations) {
+    info.external_annotations.push_back(toAnnotation(mark));
   }
-  info.config_metadata = bridge::configOf(record);
+  info.config_metadata = configOf(record);
   return info;
 }
 
-std::string CachingAllocator::dumpSnapshot(SnapshotFormat format) {
+std::string dump(const HistoryCore& history, SnapshotFormat format) {
   rust::Vec<std::uint8_t> bytes;
-  check(state_->core->dump_snapshot(format == SnapshotFormat::Json, bytes));
+  check(history.dump_snapshot(format == SnapshotFormat::Json, bytes));
   return {bytes.begin(), bytes.end()};
 }
 
-std::shared_ptr<GatheredContext> CachingAllocator::getContextForPointer(const void* ptr) {
-  return state_->core->context_of(bridge::toNumber(ptr));
-}
-
-bool CachingAllocator::isHistoryEnabled() { return state_->core->is_history_enabled(); }
-
-void CachingAllocator::recordHistory(bool enabled, CreateContextFn context_recorder,
-                                     std::size_t max_entries, RecordContext when, bool clearHistory,
-                                     const std::vector<std::string>& skip_actions) {
+void record(const HistoryCore& history, bool enabled, CreateContextFn context_recorder,
+            std::size_t max_entries, RecordContext when, bool clear,
+            const std::vector<std::string>& skip_actions) {
   if (!enabled) {
-    check(state_->core->stop_history());
+    check(history.stop_history());
     return;
   }
-  std::unique_ptr<bridge::CppContextSource> source;
+  std::unique_ptr<CppContextSource> source;
   if (context_recorder != nullptr) {
-    source = std::make_unique<bridge::CppContextSource>();
+    source = std::make_unique<CppContextSource>();
     source->gather = context_recorder;
   }
   rust::Vec<rust::String> skip;
   for (const std::string& action : skip_actions) {
     skip.push_back(rust::String::lossy(action));
   }
-  check(state_->core->record_history(max_entries, static_cast<std::uint8_t>(when),
-                                     std::move(source), clearHistory, std::move(skip)));
+  check(history.record_history(max_entries, static_cast<std::uint8_t>(when), std::move(source),
+                               clear, std::move(skip)));
 }
 
-void CachingAllocator::recordAnnotation(
-    const std::vector<std::pair<std::string, std::string>>& metadata) {
-  rust::Vec<bridge::TextPair> pairs;
+void annotate(const HistoryCore& history, const Annotations& metadata) {
+  rust::Vec<TextPair> pairs;
   for (const auto& [key, value] : metadata) {
     pairs.push_back({rust::String::lossy(key), rust::String::lossy(value)});
   }
-  check(state_->core->annotate(bridge::currentDeviceInline(), std::move(pairs)));
+  check(history.annotate(currentDeviceInline(), std::move(pairs)));
 }
 
-void CachingAllocator::pushCompileContext(std::string& metadata) {
-  bridge::push_compile_context(std::string(rust::String::lossy(metadata)));
+void pushCompileContext(const std::string& name) {
+  push_compile_context(std::string(rust::String::lossy(name)));
 }
 
-void CachingAllocator::popCompileContext() { bridge::pop_compile_context(); }
-
-bool CachingAllocator::supportsUserMetadata() const { return true; }
-
-void CachingAllocator::setUserMetadata(const std::string& metadata) {
-  bridge::set_user_metadata(std::string(rust::String::lossy(metadata)));
+void setUserMetadata(const std::string& text) {
+  set_user_metadata(std::string(rust::String::lossy(text)));
 }
 
-std::string CachingAllocator::getUserMetadata() { return std::string(bridge::user_metadata()); }
+namespace {
 
-void CachingAllocator::attachOutOfMemoryObserver(OutOfMemoryObserver observer) {
-  if (!observer) {
-    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
+template <class Function>
+void checkGiven(const Function& function, const char* argument) {
+  if (!function) {
+    throwInvalidArgument(argument, "an empty function", "a function to call");
   }
-  auto shared = std::make_unique<bridge::CppOutOfMemoryObserver>();
+}
+
+}  // namespace
+
+void observe(const HistoryCore& history, OutOfMemoryObserver observer) {
+  checkGiven(observer, "observer");
+  auto shared = std::make_unique<CppOutOfMemoryObserver>();
   shared->observer = std::move(observer);
-  check(state_->core->observe_out_of_memory(std::move(shared)));
+  check(history.observe_failures(std::move(shared)));
 }
 
-void CachingAllocator::attachOomRejectionObserver(OomRejectionObserver observer) {
-  if (!observer) {
-    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
-  }
-  auto shared = std::make_unique<bridge::CppOutOfMemoryObserver>();
+void observeRejections(const HistoryCore& history, OomRejectionObserver observer) {
+  checkGiven(observer, "observer");
+  auto shared = std::make_unique<CppOutOfMemoryObserver>();
   shared->rejection = std::move(observer);
-  check(state_->core->observe_out_of_memory(std::move(shared)));
+  check(history.observe_failures(std::move(shared)));
 }
 
-void CachingAllocator::attachAllocatorTraceTracker(AllocatorTraceTracker tracker) {
-  if (!tracker) {
-    bridge::throwInvalidArgument("tracker", "an empty function", "a function to call");
-  }
-  auto shared = std::make_unique<bridge::CppTracker>();
+void track(const HistoryCore& history, AllocatorTraceTracker tracker) {
+  checkGiven(tracker, "tracker");
+  auto shared = std::make_unique<CppTracker>();
   shared->tracker = std::move(tracker);
-  check(state_->core->track(std::move(shared)));
+  check(history.track(std::move(shared)));
 }
 
-PLUGALLOC_END_NAMESPACE
+}  // namespace bridge
+}  // namespace plugalloc

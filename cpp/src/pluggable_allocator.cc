@@ -87,7 +87,7 @@ void* PluggableAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_
   if (block != nullptr) {
     check(state_->core->record(toNumber(block), nbytes, device, toNumber(stream)));
   } else if (nbytes != 0) {
-    check(state_->core->out_of_memory(nbytes, device));
+    check(state_->core->out_of_memory(nbytes, device, toNumber(stream)));
   }
   return block;
 }

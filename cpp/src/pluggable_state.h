@@ -29,7 +29,7 @@ struct __attribute__((visibility("hidden"))) PluggableAllocator::State {
   };
 
   explicit State(Functions functions)
-      : call(std::move(functions)), core(bridge::new_pluggable_core()) {}
+      : call(std::move(functions)), core(bridge::new_pluggable_core()), history(core->history()) {}
 
   bool owns(void* pointer) const noexcept { return core->owns(bridge::toNumber(pointer)); }
   bool isIdle() const noexcept { return core->is_idle(); }
@@ -43,6 +43,7 @@ struct __attribute__((visibility("hidden"))) PluggableAllocator::State {
 
   Functions call;
   rust::Box<bridge::PluggableCore> core;
+  rust::Box<bridge::HistoryCore> history;
   std::atomic<bool> initialized{false};
 };
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::allocator::Allocator;
 use crate::engine::OutOfMemoryEvent;
-use crate::error::{Error, Result};
-use crate::observe::{Context, HistoryOptions, RecordContext, Snapshot, TraceEntry};
+use crate::error::Result;
+use crate::observe::{Context, HistoryOptions, Snapshot, TraceEntry};
 use crate::units::{Address, DeviceId, PoolId};
 
 /// # History and snapshots
@@ -33,16 +33,10 @@ impl Allocator {
     /// Begins to record what happens on all devices, or goes on with other options.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where contexts are to be gathered and nothing is named that
-    /// gathers them.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) where contexts are to be gathered
+    /// and nothing is named that gathers them.
     pub fn record_history(&self, options: &HistoryOptions) -> Result<()> {
-        if options.when != RecordContext::Never && options.source.is_none() {
-            return Err(Error::InvalidArgument {
-                argument: "source of contexts",
-                value: "none".to_owned(),
-                expected: "what gathers contexts, unless they are never gathered".to_owned(),
-            });
-        }
+        options.check()?;
         self.engines.iter().for_each(|engine| engine.start_history(options));
         Ok(())
     }
@@ -60,7 +54,7 @@ impl Allocator {
     /// Sets a mark in the history of a device. Nothing happens where none is recorded.
     ///
     /// # Errors
-    /// [`Error::InvalidDevice`].
+    /// [`Error::InvalidDevice`](crate::Error::InvalidDevice).
     pub fn record_annotation(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()> {
         self.engine(device)?.annotate(metadata);
         Ok(())

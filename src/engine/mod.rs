@@ -53,6 +53,7 @@ pub(crate) use pins::Pinned;
 pub use pool_memory::SegmentSource;
 pub(crate) use pools::StreamFilter;
 pub use record::OutOfMemoryEvent;
+pub(crate) use record::OutOfMemoryObserver;
 pub(crate) use watch::MappingObserver;
 pub use watch::{MappingChange, MappingEvent};
 

@@ -15,7 +15,9 @@
 use super::caching::{CachingCore, open_caching};
 use super::checkpoints::{SavedCheckpoint, no_checkpoint};
 use super::error::take_last_error;
-use super::history::{pop_compile_context, push_compile_context, set_user_metadata, user_metadata};
+use super::history::{
+    HistoryCore, pop_compile_context, push_compile_context, set_user_metadata, user_metadata,
+};
 use super::pluggable::{PluggableCore, SourceFns, new_pluggable_core};
 use super::pools::RustFilter;
 
@@ -158,30 +160,29 @@ pub(crate) mod ffi {
         fn close_shared(self: &CachingCore, device: i32, address: u64) -> u32;
 
         // What happens, and what there is.
+        type HistoryCore;
+        fn history(self: &CachingCore) -> Box<HistoryCore>;
         fn record_history(
-            self: &CachingCore,
+            self: &HistoryCore,
             max_entries: usize,
             when: u8,
             source: UniquePtr<CppContextSource>,
             clear: bool,
             skip: Vec<String>,
         ) -> u32;
-        fn stop_history(self: &CachingCore) -> u32;
-        fn is_history_enabled(self: &CachingCore) -> bool;
-        fn annotate(self: &CachingCore, device: i32, metadata: Vec<TextPair>) -> u32;
+        fn stop_history(self: &HistoryCore) -> u32;
+        fn is_history_enabled(self: &HistoryCore) -> bool;
+        fn annotate(self: &HistoryCore, device: i32, metadata: Vec<TextPair>) -> u32;
         fn snapshot(
-            self: &CachingCore,
+            self: &HistoryCore,
             pool: PoolKey,
             traces: bool,
             out: &mut SnapshotRecord,
         ) -> u32;
-        fn dump_snapshot(self: &CachingCore, json: bool, out: &mut Vec<u8>) -> u32;
-        fn context_of(self: &CachingCore, address: u64) -> SharedPtr<GatheredContext>;
-        fn track(self: &CachingCore, tracker: UniquePtr<CppTracker>) -> u32;
-        fn observe_out_of_memory(
-            self: &CachingCore,
-            observer: UniquePtr<CppOutOfMemoryObserver>,
-        ) -> u32;
+        fn dump_snapshot(self: &HistoryCore, json: bool, out: &mut Vec<u8>) -> u32;
+        fn context_of(self: &HistoryCore, address: u64) -> SharedPtr<GatheredContext>;
+        fn track(self: &HistoryCore, tracker: UniquePtr<CppTracker>) -> u32;
+        fn observe_failures(self: &HistoryCore, to: UniquePtr<CppOutOfMemoryObserver>) -> u32;
         fn push_compile_context(name: &str);
         fn pop_compile_context();
         fn set_user_metadata(text: &str);
@@ -197,7 +198,8 @@ pub(crate) mod ffi {
         fn find(self: &PluggableCore, address: u64, out: &mut EntryRecord) -> u32;
         fn owns(self: &PluggableCore, address: u64) -> bool;
         fn is_idle(self: &PluggableCore) -> bool;
-        fn out_of_memory(self: &PluggableCore, bytes: u64, device: i32) -> u32;
+        fn out_of_memory(self: &PluggableCore, bytes: u64, device: i32, stream: u64) -> u32;
+        fn history(self: &PluggableCore) -> Box<HistoryCore>;
         fn check_device(self: &PluggableCore, device: i32) -> u32;
         fn set_fraction(self: &PluggableCore, device: i32, fraction: f64) -> u32;
         fn fraction(self: &PluggableCore, device: i32, out: &mut f64) -> u32;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bridge::ffi::StatsRecord;
 use super::error::{guarded, guarded_hot, guarded_or, keep};
+use super::history::HistoryCore;
 use crate::allocator::Allocator;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -37,6 +38,10 @@ pub(crate) fn open_caching(
 const FAILED_ADDRESS: u64 = 1;
 
 impl CachingCore {
+    pub(crate) fn history(&self) -> Box<HistoryCore> {
+        Box::new(HistoryCore::of_caching(Arc::clone(&self.0)))
+    }
+
     pub(crate) fn new(allocator: Arc<Allocator>) -> CachingCore {
         CachingCore(allocator, AtomicBool::new(false))
     }

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use cxx::{SharedPtr, UniquePtr};
 
 use super::bridge::ffi;
-use super::caching::CachingCore;
 use super::error::{guarded, guarded_or};
 use super::records::ffi as records;
+use crate::allocator::Allocator;
 use crate::config::Config;
-use crate::engine::OutOfMemoryEvent;
+use crate::engine::{OutOfMemoryEvent, OutOfMemoryObserver};
 use crate::error::{Error, Result};
+use crate::observe::history::Tracker;
 use crate::observe::{
     Action, Annotation, BlockState, Context, ContextSource, HistoryOptions, RecordContext,
-    SnapshotBlock, SnapshotSegment, TraceEntry, labels,
+    Snapshot, SnapshotBlock, SnapshotSegment, TraceEntry, labels,
 };
-use crate::units::DeviceId;
+use crate::pluggable::Metadata;
+use crate::units::{Address, DeviceId, PoolId};
 
 /// A context of a C++ program.
 struct CppContext(SharedPtr<records::GatheredContext>);
@@ -118,7 +120,106 @@ fn set_config(out: &mut records::SnapshotRecord, config: &Config) {
     out.roundup_power2_divisions = config.roundup_power2_divisions.to_vec();
 }
 
-impl CachingCore {
+/// An allocator whose events can be recorded.
+trait Recorded: Send + Sync {
+    fn record_history(&self, options: &HistoryOptions) -> Result<()>;
+    fn stop_history(&self);
+    fn is_history_enabled(&self) -> bool;
+    fn annotate(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()>;
+    /// Of all pools, or of one.
+    fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Result<Snapshot>;
+    fn context_of(&self, address: Address) -> Option<Context>;
+    fn track(&self, tracker: Tracker);
+    fn observe_out_of_memory(&self, observer: OutOfMemoryObserver);
+}
+
+impl Recorded for Allocator {
+    fn record_history(&self, options: &HistoryOptions) -> Result<()> {
+        Allocator::record_history(self, options)
+    }
+
+    fn stop_history(&self) {
+        Allocator::stop_history(self);
+    }
+
+    fn is_history_enabled(&self) -> bool {
+        Allocator::is_history_enabled(self)
+    }
+
+    fn annotate(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()> {
+        self.record_annotation(device, metadata)
+    }
+
+    fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Result<Snapshot> {
+        Ok(Allocator::snapshot(self, pool, traces))
+    }
+
+    fn context_of(&self, address: Address) -> Option<Context> {
+        Allocator::context_of(self, address)
+    }
+
+    fn track(&self, tracker: Tracker) {
+        self.track_events(move |event| tracker(event));
+    }
+
+    fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
+        Allocator::observe_out_of_memory(self, move |event| observer(event));
+    }
+}
+
+impl Recorded for Metadata {
+    fn record_history(&self, options: &HistoryOptions) -> Result<()> {
+        Metadata::record_history(self, options)
+    }
+
+    fn stop_history(&self) {
+        Metadata::stop_history(self);
+    }
+
+    fn is_history_enabled(&self) -> bool {
+        Metadata::is_history_enabled(self)
+    }
+
+    fn annotate(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()> {
+        Metadata::annotate(self, device, metadata)
+    }
+
+    fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Result<Snapshot> {
+        match pool {
+            None => Ok(Metadata::snapshot(self, traces)),
+            Some(_) => Err(Error::Unsupported {
+                operation: "a snapshot of one pool".to_owned(),
+                by: "pluggable".to_owned(),
+                why: "only the user's functions know which pool an allocation is from".to_owned(),
+            }),
+        }
+    }
+
+    fn context_of(&self, address: Address) -> Option<Context> {
+        Metadata::context_of(self, address)
+    }
+
+    fn track(&self, tracker: Tracker) {
+        Metadata::track(self, tracker);
+    }
+
+    fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
+        Metadata::observe_out_of_memory(self, observer);
+    }
+}
+
+/// What C++ calls about the events of an allocator, of either kind.
+pub(crate) struct HistoryCore(Arc<dyn Recorded>);
+
+impl HistoryCore {
+    pub(crate) fn of_caching(allocator: Arc<Allocator>) -> HistoryCore {
+        HistoryCore(allocator)
+    }
+
+    pub(crate) fn of_functions(metadata: Arc<Metadata>) -> HistoryCore {
+        HistoryCore(metadata)
+    }
+
     pub(crate) fn record_history(
         &self,
         max_entries: usize,
@@ -154,7 +255,7 @@ impl CachingCore {
     pub(crate) fn annotate(&self, device: i32, metadata: Vec<records::TextPair>) -> u32 {
         guarded(|| {
             let pairs = metadata.into_iter().map(|pair| (pair.key, pair.value));
-            self.0.record_annotation(DeviceId(device), &pairs.collect::<Vec<_>>())
+            self.0.annotate(DeviceId(device), &pairs.collect::<Vec<_>>())
         })
     }
 
@@ -166,19 +267,19 @@ impl CachingCore {
     ) -> u32 {
         guarded(|| {
             let only = (pool.first, pool.second) != (0, 0);
-            let snapshot = self.0.snapshot(only.then(|| pool.into()), traces);
+            let snapshot = self.0.snapshot(only.then(|| pool.into()), traces)?;
             out.segments = snapshot.segments.iter().map(Into::into).collect();
             out.devices = snapshot.device_traces.len();
             out.traces = snapshot.device_traces.iter().flatten().map(Into::into).collect();
             out.annotations = snapshot.annotations.iter().map(Into::into).collect();
-            set_config(out, self.0.config());
+            set_config(out, &snapshot.config);
             Ok(())
         })
     }
 
     pub(crate) fn dump_snapshot(&self, json: bool, out: &mut Vec<u8>) -> u32 {
         guarded(|| {
-            let snapshot = self.0.snapshot(None, true);
+            let snapshot = self.0.snapshot(None, true)?;
             *out = if json { snapshot.to_json(None).into() } else { snapshot.to_pickle(None) };
             Ok(())
         })
@@ -190,15 +291,12 @@ impl CachingCore {
 
     pub(crate) fn track(&self, tracker: UniquePtr<ffi::CppTracker>) -> u32 {
         guarded(|| {
-            self.0.track_events(move |event| ffi::tell_tracker(&tracker, &event.into()));
+            self.0.track(Arc::new(move |event| ffi::tell_tracker(&tracker, &event.into())));
             Ok(())
         })
     }
 
-    pub(crate) fn observe_out_of_memory(
-        &self,
-        observer: UniquePtr<ffi::CppOutOfMemoryObserver>,
-    ) -> u32 {
+    pub(crate) fn observe_failures(&self, to: UniquePtr<ffi::CppOutOfMemoryObserver>) -> u32 {
         let tell = move |event: &OutOfMemoryEvent<'_>| {
             let report = event.report;
             let record = records::OutOfMemoryRecord {
@@ -211,10 +309,10 @@ impl CachingCore {
                 free: report.free,
                 at_limit: event.at_limit,
             };
-            ffi::tell_out_of_memory(&observer, &record);
+            ffi::tell_out_of_memory(&to, &record);
         };
         guarded(|| {
-            self.0.observe_out_of_memory(tell);
+            self.0.observe_out_of_memory(Arc::new(tell));
             Ok(())
         })
     }

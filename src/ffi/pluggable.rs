@@ -1,16 +1,19 @@
 //! What C++ calls of the allocator over user functions.
 
+use std::sync::Arc;
+
 use super::bridge::ffi::{AllocResult, EntryRecord, StatsRecord};
-use super::error::{guarded, guarded_alloc, guarded_or, keep};
+use super::error::{guarded, guarded_alloc, guarded_or};
+use super::history::HistoryCore;
 use crate::error::Result;
 use crate::pluggable::{Entry, Metadata, Source};
 use crate::units::{DeviceId, StreamId};
 
 /// The metadata as a C++ object holds it; the functions stay on the C++ side.
-pub(crate) struct PluggableCore(Metadata);
+pub(crate) struct PluggableCore(Arc<Metadata>);
 
 pub(crate) fn new_pluggable_core() -> Box<PluggableCore> {
-    Box::new(PluggableCore(Metadata::new()))
+    Box::new(PluggableCore(Arc::new(Metadata::new())))
 }
 
 impl PluggableCore {
@@ -37,8 +40,12 @@ impl PluggableCore {
         guarded_or(false, || self.0.is_idle())
     }
 
-    pub(crate) fn out_of_memory(&self, bytes: u64, device: i32) -> u32 {
-        keep(self.0.out_of_memory(bytes, DeviceId(device)))
+    pub(crate) fn out_of_memory(&self, bytes: u64, device: i32, stream: u64) -> u32 {
+        guarded(|| Err(self.0.out_of_memory(bytes, DeviceId(device), StreamId(stream))))
+    }
+
+    pub(crate) fn history(&self) -> Box<HistoryCore> {
+        Box::new(HistoryCore::of_functions(Arc::clone(&self.0)))
     }
 
     pub(crate) fn check_device(&self, device: i32) -> u32 {

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::{Error, Result};
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
 /// Where in a program something happened, as the program gathers it: a stack, a name. It is
@@ -178,6 +179,22 @@ pub struct HistoryOptions {
     pub clear: bool,
     /// Events that are not kept.
     pub skip: Vec<Action>,
+}
+
+impl HistoryOptions {
+    /// # Errors
+    /// [`Error::InvalidArgument`] where contexts are to be gathered and nothing is named that
+    /// gathers them.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.when == RecordContext::Never || self.source.is_some() {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument {
+            argument: "source of contexts",
+            value: "none".to_owned(),
+            expected: "what gathers contexts, unless they are never gathered".to_owned(),
+        })
+    }
 }
 
 impl fmt::Debug for HistoryOptions {

@@ -1,13 +1,20 @@
-//! What is known of the allocations of user functions: a map from pointers, and counters.
+//! What is known of the allocations of user functions: a map from pointers, counters, and whoever
+//! wants to know of events.
 
 use std::collections::{HashMap, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::counters::DeviceCounters;
+use super::recorder::Recorder;
+use crate::engine::OutOfMemoryObserver;
 use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, Result};
 use crate::lock::Mutex;
-use crate::observe::DeviceStatistics;
-use crate::units::{Address, Bytes, DeviceId, StreamId};
+use crate::observe::history::Tracker;
+use crate::observe::{
+    BlockState, Context, DeviceStatistics, HistoryOptions, RecordContext, Snapshot, SnapshotBlock,
+    SnapshotSegment,
+};
+use crate::units::{Address, Bytes, DeviceId, MIB, PoolId, StreamId};
 
 /// One live allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +37,41 @@ const MAX_DEVICES: usize = 128;
 /// All of it stands behind one lock, which is one atomic exchange a call: the source is one for all
 /// threads as well, and counters apart from the map would cost as much again, map or not.
 ///
-/// Nothing here calls a user function, so that none is ever called under the lock.
-pub(crate) struct Metadata(Mutex<State>);
+/// Nothing here calls a function of the source, so that none is ever called under the lock.
+pub(crate) struct Metadata {
+    state: Mutex<State>,
+    recorder: Recorder,
+}
+
+/// A live allocation, and its number among all. Short, since a program may have many.
+struct Live {
+    bytes: Bytes,
+    stream: StreamId,
+    /// The number, and in the lowest bits the device.
+    born_on: u64,
+}
+
+impl Live {
+    #[inline]
+    fn new(entry: Entry, born: u64) -> Live {
+        let born_on = born * MAX_DEVICES as u64 + entry.device.0 as u64;
+        Live { bytes: entry.bytes, stream: entry.stream, born_on }
+    }
+
+    #[inline]
+    fn entry(&self) -> Entry {
+        let device = DeviceId((self.born_on % MAX_DEVICES as u64) as i32);
+        Entry { bytes: self.bytes, device, stream: self.stream }
+    }
+
+    fn born(&self) -> u64 {
+        self.born_on / MAX_DEVICES as u64
+    }
+}
 
 struct State {
-    live: HashMap<Address, Entry, BuildHasherDefault<AddressHasher>>,
+    live: HashMap<Address, Live, BuildHasherDefault<AddressHasher>>,
+    born: u64,
     freed: Box<[Address; REMEMBERED]>,
     next_freed: usize,
     /// By device, as far as any was used.
@@ -44,71 +81,79 @@ struct State {
 impl Metadata {
     pub(crate) fn new() -> Metadata {
         let freed = Box::new([0; REMEMBERED]);
-        Metadata(Mutex::new(State {
-            live: HashMap::default(),
-            freed,
-            next_freed: 0,
-            devices: Vec::new(),
-        }))
+        let state =
+            State { live: HashMap::default(), born: 0, freed, next_freed: 0, devices: Vec::new() };
+        Metadata { state: Mutex::new(state), recorder: Recorder::default() }
     }
 
     /// Notes a new allocation. A pointer that is live already is refused, and the old entry stays.
     pub(crate) fn record(&self, address: Address, entry: Entry) -> Result<()> {
-        let device = place_of(entry.device)?;
-        let mut state = self.0.lock();
-        match state.live.entry(address) {
-            hash_map::Entry::Vacant(slot) => slot.insert(entry),
-            hash_map::Entry::Occupied(_) => {
-                drop(state);
-                return Err(live_twice(address));
-            }
-        };
-        state.counters(device).allocated(entry.bytes);
+        if self.recorder.is_active() {
+            return self.record_told(address, entry);
+        }
+        self.state.lock().insert(address, entry)
+    }
+
+    #[cold]
+    fn record_told(&self, address: Address, entry: Entry) -> Result<()> {
+        let context = self.recorder.gather(RecordContext::State);
+        let mut state = self.state.lock();
+        state.insert(address, entry)?;
+        self.recorder.allocated(address, entry, context);
         Ok(())
     }
 
     /// Forgets an allocation and says what it was. From then on the pointer may be recorded again.
     pub(crate) fn take(&self, address: Address) -> Result<Entry> {
-        let mut state = self.0.lock();
-        let Some(entry) = state.live.remove(&address) else {
-            return Err(state.refuse(address));
-        };
-        state.remember(address);
-        let device = place_of(entry.device)?;
-        state.counters(device).freed(entry.bytes);
+        if self.recorder.is_active() {
+            return self.take_told(address);
+        }
+        self.state.lock().remove(address)
+    }
+
+    #[cold]
+    fn take_told(&self, address: Address) -> Result<Entry> {
+        let context = self.recorder.gather(RecordContext::All);
+        let mut state = self.state.lock();
+        let entry = state.remove(address)?;
+        self.recorder.freed(address, entry, context);
         Ok(entry)
     }
 
     /// What is known of a live allocation.
     pub(crate) fn find(&self, address: Address) -> Result<Entry> {
-        let state = self.0.lock();
-        state.live.get(&address).copied().ok_or_else(|| state.refuse(address))
+        let state = self.state.lock();
+        let entry = state.live.get(&address).map(Live::entry);
+        entry.ok_or_else(|| state.refuse(address))
     }
 
     /// Whether the pointer is the start of a live allocation.
     pub(crate) fn owns(&self, address: Address) -> bool {
-        self.0.lock().live.contains_key(&address)
+        self.state.lock().live.contains_key(&address)
     }
 
     /// Whether nothing is live.
     pub(crate) fn is_idle(&self) -> bool {
-        self.0.lock().live.is_empty()
+        self.state.lock().live.is_empty()
     }
 
-    /// Counts a request for which there was no memory, and gives the error for it.
-    pub(crate) fn out_of_memory(&self, bytes: Bytes, device: DeviceId) -> Error {
+    /// Counts a request for which there was no memory, tells whoever wants to know, and gives the
+    /// error for it.
+    pub(crate) fn out_of_memory(&self, bytes: Bytes, device: DeviceId, stream: StreamId) -> Error {
         let allocated = match self.of(device, |counters| counters.out_of_memory()) {
             Ok(allocated) => allocated,
             Err(error) => return error,
         };
-        Error::OutOfMemory(Box::new(OutOfMemory {
+        let error = Error::OutOfMemory(Box::new(OutOfMemory {
             requested: bytes,
             device: device.0,
             allocated,
             reserved: allocated,
             hint: "The user's alloc_fn gave no memory; the device's total is unknown.".to_owned(),
             ..OutOfMemory::default()
-        }))
+        }));
+        self.recorder.failed(&error, device, stream);
+        error
     }
 
     /// Fails for a device number that cannot be.
@@ -145,16 +190,73 @@ impl Metadata {
     }
 
     pub(crate) fn copy_fractions(&self, from: &Metadata) {
-        let fractions: Vec<f64> = from.0.lock().devices.iter().map(|c| c.fraction).collect();
-        let mut state = self.0.lock();
+        let fractions: Vec<f64> = from.state.lock().devices.iter().map(|c| c.fraction).collect();
+        let mut state = self.state.lock();
         for (device, fraction) in fractions.into_iter().enumerate() {
             state.counters(device).fraction = fraction;
         }
     }
 
+    pub(crate) fn record_history(&self, options: &HistoryOptions) -> Result<()> {
+        options.check()?;
+        self.recorder.start(options);
+        Ok(())
+    }
+
+    pub(crate) fn stop_history(&self) {
+        self.recorder.stop();
+    }
+
+    pub(crate) fn is_history_enabled(&self) -> bool {
+        self.recorder.is_enabled()
+    }
+
+    pub(crate) fn annotate(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()> {
+        self.check_device(device)?;
+        self.recorder.annotate(device, metadata);
+        Ok(())
+    }
+
+    pub(crate) fn track(&self, tracker: Tracker) {
+        self.recorder.track(&tracker);
+    }
+
+    pub(crate) fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
+        self.recorder.observe_out_of_memory(observer);
+    }
+
+    /// The context of a live allocation.
+    pub(crate) fn context_of(&self, address: Address) -> Option<Context> {
+        let device = self.state.lock().live.get(&address)?.entry().device;
+        self.recorder.context_of(device, address)
+    }
+
+    /// All that is live, each allocation as a segment of one block, and the history.
+    pub(crate) fn snapshot(&self, traces: bool) -> Snapshot {
+        let state = self.state.lock();
+        let mut snapshot = Snapshot::default();
+        snapshot.segments.extend(state.live.iter().map(|(&at, live)| self.segment(at, live)));
+        snapshot.segments.sort_by_key(|segment| (segment.device, segment.address));
+        self.recorder.add_to(&mut snapshot, state.devices.len(), traces);
+        snapshot
+    }
+
+    fn segment(&self, address: Address, live: &Live) -> SnapshotSegment {
+        let Entry { bytes, device, stream } = live.entry();
+        let state = BlockState::ActiveAllocated;
+        let context = self.recorder.context_of(device, address);
+        let block = SnapshotBlock { address, bytes, requested: bytes, state, context };
+        SnapshotSegment {
+            stream,
+            is_large: bytes > MIB,
+            registration_counter: live.born(),
+            ..SnapshotSegment::new(device, PoolId::DEFAULT, vec![block])
+        }
+    }
+
     fn of<T>(&self, device: DeviceId, look: impl FnOnce(&mut DeviceCounters) -> T) -> Result<T> {
         let device = place_of(device)?;
-        Ok(look(self.0.lock().counters(device)))
+        Ok(look(self.state.lock().counters(device)))
     }
 }
 
@@ -166,6 +268,30 @@ fn place_of(device: DeviceId) -> Result<usize> {
 }
 
 impl State {
+    #[inline]
+    fn insert(&mut self, address: Address, entry: Entry) -> Result<()> {
+        let device = place_of(entry.device)?;
+        let born = self.born;
+        match self.live.entry(address) {
+            hash_map::Entry::Vacant(slot) => slot.insert(Live::new(entry, born)),
+            hash_map::Entry::Occupied(_) => return Err(live_twice(address)),
+        };
+        self.born += 1;
+        self.counters(device).allocated(entry.bytes);
+        Ok(())
+    }
+
+    #[inline]
+    fn remove(&mut self, address: Address) -> Result<Entry> {
+        let Some(entry) = self.live.remove(&address).map(|live| live.entry()) else {
+            return Err(self.refuse(address));
+        };
+        self.remember(address);
+        let device = place_of(entry.device)?;
+        self.counters(device).freed(entry.bytes);
+        Ok(entry)
+    }
+
     #[inline]
     fn counters(&mut self, device: usize) -> &mut DeviceCounters {
         if device >= self.devices.len() {

@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "plugalloc/cuda_allocator.h"
 
@@ -20,7 +23,8 @@ using FreeFn = std::function<void(void* ptr, std::size_t size, int device, cudaS
 ///
 /// Every request reaches `alloc_fn` and every free `free_fn` (pass-through). What PyTorch's class
 /// refuses is answered from the metadata kept anyway: statistics, resets, the size of an
-/// allocation. Functions and hooks are called outside every lock and may call the allocator.
+/// allocation, history and snapshots. Functions and hooks are called outside every lock and may
+/// call the allocator.
 ///
 /// Hooks are set before the allocator is used by several threads; everything else is thread-safe.
 /// An allocator that dies while some of its allocations live leaves its functions and metadata
@@ -113,6 +117,42 @@ class PLUGALLOC_API PluggableAllocator final : public CUDAAllocator {
   void endAllocateToPool(DeviceIndex device, MempoolId_t mempool_id) override;
   /// Calls the hook, if any.
   void releasePool(DeviceIndex device, MempoolId_t mempool_id) override;
+
+  /// @name History and snapshots
+  /// As those of `CachingAllocator`. Every allocation is the source's own: a segment of one block,
+  /// which comes and goes with it (`SEGMENT_ALLOC`, `SEGMENT_FREE`).
+  /// @{
+
+  /// All that is live. Calls wait while it is copied.
+  /// @throws UnsupportedError for a pool other than {0, 0}: only the user's functions know what is
+  /// from which.
+  [[nodiscard]] SnapshotInfo snapshot(MempoolId_t mempool_id = {0, 0},
+                                      bool include_traces = true) override;
+  /// The snapshot with its history as the bytes of a file, without contexts.
+  [[nodiscard]] std::string dumpSnapshot(SnapshotFormat format = SnapshotFormat::Pickle);
+  [[nodiscard]] std::shared_ptr<GatheredContext> getContextForPointer(const void* ptr) override;
+  [[nodiscard]] bool isHistoryEnabled() override;
+  /// On all devices. `FREE_COMPLETED` comes before `free_fn` is called, since the pointer may be
+  /// given again from then on.
+  /// @throws InvalidArgumentError for a null `context_recorder` unless `when` is NEVER, and for an
+  /// action that is none.
+  void recordHistory(bool enabled, CreateContextFn context_recorder, std::size_t max_entries,
+                     RecordContext when, bool clearHistory,
+                     const std::vector<std::string>& skip_actions) override;
+  /// For the current device.
+  void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& metadata) override;
+  void pushCompileContext(std::string& metadata) override;
+  void popCompileContext() override;
+  [[nodiscard]] bool supportsUserMetadata() const override;
+  void setUserMetadata(const std::string& metadata) override;
+  [[nodiscard]] std::string getUserMetadata() override;
+  /// Called where `alloc_fn` gives null, with 0 for what it cannot know. That it refuses requests
+  /// at a limit nobody is told: there is no `attachOomRejectionObserver` here.
+  /// @throws InvalidArgumentError for an empty function; so for the one below.
+  void attachOutOfMemoryObserver(OutOfMemoryObserver observer) override;
+  /// What it throws, and what the observer throws, goes to the handler of `setDeleterErrorHandler`.
+  void attachAllocatorTraceTracker(AllocatorTraceTracker tracker) override;
+  /// @}
 
   struct State;
 
