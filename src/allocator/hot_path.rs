@@ -34,7 +34,7 @@ impl Allocator {
         match engine.look::<false>(bytes, stream) {
             Look::Found(address) => address,
             Look::Higher(heap, address) => settle(engine, heap, address),
-            Look::Locked(heap) => self.search_locked(heap, device, bytes, stream, otherwise),
+            Look::Locked(heap) => self.search_small(engine, heap, bytes, stream, otherwise),
             Look::Nothing => self.search(device, bytes, stream, otherwise),
         }
     }
@@ -50,24 +50,38 @@ impl Allocator {
         match engine.look::<true>(bytes, stream) {
             Look::Found(address) => address,
             Look::Higher(heap, address) => settle(engine, heap, address),
-            Look::Locked(heap) => self.search_locked(heap, engine.id(), bytes, stream, otherwise),
+            Look::Locked(heap) => {
+                self.search_locked::<true>(engine, heap, bytes, stream, otherwise)
+            }
             Look::Nothing => self.search(engine.id(), bytes, stream, otherwise),
         }
     }
 
     #[inline(never)]
-    fn search_locked(
+    fn search_small(
         &self,
-        mut heap: MutexGuard<'_, Heap>,
-        device: DeviceId,
+        engine: &Engine,
+        heap: MutexGuard<'_, Heap>,
         bytes: Bytes,
         stream: StreamId,
         otherwise: Otherwise,
     ) -> Address {
-        match self.engines[device.0 as usize].search_heap(&mut heap, bytes) {
+        self.search_locked::<false>(engine, heap, bytes, stream, otherwise)
+    }
+
+    #[inline(always)]
+    fn search_locked<const LARGE: bool>(
+        &self,
+        engine: &Engine,
+        mut heap: MutexGuard<'_, Heap>,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        match engine.search_index::<LARGE>(&mut heap, bytes) {
             0 => {
                 drop(heap);
-                otherwise(self, device, bytes, stream)
+                otherwise(self, engine.id(), bytes, stream)
             }
             address => address,
         }

@@ -1,7 +1,8 @@
 //! Freeing: from an address to its block, which is kept aside or goes back.
 
 use super::Heap;
-use super::block::{BlockId, NONE, State};
+use super::block::{Block, BlockId, NONE, State};
+use super::idle::idle_between;
 use super::size::{ArenaKind, LARGE_CLASS};
 use crate::units::{Address, GRANULE};
 
@@ -93,5 +94,49 @@ impl Heap {
         }
         self.set_start(range, start, kind, 0);
         self.insert_free(kind, id)
+    }
+
+    /// Joins a free block that is in no index with its free neighbours and indexes the result.
+    #[inline(always)]
+    pub(super) fn insert_free(&mut self, kind: ArenaKind, id: BlockId) -> BlockId {
+        let free = &mut self.arenas[kind as usize].free;
+        let (table, vacant) = self.blocks.parts();
+        let Block { mut start, mut bytes, mut since, previous, range, next: mut after, .. } =
+            table[id as usize];
+        let mut first = id;
+        free.count += 1;
+        free.bytes += bytes;
+        if let Some(before) = table.get(previous as usize)
+            && before.state == State::Free
+        {
+            start = before.start;
+            bytes += before.bytes;
+            since = since.max(before.since);
+            free.count -= 1;
+            free.unlink(table, previous);
+            table[id as usize].bin_next = std::mem::replace(vacant, id);
+            first = previous;
+        }
+        if let Some(behind) = table.get(after as usize)
+            && behind.state == State::Free
+        {
+            let (gone, next) = (after, behind.next);
+            bytes += behind.bytes;
+            since = since.max(behind.since);
+            free.count -= 1;
+            free.unlink(table, gone);
+            table[gone as usize].bin_next = std::mem::replace(vacant, gone);
+            after = next;
+        }
+        if let Some(after) = table.get_mut(after as usize) {
+            after.previous = first;
+        }
+        let block = &mut table[first as usize];
+        (block.bytes, block.since, block.next) = (bytes, since, after);
+        if kind == ArenaKind::Large {
+            block.set_idle(idle_between(&self.ranges, range, start, start + bytes));
+        }
+        free.link(table, first);
+        first
     }
 }
