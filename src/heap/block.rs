@@ -109,10 +109,17 @@ impl Block {
         (start * GRANULE, end * GRANULE)
     }
 
-    /// The same in granules from address 0 on.
+    /// The same in granules, from address 0 on.
     #[inline(always)]
     pub(crate) fn idle_granules(&self) -> (u64, u64) {
-        (self.requested >> 32, self.requested & u64::from(u32::MAX))
+        let start = self.requested >> 32;
+        (start, start + self.idle_count())
+    }
+
+    /// How many granules that are.
+    #[inline(always)]
+    fn idle_count(&self) -> u64 {
+        u64::from(self.requested as u32)
     }
 
     /// Notes that. Views begin and end at granules, of which an address space has 2^27.
@@ -124,7 +131,7 @@ impl Block {
             debug_assert!(end / GRANULE <= u64::from(u32::MAX));
             let beside = (start - self.start).max(self.end() - end) / LARGE_UNIT;
             debug_assert!(beside < u64::from(NO_IDLE), "that is less than a view");
-            self.requested = ((start / GRANULE) << 32) | (end / GRANULE);
+            self.requested = ((start / GRANULE) << 32) | ((end - start) / GRANULE);
             self.view = beside as u32;
         }
     }
@@ -139,21 +146,21 @@ impl Block {
     /// The most that a request may have without any of the idle memory: of the front, or of either
     /// end. In units of the arena; more than any request where there is no idle memory.
     #[inline(always)]
-    fn beside_idle<const ENDS: bool>(&self) -> u64 {
+    fn beside_idle<const ENDS: bool>(&self) -> i64 {
         if ENDS || self.view == NO_IDLE {
-            return u64::from(self.view);
+            return i64::from(self.view);
         }
-        (self.idle().0 - self.start) / LARGE_UNIT
+        ((self.idle().0 - self.start) / LARGE_UNIT) as i64
     }
 
-    /// How many granules of its idle memory a request takes at least, at the front or where it
-    /// takes less: as many as if each were a view. `None` where it takes none.
+    /// How many granules of its idle memory a request of so many units takes at least, at the front
+    /// or where it takes less: as many as if each were a view. `None` where it takes none.
     #[inline(always)]
-    pub(crate) fn idle_taken_at_least<const ENDS: bool>(&self, bytes: Bytes) -> Option<u64> {
-        const UNITS: u64 = GRANULE / LARGE_UNIT;
-        let beyond = (bytes / LARGE_UNIT).checked_sub(self.beside_idle::<ENDS>() + 1)?;
-        let (start, end) = self.idle_granules();
-        Some((beyond / UNITS + 1).min(end - start))
+    pub(crate) fn idle_taken_at_least<const ENDS: bool>(&self, units: u64) -> Option<u64> {
+        const UNITS: i64 = (GRANULE / LARGE_UNIT) as i64;
+        // Rounded down below zero, too.
+        let taken = (units as i64 + UNITS - 1 - self.beside_idle::<ENDS>()) >> UNITS.ilog2();
+        (taken > 0).then_some((taken as u64).min(self.idle_count()))
     }
 
     /// Whether a request takes idle memory at the front.

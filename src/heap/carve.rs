@@ -39,9 +39,12 @@ impl Heap {
     #[inline(always)]
     pub(crate) fn allocate_small(&mut self, requested: Bytes, class: u8) -> Option<Address> {
         // A block that is a little longer does as well as one of the class, and costs no search.
-        let mut near = class + 1..class + 1 + classes_near(class);
-        if let Some(near) = near.find(|&near| self.quick.first(near) != NONE) {
-            return self.allocate_kept(near, requested);
+        let [one, two] = [1, 2].map(|further| {
+            further <= classes_near(class) && self.quick.first(class + further) != NONE
+        });
+        if one | two {
+            let near = if one { 1 } else { 2 };
+            return self.allocate_kept(class + near, requested);
         }
         self.allocate_small_indexed(requested, class)
     }
@@ -161,9 +164,10 @@ impl Heap {
     #[inline(never)]
     fn thriftiest<const ENDS: bool>(&self, bytes: Bytes) -> Option<(BlockId, bool)> {
         let free = &self.arenas[ArenaKind::Large as usize].free;
+        let units = bytes / LARGE_UNIT;
         let (mut least, mut best) = (u64::MAX, NONE);
         for (id, block) in free.at_least(&self.blocks, bytes).take(COMPARED) {
-            let Some(taken) = block.idle_taken_at_least::<ENDS>(bytes) else {
+            let Some(taken) = block.idle_taken_at_least::<ENDS>(units) else {
                 return Some((id, ENDS && block.begins_idle(bytes)));
             };
             let thrift = thrift(taken, block);
@@ -184,7 +188,7 @@ impl Heap {
         let free = &self.arenas[ArenaKind::Large as usize].free;
         let (mut least, mut best) = (u64::MAX, None);
         for (id, block) in free.at_least(&self.blocks, bytes).take(COMPARED) {
-            let at_least = block.idle_taken_at_least::<ENDS>(bytes)?;
+            let at_least = block.idle_taken_at_least::<ENDS>(bytes / LARGE_UNIT)?;
             if thrift(at_least, block) < least {
                 let (taken, end) = self.idle_taken::<ENDS>(block, bytes);
                 if thrift(taken, block) < least {

@@ -1,6 +1,7 @@
 //! The free blocks of one arena, by size: a list a bin, and a two-level bitmap of bins that are not
 //! empty, so that the next larger block is found in constant time (TLSF: Masmano et al., 2004).
 
+use std::hint::select_unpredictable;
 use std::num::NonZeroU64;
 
 use super::block::{Block, BlockId, BlockTable, NONE};
@@ -212,20 +213,18 @@ impl<'a> Iterator for AtLeast<'a> {
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if self.id == NONE {
-                // What is not zero has a number of zeros that is below 64, without a look.
-                let above = match NonZeroU64::new(self.above) {
-                    Some(above) => above,
-                    None => {
-                        let words = NonZeroU64::new(self.index.summary & (!1 << self.word))?;
-                        self.word = words.trailing_zeros() as usize;
-                        self.row = self.index.heads.get(self.word)?;
-                        NonZeroU64::new(self.index.words[self.word])?
-                    }
-                };
-                self.id = self.row[above.trailing_zeros() as usize % 64];
-                self.above = above.get() & (above.get() - 1);
+            let ended = self.id == NONE;
+            if ended & (self.above == 0) {
+                let words = NonZeroU64::new(self.index.summary & (!1 << self.word))?;
+                self.word = words.trailing_zeros() as usize;
+                self.row = self.index.heads.get(self.word)?;
+                self.above = self.index.words[self.word];
             }
+            // How many blocks a bin has cannot be foreseen: a branch would cost more than this.
+            let first = self.row[self.above.trailing_zeros() as usize % 64];
+            let above = self.above & self.above.wrapping_sub(1);
+            self.id = select_unpredictable(ended, first, self.id);
+            self.above = select_unpredictable(ended, above, self.above);
             let (id, block) = (self.id, &self.blocks[self.id]);
             self.id = block.bin_next;
             if block.bytes >= self.bytes {

@@ -6,7 +6,7 @@ use super::block::{Block, BlockId};
 use super::layout::ViewId;
 use super::ranges::{Range, ViewOver};
 use super::size::ArenaKind;
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// An active view on which nothing lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,12 +261,13 @@ pub(super) fn idle_between(
     end: Address,
 ) -> (Address, Address) {
     // Views are whole granules: most remainders of blocks hold none, which needs no look.
-    if (start + GRANULE - 1) / GRANULE >= end / GRANULE {
+    if align_up(start, GRANULE) + GRANULE > end {
         return (0, 0);
     }
     idle_views_between(ranges, range, start, end)
 }
 
+#[inline(always)]
 fn idle_views_between(
     ranges: &[Option<Range>],
     range: u32,
