@@ -52,6 +52,7 @@ pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use restore::{Fate, Obstacle};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
+pub(crate) use slots::LARGE_PAGE;
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
 use crate::units::{Address, Bytes};

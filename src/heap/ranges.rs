@@ -185,10 +185,10 @@ impl Heap {
         self.arenas[kind as usize].gaps.first_hole(bytes).is_some()
     }
 
-    /// Every granule of memory with its page slot.
+    /// Every granule of memory with its page slot, as the page map has it.
     pub(crate) fn page_slots(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
         let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.base != Address::MAX);
-        slots.map(|(number, slot)| (slot.base, number as u32))
+        slots.map(|(number, slot)| (slot.base, slot.published(number as u32)))
     }
 
     /// Calls `found` with each block of a divided segment on which nothing lives.
