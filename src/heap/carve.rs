@@ -4,8 +4,8 @@ use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
 use super::idle::idle_between;
 use super::size::{
-    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, bin_of, class_bytes, class_of, classes_near,
-    rounded_large,
+    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, bin_of_class, class_bytes, class_of,
+    classes_near, rounded_large,
 };
 use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
@@ -70,7 +70,7 @@ impl Heap {
         let bytes = class_bytes(class);
         // The sizes of classes begin bins: whatever is in the bin is large enough.
         let free = &self.arenas[ArenaKind::Small as usize].free;
-        let id = match free.first_from(bin_of(bytes)) {
+        let id = match free.first_from(bin_of_class(class)) {
             Some(id) => id,
             None => self.give_larger_back(class)?,
         };
