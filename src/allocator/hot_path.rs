@@ -5,8 +5,8 @@
 //! stack. Each holds the lock of one heap for some tens of instructions.
 
 use super::Allocator;
-use crate::engine::{Engine, Look};
-use crate::heap::{BlockId, Heap, NONE, SMALL_MAX};
+use crate::engine::{Engine, Look, Shard};
+use crate::heap::{Heap, LARGE_PAGE, SMALL_MAX};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
 
@@ -34,7 +34,7 @@ impl Allocator {
         match engine.look::<false>(bytes, stream) {
             Look::Found(address) => address,
             Look::Higher(heap, address) => settle(engine, heap, address),
-            Look::Locked(heap) => self.search_locked(heap, device, bytes, stream, otherwise),
+            Look::Locked(heap) => self.search_small(engine, heap, bytes, stream, otherwise),
             Look::Nothing => self.search(device, bytes, stream, otherwise),
         }
     }
@@ -50,24 +50,38 @@ impl Allocator {
         match engine.look::<true>(bytes, stream) {
             Look::Found(address) => address,
             Look::Higher(heap, address) => settle(engine, heap, address),
-            Look::Locked(heap) => self.search_locked(heap, engine.id(), bytes, stream, otherwise),
+            Look::Locked(heap) => {
+                self.search_locked::<true>(engine, heap, bytes, stream, otherwise)
+            }
             Look::Nothing => self.search(engine.id(), bytes, stream, otherwise),
         }
     }
 
     #[inline(never)]
-    fn search_locked(
+    fn search_small(
         &self,
-        mut heap: MutexGuard<'_, Heap>,
-        device: DeviceId,
+        engine: &Engine,
+        heap: MutexGuard<'_, Heap>,
         bytes: Bytes,
         stream: StreamId,
         otherwise: Otherwise,
     ) -> Address {
-        match self.engines[device.0 as usize].search_heap(&mut heap, bytes) {
+        self.search_locked::<false>(engine, heap, bytes, stream, otherwise)
+    }
+
+    #[inline(always)]
+    fn search_locked<const LARGE: bool>(
+        &self,
+        engine: &Engine,
+        mut heap: MutexGuard<'_, Heap>,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        match engine.search_index::<LARGE>(&mut heap, bytes) {
             0 => {
                 drop(heap);
-                otherwise(self, device, bytes, stream)
+                otherwise(self, engine.id(), bytes, stream)
             }
             address => address,
         }
@@ -97,21 +111,35 @@ impl Allocator {
         let Some((shard, slot)) = self.map.get(address) else {
             return otherwise(self, address);
         };
+        if slot & LARGE_PAGE != 0 {
+            return self.free_large_or(shard, slot, address, otherwise);
+        }
         let Some(mut heap) = shard.heap.try_lock() else {
             return otherwise(self, address);
         };
-        if !heap.turn.ready {
+        if !(heap.turn.ready && heap.keep_small(slot, address)) {
             drop(heap);
             return otherwise(self, address);
         }
-        match heap.keep(slot, address) {
-            Some(NONE) => true,
-            Some(displaced) => give_back(heap, displaced),
-            None => {
-                drop(heap);
-                otherwise(self, address)
-            }
+        true
+    }
+
+    #[inline(never)]
+    fn free_large_or(
+        &self,
+        shard: &Shard,
+        slot: u32,
+        address: Address,
+        otherwise: fn(&Allocator, Address) -> bool,
+    ) -> bool {
+        let Some(mut heap) = shard.heap.try_lock() else {
+            return otherwise(self, address);
+        };
+        if !(heap.turn.ready && heap.keep_large(slot, address)) {
+            drop(heap);
+            return otherwise(self, address);
         }
+        true
     }
 }
 
@@ -119,10 +147,4 @@ impl Allocator {
 fn settle(engine: &Engine, mut heap: MutexGuard<'_, Heap>, address: Address) -> Address {
     engine.settle(&mut heap);
     address
-}
-
-#[inline(never)]
-fn give_back(mut heap: MutexGuard<'_, Heap>, block: BlockId) -> bool {
-    heap.give_back(block);
-    true
 }

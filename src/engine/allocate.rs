@@ -70,14 +70,22 @@ impl Engine {
         if !heap.turn.allocates() {
             return 0;
         }
-        self.search_heap(&mut heap, bytes)
+        let found = heap.allocate(bytes, bytes).unwrap_or(0);
+        self.peaks.leave(&self.shards, &mut heap);
+        found
     }
 
-    /// What a heap, which allocates and is locked, finds by searching; or 0.
-    pub(crate) fn search_heap(&self, heap: &mut Heap, bytes: Bytes) -> Address {
-        let found = heap.allocate(bytes, bytes).unwrap_or(0);
+    /// What a heap, which allocates and is locked, has where nothing of the size is kept aside; or
+    /// 0.
+    #[inline(always)]
+    pub(crate) fn search_index<const LARGE: bool>(&self, heap: &mut Heap, bytes: Bytes) -> Address {
+        let found = if LARGE {
+            heap.allocate_large_indexed(bytes, bytes)
+        } else {
+            heap.allocate_small(bytes, class_of(bytes))
+        };
         self.peaks.leave(&self.shards, heap);
-        found
+        found.unwrap_or(0)
     }
 
     /// Ends an allocation by which the heap may have exceeded a lease.

@@ -1,12 +1,14 @@
 //! Blocks: the pieces into which address ranges are divided, in one table by number.
 
-use super::size::ArenaKind;
+use super::size::{ArenaKind, LARGE_CLASS, LARGE_UNIT};
 use crate::units::{Address, Bytes, GRANULE};
 
 /// The number of a block in its heap's table.
 pub(crate) type BlockId = u32;
 /// No block.
 pub(crate) const NONE: BlockId = u32::MAX;
+/// What stands for the room beside idle memory where there is none of that.
+const NO_IDLE: u32 = u32::MAX;
 
 /// What a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,8 @@ pub(crate) struct Block {
     pub(crate) since: u64,
     /// The range that it lies in.
     pub(crate) range: u32,
-    /// For a dormant block: its view.
+    /// For a dormant block: its view. While free in the arena of large requests: how much a request
+    /// may take at one end without any idle memory.
     pub(crate) view: u32,
     pub(crate) state: State,
     pub(crate) arena: ArenaKind,
@@ -74,6 +77,27 @@ impl State {
 }
 
 impl Block {
+    /// A free block of nothing, which is to be given what is not here.
+    #[inline(always)]
+    pub(super) fn of(arena: ArenaKind, range: u32) -> Block {
+        Block {
+            start: 0,
+            bytes: 0,
+            requested: 0,
+            previous: NONE,
+            next: NONE,
+            bin_previous: NONE,
+            bin_next: NONE,
+            since: 0,
+            range,
+            view: NO_IDLE,
+            state: State::Free,
+            arena,
+            class: LARGE_CLASS,
+            bin: 0,
+        }
+    }
+
     pub(crate) fn end(&self) -> Address {
         self.start + self.bytes
     }
@@ -85,17 +109,64 @@ impl Block {
         (start * GRANULE, end * GRANULE)
     }
 
-    /// The same in granules from address 0 on.
+    /// The same in granules, from address 0 on.
     #[inline(always)]
     pub(crate) fn idle_granules(&self) -> (u64, u64) {
-        (self.requested >> 32, self.requested & u64::from(u32::MAX))
+        let start = self.requested >> 32;
+        (start, start + self.idle_count())
+    }
+
+    /// How many granules that are.
+    #[inline(always)]
+    fn idle_count(&self) -> u64 {
+        u64::from(self.requested as u32)
     }
 
     /// Notes that. Views begin and end at granules, of which an address space has 2^27.
+    #[inline(always)]
     pub(crate) fn set_idle(&mut self, (start, end): (Address, Address)) {
-        debug_assert!(start.is_multiple_of(GRANULE) && end.is_multiple_of(GRANULE));
-        debug_assert!(start.max(end) / GRANULE <= u64::from(u32::MAX));
-        self.requested = ((start / GRANULE) << 32) | (end / GRANULE);
+        (self.requested, self.view) = (0, NO_IDLE);
+        if start < end {
+            debug_assert!(start.is_multiple_of(GRANULE) && end.is_multiple_of(GRANULE));
+            debug_assert!(end / GRANULE <= u64::from(u32::MAX));
+            let beside = (start - self.start).max(self.end() - end) / LARGE_UNIT;
+            debug_assert!(beside < u64::from(NO_IDLE), "that is less than a view");
+            self.requested = ((start / GRANULE) << 32) | ((end - start) / GRANULE);
+            self.view = beside as u32;
+        }
+    }
+
+    /// Whether what is noted of idle memory is what this comes to.
+    pub(super) fn notes_idle(&self, idle: (Address, Address)) -> bool {
+        let mut block = self.clone();
+        block.set_idle(idle);
+        (block.requested, block.view) == (self.requested, self.view)
+    }
+
+    /// The most that a request may have without any of the idle memory: of the front, or of either
+    /// end. In units of the arena; more than any request where there is no idle memory.
+    #[inline(always)]
+    fn beside_idle<const ENDS: bool>(&self) -> i64 {
+        if ENDS || self.view == NO_IDLE {
+            return i64::from(self.view);
+        }
+        ((self.idle().0 - self.start) / LARGE_UNIT) as i64
+    }
+
+    /// How many granules of its idle memory a request of so many units takes at least, at the front
+    /// or where it takes less: as many as if each were a view. `None` where it takes none.
+    #[inline(always)]
+    pub(crate) fn idle_taken_at_least<const ENDS: bool>(&self, units: u64) -> Option<u64> {
+        const UNITS: i64 = (GRANULE / LARGE_UNIT) as i64;
+        // Rounded down below zero, too.
+        let taken = (units as i64 + UNITS - 1 - self.beside_idle::<ENDS>()) >> UNITS.ilog2();
+        (taken > 0).then_some((taken as u64).min(self.idle_count()))
+    }
+
+    /// Whether a request takes idle memory at the front.
+    pub(crate) fn begins_idle(&self, bytes: Bytes) -> bool {
+        let (start, end) = self.idle();
+        start < end && self.start + bytes > start
     }
 }
 
@@ -117,15 +188,36 @@ impl BlockTable {
     }
 
     pub(crate) fn insert(&mut self, block: Block) -> BlockId {
+        let id = self.reserve();
+        self.blocks[id as usize] = block;
+        id
+    }
+
+    /// A number for a block that is still to be written.
+    #[inline(always)]
+    pub(super) fn reserve(&mut self) -> BlockId {
         let id = self.vacant;
-        if let Some(vacant) = self.blocks.get_mut(id as usize) {
-            self.vacant = vacant.bin_next;
-            *vacant = block;
-            return id;
+        match self.blocks.get(id as usize) {
+            Some(vacant) => {
+                self.vacant = vacant.bin_next;
+                id
+            }
+            None => self.append(),
         }
+    }
+
+    #[cold]
+    fn append(&mut self) -> BlockId {
         debug_assert!(self.blocks.len() < NONE as usize);
-        self.blocks.push(block);
+        self.blocks.push(Block::of(ArenaKind::Small, 0));
         (self.blocks.len() - 1) as BlockId
+    }
+
+    /// All of them, so that many are found with one look at where they are, and the first of the
+    /// numbers that are not in use. [`NONE`] is beyond the end.
+    #[inline(always)]
+    pub(super) fn parts(&mut self) -> (&mut [Block], &mut BlockId) {
+        (&mut self.blocks, &mut self.vacant)
     }
 
     /// A block, where there is one of that number.

@@ -2,9 +2,10 @@
 
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
+use super::idle::idle_between;
 use super::size::{
-    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, bin_of, class_bytes, class_of, classes_near,
-    rounded, rounded_large,
+    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, bin_of_class, class_bytes, class_of,
+    classes_near, rounded_large,
 };
 use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
@@ -19,14 +20,31 @@ impl Heap {
             return self.allocate_large(requested, bytes);
         }
         let class = class_of(bytes);
+        if self.quick.first(class) != NONE {
+            return self.allocate_kept(class, requested);
+        }
+        self.allocate_small(requested, class)
+    }
+
+    #[inline(always)]
+    fn allocate_kept(&mut self, class: u8, requested: Bytes) -> Option<Address> {
+        let (address, higher) = self.take_kept(class, requested)?;
+        if higher {
+            self.tally.look_into();
+        }
+        Some(address)
+    }
+
+    /// Serves a small request of whose class no block is kept aside.
+    #[inline(always)]
+    pub(crate) fn allocate_small(&mut self, requested: Bytes, class: u8) -> Option<Address> {
         // A block that is a little longer does as well as one of the class, and costs no search.
-        for near in class..=class + classes_near(class) {
-            if let Some((address, higher)) = self.take_kept(near, requested) {
-                if higher {
-                    self.tally.look_into();
-                }
-                return Some(address);
-            }
+        let [one, two] = [1, 2].map(|further| {
+            further <= classes_near(class) && self.quick.first(class + further) != NONE
+        });
+        if one | two {
+            let near = if one { 1 } else { 2 };
+            return self.allocate_kept(class + near, requested);
         }
         self.allocate_small_indexed(requested, class)
     }
@@ -47,11 +65,12 @@ impl Heap {
         Some((start, higher))
     }
 
+    #[inline(always)]
     fn allocate_small_indexed(&mut self, requested: Bytes, class: u8) -> Option<Address> {
         let bytes = class_bytes(class);
         // The sizes of classes begin bins: whatever is in the bin is large enough.
         let free = &self.arenas[ArenaKind::Small as usize].free;
-        let id = match free.first_from(bin_of(bytes)) {
+        let id = match free.first_from(bin_of_class(class)) {
             Some(id) => id,
             None => self.give_larger_back(class)?,
         };
@@ -59,6 +78,7 @@ impl Heap {
     }
 
     /// Gives the shortest block back that is kept aside and longer than those of a class.
+    #[inline(never)]
     fn give_larger_back(&mut self, class: u8) -> Option<BlockId> {
         let from = class + classes_near(class) + 1;
         let (found, id) = self.quick.first_above(from)?;
@@ -77,7 +97,7 @@ impl Heap {
                 self.tally.look_into();
                 Some(address)
             }
-            None => self.allocate_large_indexed(requested, rounded(bytes)),
+            None => self.allocate_large_indexed(requested, bytes),
         }
     }
 
@@ -102,7 +122,14 @@ impl Heap {
         Some((start, higher))
     }
 
-    fn allocate_large_indexed(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+    /// Serves a large request, of less than [`MAX_REQUEST`], of whose size no block is kept aside.
+    #[inline(always)]
+    pub(crate) fn allocate_large_indexed(
+        &mut self,
+        requested: Bytes,
+        bytes: Bytes,
+    ) -> Option<Address> {
+        let bytes = rounded_large(bytes);
         if let Some(kept) = self.quick.pop_large() {
             self.give_back(kept);
         }
@@ -118,6 +145,7 @@ impl Heap {
     /// lives: those can move elsewhere, while the rest of a view that is partly in use can not, so
     /// that it is used first. Blocks are looked at by size, so that the first that takes none
     /// serves; among equals the smallest does.
+    #[inline(always)]
     fn allocate_thrifty(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
         let (id, end) = match self.moves_much() {
             true => self.thriftiest::<true>(bytes)?,
@@ -136,22 +164,36 @@ impl Heap {
     #[inline(never)]
     fn thriftiest<const ENDS: bool>(&self, bytes: Bytes) -> Option<(BlockId, bool)> {
         let free = &self.arenas[ArenaKind::Large as usize].free;
-        let mut best = None;
-        let mut least = u64::MAX;
+        let units = bytes / LARGE_UNIT;
+        let (mut least, mut best) = (u64::MAX, NONE);
         for (id, block) in free.at_least(&self.blocks, bytes).take(COMPARED) {
-            let Some(taken) = idle_taken_at_least::<ENDS>(block, bytes) else {
-                return Some((id, false));
+            let Some(taken) = block.idle_taken_at_least::<ENDS>(units) else {
+                return Some((id, ENDS && block.begins_idle(bytes)));
             };
-            if thrift(taken, block) >= least {
-                continue;
-            }
-            let (taken, end) = self.idle_taken::<ENDS>(block, bytes);
-            if thrift(taken, block) < least {
-                least = thrift(taken, block);
-                best = Some((id, end));
-            }
-            if taken == 0 {
-                break;
+            let thrift = thrift(taken, block);
+            (least, best) = if thrift < least { (thrift, id) } else { (least, best) };
+        }
+        let block = self.blocks.get(best)?;
+        let (taken, end) = self.idle_taken::<ENDS>(block, bytes);
+        // What takes no more than that is the best, since the others take no less. Mostly it does.
+        if thrift(taken, block) == least {
+            return Some((best, end));
+        }
+        self.thriftiest_by_views::<ENDS>(bytes)
+    }
+
+    /// The same by the views of each block that may be better than those before.
+    #[cold]
+    fn thriftiest_by_views<const ENDS: bool>(&self, bytes: Bytes) -> Option<(BlockId, bool)> {
+        let free = &self.arenas[ArenaKind::Large as usize].free;
+        let (mut least, mut best) = (u64::MAX, None);
+        for (id, block) in free.at_least(&self.blocks, bytes).take(COMPARED) {
+            let at_least = block.idle_taken_at_least::<ENDS>(bytes / LARGE_UNIT)?;
+            if thrift(at_least, block) < least {
+                let (taken, end) = self.idle_taken::<ENDS>(block, bytes);
+                if thrift(taken, block) < least {
+                    (least, best) = (thrift(taken, block), Some((id, end)));
+                }
             }
         }
         best
@@ -159,7 +201,7 @@ impl Heap {
 
     /// How many granules of its idle memory a request takes of a free block; and whether it takes
     /// them at the end.
-    #[inline(never)]
+    #[inline(always)]
     fn idle_taken<const ENDS: bool>(&self, block: &Block, bytes: Bytes) -> (u64, bool) {
         let Some(range) = &self.ranges[block.range as usize] else {
             return (0, false);
@@ -203,6 +245,7 @@ impl Heap {
     }
 
     /// Takes the front of a free block.
+    #[inline(never)]
     fn carve(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
         match self.blocks[id].arena {
             ArenaKind::Small => self.carve_small(id, requested, class_of(bytes), bytes),
@@ -210,17 +253,21 @@ impl Heap {
         }
     }
 
+    #[inline(always)]
     fn carve_small(&mut self, id: BlockId, requested: Bytes, class: u8, bytes: Bytes) -> Address {
+        let higher = self.tally.allocate_small(bytes, requested);
         let start = self.take_front(id, requested, (ArenaKind::Small, class), bytes);
-        if self.tally.allocate_small(bytes, requested) {
+        if higher {
             self.tally.look_into();
         }
         start
     }
 
+    #[inline(always)]
     fn carve_large(&mut self, id: BlockId, requested: Bytes, bytes: Bytes) -> Address {
+        let higher = self.tally.allocate_large(bytes, requested);
         let start = self.take_front(id, requested, (ArenaKind::Large, LARGE_CLASS), bytes);
-        if self.tally.allocate_large(bytes, requested) {
+        if higher {
             self.tally.look_into();
         }
         start
@@ -235,22 +282,42 @@ impl Heap {
         (kind, class): (ArenaKind, u8),
         bytes: Bytes,
     ) -> Address {
-        self.arenas[kind as usize].free.remove(&mut self.blocks, id);
-        if self.blocks[id].bytes > bytes {
-            let rest = self.split(id, bytes);
-            self.index_as(kind, rest);
-        }
         let block = &mut self.blocks[id];
         block.state = State::Live;
         block.requested = requested;
         block.class = class;
-        let (start, range) = (block.start, block.range);
+        let (start, size, range) = (block.start, block.bytes, block.range);
         self.set_start(range, start, kind, id + 1);
-        self.note_low(kind);
+        let free = &mut self.arenas[kind as usize].free;
+        free.bytes -= bytes;
+        free.low = free.low.min(free.bytes);
+        let (table, _) = self.blocks.parts();
+        free.unlink(table, id);
+        if size == bytes {
+            free.count -= 1;
+            return start;
+        }
+        let block = &mut table[id as usize];
+        let (next, since) = (block.next, block.since);
+        block.bytes = bytes;
+        let rest = self.blocks.reserve();
+        let (table, _) = self.blocks.parts();
+        table[id as usize].next = rest;
+        if let Some(behind) = table.get_mut(next as usize) {
+            behind.previous = rest;
+        }
+        let (at, bytes) = (start + bytes, size - bytes);
+        let new = &mut table[rest as usize];
+        *new = Block { start: at, bytes, previous: id, next, since, ..Block::of(kind, range) };
+        if kind == ArenaKind::Large {
+            new.set_idle(idle_between(&self.ranges, range, at, at + bytes));
+        }
+        free.link(table, rest);
         start
     }
 
     /// Takes `bytes` at `start`, which lies behind the front of a free block.
+    #[inline(never)]
     fn carve_at(&mut self, id: BlockId, start: Address, requested: Bytes, bytes: Bytes) -> Address {
         let rest = self.cut_front(id, start);
         self.carve(rest, requested, bytes)
@@ -283,24 +350,6 @@ impl Heap {
     }
 }
 
-/// The least that [`idle_taken`](Heap::idle_taken) may come to, without a look at the views: they
-/// begin and end at granules. Mostly it is enough to see that a block is no better than another.
-/// `None` where the front of the block has no idle memory.
-#[inline(always)]
-fn idle_taken_at_least<const ENDS: bool>(block: &Block, bytes: Bytes) -> Option<u64> {
-    let (from, to) = block.idle_granules();
-    let front_end = (block.start + bytes).div_ceil(GRANULE);
-    if front_end.min(to) <= from {
-        return None;
-    }
-    let front = front_end.min(to) - from;
-    if ENDS {
-        let last = ((block.end() - bytes) / GRANULE).max(from);
-        return Some(front.min(to.saturating_sub(last)));
-    }
-    Some(front)
-}
-
 /// What of two blocks the better one has less of: idle memory taken, in granules, then length.
 #[inline(always)]
 fn thrift(taken: u64, block: &Block) -> u64 {
@@ -311,6 +360,7 @@ const _: () = assert!((1 << 47) / LARGE_UNIT < 1 << 36, "an address space is sho
 
 #[cfg(test)]
 mod tests {
+    use super::super::rounded;
     use super::*;
     use crate::units::MIB;
 

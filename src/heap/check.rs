@@ -38,7 +38,7 @@ impl Heap {
             }
             let mut large = arena.free.at_least(&self.blocks, 1).map(|(_, block)| block);
             let stale = |block: &&Block| {
-                block.arena == ArenaKind::Large && block.idle() != self.idle_in(block)
+                block.arena == ArenaKind::Large && !block.notes_idle(self.idle_in(block))
             };
             if let Some(block) = large.find(stale) {
                 return broken("idle memory of a block is as noted", format!("{block:?}"));

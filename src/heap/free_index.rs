@@ -1,18 +1,23 @@
 //! The free blocks of one arena, by size: a list a bin, and a two-level bitmap of bins that are not
 //! empty, so that the next larger block is found in constant time (TLSF: Masmano et al., 2004).
 
+use std::hint::select_unpredictable;
+use std::num::NonZeroU64;
+
 use super::block::{Block, BlockId, BlockTable, NONE};
 use super::size::{BIN_COUNT, bin_of};
 use crate::units::Bytes;
 
 const WORDS: usize = BIN_COUNT.div_ceil(64);
+/// The first block of each bin of a word.
+type Row = [BlockId; 64];
 /// How many blocks of a bin are compared before the best seen is taken.
 const SCAN: usize = 8;
 
 /// Free blocks by size.
 #[derive(Debug)]
 pub(crate) struct FreeIndex {
-    heads: Box<[BlockId; BIN_COUNT]>,
+    heads: [Row; WORDS],
     words: [u64; WORDS],
     /// One bit a word that is not zero.
     summary: u64,
@@ -26,7 +31,7 @@ pub(crate) struct FreeIndex {
 impl FreeIndex {
     pub(crate) fn new() -> Self {
         FreeIndex {
-            heads: Box::new([NONE; BIN_COUNT]),
+            heads: [[NONE; 64]; WORDS],
             words: [0; WORDS],
             summary: 0,
             count: 0,
@@ -38,43 +43,60 @@ impl FreeIndex {
     /// Puts a block in front of its bin.
     #[inline]
     pub(crate) fn insert(&mut self, blocks: &mut BlockTable, id: BlockId) {
-        let block = &mut blocks[id];
-        let bytes = block.bytes;
-        let bin = bin_of(bytes);
-        let head = self.heads[bin];
-        block.bin = bin as u16;
-        block.bin_previous = NONE;
-        block.bin_next = head;
-        if head == NONE {
-            self.words[bin / 64] |= 1 << (bin % 64);
-            self.summary |= 1 << (bin / 64);
-        } else {
-            blocks[head].bin_previous = id;
-        }
-        self.heads[bin] = id;
+        let (table, _) = blocks.parts();
         self.count += 1;
-        self.bytes += bytes;
+        self.bytes += table[id as usize].bytes;
+        self.link(table, id);
     }
 
     /// Takes a block out of its bin.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn remove(&mut self, blocks: &mut BlockTable, id: BlockId) {
-        let Block { bytes, bin, bin_previous: before, bin_next: after, .. } = blocks[id];
-        if after != NONE {
-            blocks[after].bin_previous = before;
-        }
-        if before != NONE {
-            blocks[before].bin_next = after;
-        } else {
-            self.set_head(bin as usize, after);
-        }
+        let (table, _) = blocks.parts();
         self.count -= 1;
-        self.bytes -= bytes;
+        self.bytes -= table[id as usize].bytes;
+        self.unlink(table, id);
+    }
+
+    /// Puts a block in front of its bin, uncounted.
+    #[inline(always)]
+    pub(super) fn link(&mut self, table: &mut [Block], id: BlockId) {
+        let block = &mut table[id as usize];
+        let bin = bin_of(block.bytes);
+        let head = std::mem::replace(&mut self.heads[bin / 64][bin % 64], id);
+        block.bin = bin as u16;
+        block.bin_previous = NONE;
+        block.bin_next = head;
+        match table.get_mut(head as usize) {
+            Some(head) => head.bin_previous = id,
+            None => {
+                self.words[bin / 64] |= 1 << (bin % 64);
+                self.summary |= 1 << (bin / 64);
+            }
+        }
+    }
+
+    /// Takes a block out of its bin, uncounted.
+    #[inline(always)]
+    pub(super) fn unlink(&mut self, table: &mut [Block], id: BlockId) {
+        let Block { bin, bin_previous: before, bin_next: after, .. } = table[id as usize];
+        if let Some(after) = table.get_mut(after as usize) {
+            after.bin_previous = before;
+        }
+        match table.get_mut(before as usize) {
+            Some(before) => before.bin_next = after,
+            None => self.set_head(bin as usize, after),
+        }
     }
 
     #[inline]
+    fn head(&self, bin: usize) -> BlockId {
+        self.heads[bin / 64][bin % 64]
+    }
+
+    #[inline(always)]
     fn set_head(&mut self, bin: usize, head: BlockId) {
-        self.heads[bin] = head;
+        self.heads[bin / 64][bin % 64] = head;
         if head == NONE {
             let word = &mut self.words[bin / 64];
             *word &= !(1 << (bin % 64));
@@ -89,17 +111,17 @@ impl FreeIndex {
     pub(crate) fn find(&self, blocks: &BlockTable, bytes: Bytes) -> Option<BlockId> {
         let bin = bin_of(bytes);
         // A bin holds sizes within 3 %: its own bin may have blocks that are too small.
-        if let Some(id) = self.best_of(blocks, self.heads[bin], bytes) {
+        if let Some(id) = self.best_of(blocks, self.head(bin), bytes) {
             return Some(id);
         }
         let bin = self.next_bin(bin + 1)?;
-        self.best_of(blocks, self.heads[bin], bytes)
+        self.best_of(blocks, self.head(bin), bytes)
     }
 
     /// The first block of the first bin from `bin` on that has any.
     #[inline]
     pub(crate) fn first_from(&self, bin: usize) -> Option<BlockId> {
-        Some(self.heads[self.next_bin(bin)?])
+        Some(self.head(self.next_bin(bin)?))
     }
 
     #[inline]
@@ -150,7 +172,8 @@ impl FreeIndex {
         let bin = bin_of(bytes);
         let word = bin / 64;
         let above = self.words[word] & (!1 << (bin % 64));
-        AtLeast { index: self, blocks, bytes, word, above, id: self.heads[bin] }
+        let row = &self.heads[word];
+        AtLeast { index: self, blocks, bytes, word, row, above, id: row[bin % 64] }
     }
 
     /// The size of the largest block; 0 where there is none.
@@ -161,7 +184,7 @@ impl FreeIndex {
         let Some(bit) = self.words[word as usize].checked_ilog2() else {
             return 0;
         };
-        let mut id = self.heads[(word * 64 + bit) as usize];
+        let mut id = self.heads[word as usize][bit as usize];
         let mut largest = 0;
         while id != NONE {
             largest = largest.max(blocks[id].bytes);
@@ -176,8 +199,10 @@ pub(crate) struct AtLeast<'a> {
     index: &'a FreeIndex,
     blocks: &'a BlockTable,
     bytes: Bytes,
-    /// The word of the bin that it is in, and the bits in it of bins that are still to come.
+    /// The word of the bin that it is in, its row, and the bits in it of bins that are still to
+    /// come.
     word: usize,
+    row: &'a Row,
     above: u64,
     id: BlockId,
 }
@@ -188,18 +213,18 @@ impl<'a> Iterator for AtLeast<'a> {
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if self.id == NONE {
-                if self.above == 0 {
-                    let words = self.index.summary & (!1 << self.word);
-                    if words == 0 {
-                        return None;
-                    }
-                    self.word = words.trailing_zeros() as usize;
-                    self.above = self.index.words[self.word];
-                }
-                self.id = self.index.heads[self.word * 64 + self.above.trailing_zeros() as usize];
-                self.above &= self.above - 1;
+            let ended = self.id == NONE;
+            if ended & (self.above == 0) {
+                let words = NonZeroU64::new(self.index.summary & (!1 << self.word))?;
+                self.word = words.trailing_zeros() as usize;
+                self.row = self.index.heads.get(self.word)?;
+                self.above = self.index.words[self.word];
             }
+            // How many blocks a bin has cannot be foreseen: a branch would cost more than this.
+            let first = self.row[self.above.trailing_zeros() as usize % 64];
+            let above = self.above & self.above.wrapping_sub(1);
+            self.id = select_unpredictable(ended, first, self.id);
+            self.above = select_unpredictable(ended, above, self.above);
             let (id, block) = (self.id, &self.blocks[self.id]);
             self.id = block.bin_next;
             if block.bytes >= self.bytes {

@@ -4,9 +4,9 @@
 use super::Heap;
 use super::block::{Block, BlockId};
 use super::layout::ViewId;
-use super::ranges::ViewOver;
+use super::ranges::{Range, ViewOver};
 use super::size::ArenaKind;
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// An active view on which nothing lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,25 +219,10 @@ impl Heap {
         self.arenas[kind as usize].free.insert(&mut self.blocks, id);
     }
 
-    /// The idle memory of a free block, as start and end: none of a segment, which has no views.
+    /// The idle memory of a free block, as start and end.
     #[inline(always)]
     pub(super) fn idle_in(&self, block: &Block) -> (Address, Address) {
-        // Views are whole granules: most remainders of blocks hold none, which needs no look.
-        if block.start.div_ceil(GRANULE) >= block.end() / GRANULE {
-            return (0, 0);
-        }
-        self.idle_views_over(block.range, block.start, block.end())
-    }
-
-    fn idle_views_over(&self, range: u32, start: Address, end: Address) -> (Address, Address) {
-        let range = self.ranges[range as usize].as_ref();
-        let Some(range) = range.filter(|range| !range.segment) else {
-            return (0, 0);
-        };
-        let (first, last) = (range.view_over(start), range.view_over(end - 1));
-        let from = if first.0 < start { first.1 } else { start };
-        let to = if last.1 > end { last.0 } else { end };
-        (from, to)
+        idle_between(&self.ranges, block.range, block.start, block.end())
     }
 
     /// How many bytes were free ever since the last look, as far as they can be given back now:
@@ -264,4 +249,37 @@ impl Heap {
         let free = &mut self.arenas[kind as usize].free;
         free.low = free.low.min(free.bytes);
     }
+}
+
+/// The idle memory of a free block from `start` to `end` of a range, as start and end: none of a
+/// segment, which has no views.
+#[inline(always)]
+pub(super) fn idle_between(
+    ranges: &[Option<Range>],
+    range: u32,
+    start: Address,
+    end: Address,
+) -> (Address, Address) {
+    // Views are whole granules: most remainders of blocks hold none, which needs no look.
+    if align_up(start, GRANULE) + GRANULE > end {
+        return (0, 0);
+    }
+    idle_views_between(ranges, range, start, end)
+}
+
+#[inline(always)]
+fn idle_views_between(
+    ranges: &[Option<Range>],
+    range: u32,
+    start: Address,
+    end: Address,
+) -> (Address, Address) {
+    let Some(range) = &ranges[range as usize] else {
+        return (0, 0);
+    };
+    // What is over a segment begins before all blocks or ends behind them.
+    let (first, last) = (range.view_over(start), range.view_over(end - 1));
+    let from = if first.0 < start { first.1 } else { start };
+    let to = if last.1 > end { last.0 } else { end };
+    (from, to)
 }

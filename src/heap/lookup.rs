@@ -2,6 +2,7 @@
 
 use super::Heap;
 use super::block::{BlockId, State};
+use super::slots::LARGE_PAGE;
 use crate::units::{Address, Bytes, GRANULE, align_down};
 
 /// What a lookup by address found.
@@ -18,10 +19,10 @@ pub(crate) enum Lookup {
 }
 
 impl Heap {
-    /// What is at `address`, which lies in the granule of `slot`.
+    /// What is at `address`, which lies in the granule of `slot`, a number of the page map.
     #[inline]
     pub(crate) fn lookup(&self, slot: u32, address: Address) -> Lookup {
-        let Some(page) = self.slots.get(slot as usize) else {
+        let Some(page) = self.slots.get((slot & !LARGE_PAGE) as usize) else {
             return Lookup::Nothing;
         };
         if page.base != align_down(address, GRANULE) {

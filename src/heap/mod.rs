@@ -52,6 +52,7 @@ pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use restore::{Fate, Obstacle};
 pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
+pub(crate) use slots::LARGE_PAGE;
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
 use crate::units::{Address, Bytes};
@@ -188,24 +189,6 @@ impl Heap {
     pub(crate) fn next_mark(&mut self) -> u64 {
         self.marks += 1;
         self.marks - 1
-    }
-
-    /// Joins a free block that is in no index with its free neighbours and indexes the result.
-    #[inline(always)]
-    fn insert_free(&mut self, kind: ArenaKind, mut id: BlockId) -> BlockId {
-        let arena = &mut self.arenas[kind as usize];
-        let Block { previous, next, .. } = self.blocks[id];
-        if previous != NONE && self.blocks[previous].state == State::Free {
-            arena.free.remove(&mut self.blocks, previous);
-            join(&mut self.blocks, previous, id);
-            id = previous;
-        }
-        if next != NONE && self.blocks[next].state == State::Free {
-            arena.free.remove(&mut self.blocks, next);
-            join(&mut self.blocks, id, next);
-        }
-        self.index_as(kind, id);
-        id
     }
 
     /// Gives the large block that is kept aside back to the free index, if there is one.

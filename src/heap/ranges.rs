@@ -4,7 +4,7 @@ use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
 use super::gaps::GapBlock;
 use super::layout::ViewId;
-use super::size::{ArenaKind, LARGE_CLASS};
+use super::size::ArenaKind;
 use super::slots::NO_SLOT;
 use crate::units::{Address, Bytes, GRANULE};
 
@@ -120,7 +120,8 @@ impl Heap {
         debug_assert!(base.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE));
         let vacant = self.ranges.iter().position(Option::is_none);
         let number = vacant.unwrap_or(self.ranges.len());
-        let first = self.blocks.insert(fresh(base, bytes, kind, number as u32, state));
+        let block = Block { start: base, bytes, state, ..Block::of(kind, number as u32) };
+        let first = self.blocks.insert(block);
         let (segment, borrowed) = (state == State::Free, state == State::Ceded);
         let (slots, over) = (Vec::new(), Vec::new());
         let tail = base + bytes;
@@ -184,10 +185,10 @@ impl Heap {
         self.arenas[kind as usize].gaps.first_hole(bytes).is_some()
     }
 
-    /// Every granule of memory with its page slot.
+    /// Every granule of memory with its page slot, as the page map has it.
     pub(crate) fn page_slots(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
         let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.base != Address::MAX);
-        slots.map(|(number, slot)| (slot.base, number as u32))
+        slots.map(|(number, slot)| (slot.base, slot.published(number as u32)))
     }
 
     /// Calls `found` with each block of a divided segment on which nothing lives.
@@ -215,24 +216,5 @@ impl Heap {
     pub(crate) fn virtual_ranges(&self) -> impl Iterator<Item = (Address, Bytes)> + '_ {
         let own = |range: &&Range| !range.segment && !range.borrowed;
         self.ranges.iter().flatten().filter(own).map(|range| (range.base, range.bytes))
-    }
-}
-
-fn fresh(start: Address, bytes: Bytes, kind: ArenaKind, range: u32, state: State) -> Block {
-    Block {
-        start,
-        bytes,
-        requested: 0,
-        previous: NONE,
-        next: NONE,
-        bin_previous: NONE,
-        bin_next: NONE,
-        since: 0,
-        range,
-        view: NO_SLOT,
-        state,
-        arena: kind,
-        class: LARGE_CLASS,
-        bin: 0,
     }
 }

@@ -145,6 +145,14 @@ pub(crate) fn bin_of(bytes: Bytes) -> usize {
     (bin as usize).min(BIN_COUNT - 1)
 }
 
+/// The bin that begins with the blocks of a class.
+#[inline(always)]
+pub(crate) fn bin_of_class(class: u8) -> usize {
+    // Below 32 units each has a class and a bin; from there on there are two bins to a class.
+    let class = usize::from(class);
+    (class + 1).max((2 * class).saturating_sub(30))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +191,7 @@ mod tests {
             assert!((served - exact) * 16 <= exact, "{bytes} bytes in blocks of {served}");
             assert_eq!(class_of(served), class);
             assert!(bin_of(served - SMALL_UNIT) < bin_of(served), "a class begins a bin");
+            assert_eq!(bin_of_class(class), bin_of(served));
         }
         assert_eq!(last as usize, CLASSES - 1);
     }

@@ -9,6 +9,10 @@ use crate::units::{Address, Bytes, GRANULE};
 /// No page slot, or no view.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 
+/// In the number of a slot as the page map has it: the page is one of the arena of large requests.
+/// So that is known before the heap's lock is taken, not at the end of a chain of loads behind it.
+pub(crate) const LARGE_PAGE: u32 = 1 << 31;
+
 /// One granule of memory in use by the heap: where live blocks start in it.
 #[derive(Debug)]
 pub(crate) struct PageSlot {
@@ -17,6 +21,14 @@ pub(crate) struct PageSlot {
     pub(crate) view: ViewId,
     /// For each unit, the live block that starts there, plus one; 0: none.
     pub(crate) starts: Box<[u32]>,
+}
+
+impl PageSlot {
+    /// What the page map has of a slot of this number.
+    pub(super) fn published(&self, slot: u32) -> u32 {
+        let large = self.unit_shift == ArenaKind::Large.unit_shift();
+        slot | if large { LARGE_PAGE } else { 0 }
+    }
 }
 
 impl Heap {
@@ -58,7 +70,7 @@ impl Heap {
         for k in 0..granules {
             let base = address + k as u64 * GRANULE;
             let slot = self.new_slot(base, kind, view);
-            added.push((base, slot));
+            added.push((base, self.slots[slot as usize].published(slot)));
             if let Some(range) = &mut self.ranges[range as usize] {
                 range.slots[first + k] = slot;
                 range.over[first + k] = over;

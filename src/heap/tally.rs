@@ -176,6 +176,8 @@ impl Tally {
         self.large[0].live -= 1;
         self.large[1].live -= bytes as i64;
         self.large[2].live -= requested as i64;
+        // At a peak of the count, where one block follows another, the next may be a small one.
+        self.find_room(0);
     }
 
     /// Counts values that are not live any more.
