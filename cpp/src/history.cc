@@ -88,33 +88,24 @@ AllocatorConfigInfo configOf(const SnapshotRecord& record) {
 }  // namespace
 
 std::shared_ptr<GatheredContext> gather_context(const CppContextSource& source) noexcept {
-  try {
-    return source.gather();
-  } catch (...) {
-    reportFromDeleter();
-    return nullptr;
-  }
+  std::shared_ptr<GatheredContext> context;
+  reporting([&] { context = source.gather(); });
+  return context;
 }
 
 void tell_tracker(const CppTracker& tracker, const TraceRecord& event) noexcept {
-  try {
-    tracker.tracker(toEntry(event));
-  } catch (...) {
-    reportFromDeleter();
-  }
+  reporting([&] { tracker.tracker(toEntry(event)); });
 }
 
 void tell_out_of_memory(const CppOutOfMemoryObserver& to, const OutOfMemoryRecord& event) noexcept {
-  try {
+  reporting([&] {
     const auto device = event.device;
     if (to.observer) {
       to.observer(device, event.segment, event.limit, event.free);
     } else if (to.rejection && event.at_limit) {
       to.rejection(device, event.requested, event.allocated, event.total);
     }
-  } catch (...) {
-    reportFromDeleter();
-  }
+  });
 }
 
 }  // namespace bridge
@@ -199,27 +190,21 @@ void CachingAllocator::setUserMetadata(const std::string& metadata) {
 std::string CachingAllocator::getUserMetadata() { return std::string(bridge::user_metadata()); }
 
 void CachingAllocator::attachOutOfMemoryObserver(OutOfMemoryObserver observer) {
-  if (!observer) {
-    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
-  }
+  bridge::requireFunction("observer", observer);
   auto shared = std::make_unique<bridge::CppOutOfMemoryObserver>();
   shared->observer = std::move(observer);
   check(state_->core->observe_out_of_memory(std::move(shared)));
 }
 
 void CachingAllocator::attachOomRejectionObserver(OomRejectionObserver observer) {
-  if (!observer) {
-    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
-  }
+  bridge::requireFunction("observer", observer);
   auto shared = std::make_unique<bridge::CppOutOfMemoryObserver>();
   shared->rejection = std::move(observer);
   check(state_->core->observe_out_of_memory(std::move(shared)));
 }
 
 void CachingAllocator::attachAllocatorTraceTracker(AllocatorTraceTracker tracker) {
-  if (!tracker) {
-    bridge::throwInvalidArgument("tracker", "an empty function", "a function to call");
-  }
+  bridge::requireFunction("tracker", tracker);
   auto shared = std::make_unique<bridge::CppTracker>();
   shared->tracker = std::move(tracker);
   check(state_->core->track(std::move(shared)));
