@@ -10,26 +10,9 @@
 # and CUDA's headers.
 set -eu
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$here")
-target=${CARGO_TARGET_DIR:-$root/target}
-out=$target/benches
-run=yes
-arguments=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --build-only) out=${2:?"--build-only needs a directory"}; run=no; shift 2 ;;
-    -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-    *) arguments+=("$1"); shift ;;
-  esac
-done
-
+. "$(dirname "${BASH_SOURCE[0]}")/library.sh"
+begin_build "$@"
 mkdir -p "$out/peers"
-out=$(cd "$out" && pwd)
-cd "$root"
-echo "building in $out" >&2
-. benches/library.sh
-build_library "$out"
 cargo bench --locked --bench rust_host --no-run --message-format=json 2>/dev/null |
   sed -n 's/.*"executable":"\([^"]*rust_host[^"]*\)".*/\1/p' >"$out/rust_host.path"
 cp "$(cat "$out/rust_host.path")" "$out/rust_host"

@@ -10,25 +10,8 @@
 # with the options of the first form. It needs neither cargo nor cmake nor a compiler there.
 set -eu
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$here")
-out=${CARGO_TARGET_DIR:-$root/target}/benches
-run=yes
-arguments=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --build-only) out=${2:?"--build-only needs a directory"}; run=no; shift 2 ;;
-    -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-    *) arguments+=("$1"); shift ;;
-  esac
-done
-
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-cd "$root"
-echo "building in $out" >&2
-. benches/library.sh
-build_library "$out"
+. "$(dirname "${BASH_SOURCE[0]}")/library.sh"
+begin_build "$@"
 "${CXX:-g++}" -O2 -std=c++17 -Wall -Wextra -Icpp/include -o "$out/cpp_server" \
   examples/cpp_server/*.cc -L"$out" -lplugalloc -Wl,-rpath,'$ORIGIN' -pthread -ldl
 cp benches/server-here.sh benches/server_table.py "$out/"

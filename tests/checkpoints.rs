@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use common::{A, B, C, GPU, Rig, capacity, plain};
 use plugalloc::device::Device;
-use plugalloc::device::sim::{SimMachine, SimOptions};
+use plugalloc::device::sim::SimOptions;
 use plugalloc::error::{CheckpointFault, Error, Result};
 use plugalloc::observe::{Action, Context, HistoryOptions, RecordContext};
 use plugalloc::units::{Address, Bytes, DeviceId, GIB, MIB, PoolId};
-use plugalloc::{Allocator, Checkpoint, CheckpointDelta, Config};
+use plugalloc::{Checkpoint, CheckpointDelta, Config};
 use pool_rig::{POOL, addresses, sorted};
 
 const OTHER: PoolId = PoolId(1, 1);
@@ -306,8 +306,8 @@ fn a_stream_of_another_device_that_has_ended_is_waited_for_no_more() {
 #[test]
 fn what_is_pinned_or_shared_does_not_end_and_may_stay() {
     for options in [capacity(GIB), plain(GIB)] {
-        let Rig { machine, allocator } = Rig::new(options, Config::default());
-        let allocator = Arc::new(allocator);
+        let rig = Rig::new(options, Config::default());
+        let allocator = &rig.allocator;
         allocator.begin_allocate_to_pool(GPU, POOL, |_| true).unwrap();
         let empty = allocator.checkpoint_pool(GPU, POOL).unwrap();
         let block = allocator.allocate(GPU, 3 * MIB, A).unwrap();
@@ -333,7 +333,7 @@ fn what_is_pinned_or_shared_does_not_end_and_may_stay() {
         assert_eq!(allocator.restore_pool(GPU, &empty).unwrap().freed, [block]);
         allocator.end_allocate_to_pool(GPU, POOL).unwrap();
         allocator.release_pool(GPU, POOL).unwrap();
-        Rig { machine, allocator: Arc::into_inner(allocator).unwrap() }.finish();
+        rig.finish();
     }
 }
 
@@ -436,9 +436,9 @@ fn threads_go_back_while_others_allocate_in_the_pool_and_elsewhere() {
 
 #[test]
 fn sizes_that_are_rounded_in_steps_come_back_as_they_were_served() {
-    let machine = SimMachine::new(capacity(GIB)).unwrap();
     let config = Config::parse("roundup_power2_divisions:4").unwrap();
-    let allocator = Allocator::new(machine.as_devices(), config).unwrap();
+    let rig = Rig::new(capacity(GIB), config);
+    let allocator = &rig.allocator;
     allocator.begin_allocate_to_pool(GPU, POOL, |_| true).unwrap();
     let sizes = [300, 70_000, 2 * MIB + 3];
     let blocks = sizes.map(|bytes| allocator.allocate(GPU, bytes, A).unwrap());
@@ -451,5 +451,5 @@ fn sizes_that_are_rounded_in_steps_come_back_as_they_were_served() {
     blocks.iter().for_each(|&at| allocator.free(at).unwrap());
     allocator.end_allocate_to_pool(GPU, POOL).unwrap();
     allocator.release_pool(GPU, POOL).unwrap();
-    Rig { machine, allocator }.finish();
+    rig.finish();
 }

@@ -9,8 +9,12 @@ mod common;
 mod history_model;
 #[path = "common/pool_rig.rs"]
 mod pool_rig;
+#[path = "common/segment_source.rs"]
+mod segment_source;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use common::{A, B, C, GPU, Random, Rig, capacity, plain};
 use history_model::Model;
@@ -18,8 +22,9 @@ use plugalloc::device::sim::SimOptions;
 use plugalloc::error::{CheckpointFault, Error};
 use plugalloc::observe::HistoryOptions;
 use plugalloc::units::{Address, Bytes, GIB, MIB, StreamId};
-use plugalloc::{Checkpoint, Config};
+use plugalloc::{Checkpoint, Config, SegmentSource};
 use pool_rig::{POOL, addresses, sorted};
+use segment_source::Counted;
 
 /// An allocation, as the test knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +54,10 @@ struct Followed {
 
 impl Followed {
     fn new(options: SimOptions, conf: &str, seed: u64) -> Followed {
-        let rig = Rig::new(options, Config::parse(conf).unwrap());
+        Followed::over(Rig::new(options, Config::parse(conf).unwrap()), seed)
+    }
+
+    fn over(rig: Rig, seed: u64) -> Followed {
         let history = HistoryOptions { max_entries: usize::MAX, ..HistoryOptions::default() };
         rig.allocator.record_history(&history).unwrap();
         rig.begin(POOL, &[A, B]);
@@ -192,7 +200,7 @@ impl Followed {
         self.events.assert_shows(&snapshot);
     }
 
-    fn run(mut self, steps: u32) {
+    fn run(mut self, steps: u32, then: impl FnOnce()) {
         for _ in 0..steps {
             match self.random.below(100) {
                 0..45 => {
@@ -218,6 +226,7 @@ impl Followed {
         let all = self.live.keys().chain(self.outside.keys());
         all.for_each(|&at| self.rig.free(at));
         self.rig.end(POOL);
+        then();
         self.rig.finish();
     }
 }
@@ -225,15 +234,15 @@ impl Followed {
 #[test]
 fn random_checkpoints_over_mapped_memory() {
     let seed = Random::seed(5201);
-    Followed::new(capacity(GIB), "", seed).run(1500);
-    Followed::new(capacity(160 * MIB), "", seed + 1).run(1500);
+    Followed::new(capacity(GIB), "", seed).run(1500, || {});
+    Followed::new(capacity(160 * MIB), "", seed + 1).run(1500, || {});
 }
 
 #[test]
 fn random_checkpoints_over_segments() {
     let seed = Random::seed(5202);
-    Followed::new(plain(GIB), "", seed).run(1500);
-    Followed::new(capacity(GIB), "expandable_segments:False", seed + 1).run(1500);
+    Followed::new(plain(GIB), "", seed).run(1500, || {});
+    Followed::new(capacity(GIB), "expandable_segments:False", seed + 1).run(1500, || {});
 }
 
 #[test]
@@ -241,5 +250,29 @@ fn random_checkpoints_without_splitting() {
     let seed = Random::seed(5203);
     let followed = Followed::new(capacity(2 * GIB), "", seed);
     followed.rig.allocator.set_no_split(GPU, POOL).unwrap();
-    followed.run(1200);
+    followed.run(1200, || {});
+}
+
+/// Sources of much and of little memory, of blocks that are split and that are not.
+#[test]
+fn random_checkpoints_over_memory_of_a_source() {
+    let seed = Random::seed(5204);
+    for (case, longest) in [(0, 64 * MIB), (1, 64 * MIB), (2, 5 * MIB)] {
+        let options = [capacity(2 * GIB), plain(2 * GIB)][case as usize % 2].clone();
+        let rig = Rig::new(options, Config::default());
+        let source = Counted::new(rig.device(), longest);
+        let given = Arc::clone(&source) as Arc<dyn SegmentSource>;
+        rig.allocator.create_or_incref_pool(GPU, POOL, Some(given)).unwrap();
+        let followed = Followed::over(rig, seed + case);
+        if case > 0 {
+            followed.rig.allocator.set_no_split(GPU, POOL).unwrap();
+        }
+        let allocator = Arc::clone(&followed.rig.allocator);
+        let release = move || {
+            allocator.release_pool(GPU, POOL).unwrap();
+            allocator.empty_cache().unwrap();
+        };
+        followed.run(1200, release);
+        assert!(source.calls.load(Ordering::Relaxed) > 5 && source.live.lock().is_empty());
+    }
 }

@@ -8,19 +8,10 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{A, B, C, GPU, Random, Rig, capacity, config};
+use common::{A, B, C, GPU, Random, Rig, capacity, config, two_blocks};
 use plugalloc::device::Device;
 use plugalloc::error::Error;
 use plugalloc::units::{Address, Bytes, GRANULE, KIB, MIB, StreamId};
-
-/// A device of 8 MiB with handles of 2 MiB, on which A has a block of 2.5 MiB and one of 1.5 MiB
-/// behind it.
-fn two_blocks() -> (Rig, [Address; 2]) {
-    let rig = Rig::new(capacity(8 * MIB), config(|c| c.max_handle = GRANULE));
-    let blocks = [rig.allocate(2560 * KIB, A), rig.allocate(1536 * KIB, A)];
-    assert_eq!(blocks[1], blocks[0] + 2560 * KIB);
-    (rig, blocks)
-}
 
 #[test]
 fn work_of_the_lender_comes_before_that_of_the_borrower() {

@@ -139,6 +139,12 @@ impl Record {
     }
 }
 
+/// The address that a program named so in what it printed.
+fn said(text: &str, name: &str) -> Address {
+    let after = text.split(name).nth(1).unwrap();
+    after.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 #[test]
 fn without_the_variable_there_is_no_tool() {
     if std::env::var_os("NVTX_INJECTION64_PATH").is_none() {
@@ -185,10 +191,7 @@ fn a_region_is_what_was_asked_for_and_ends_with_the_allocation() {
     }
     let Some((record, output)) = recorded(part, &[]) else { return };
     let text = String::from_utf8_lossy(&output.stdout);
-    let said = |name: &str| {
-        let after = text.split(name).nth(1).unwrap();
-        after.split_whitespace().next().unwrap().parse::<Address>().unwrap()
-    };
+    let said = |name: &str| said(&text, name);
     assert_eq!(record.all_regions[0], (said("small "), 1001));
     assert_eq!(*record.all_regions.last().unwrap(), (said("again "), 900));
     assert_eq!(record.regions[&said("large ")].0, 40 * MIB + 1);
@@ -300,10 +303,7 @@ fn regions_follow_a_pool_that_goes_back_to_a_checkpoint() {
     }
     let Some((record, output)) = recorded(part, &[]) else { return };
     let text = String::from_utf8_lossy(&output.stdout);
-    let said = |name: &str| {
-        let after = text.split(name).nth(1).unwrap();
-        after.split_whitespace().next().unwrap().parse::<Address>().unwrap()
-    };
+    let said = |name: &str| said(&text, name);
     let expected = BTreeMap::from([
         (said("kept "), 5000),
         (said("resized "), 3 * MIB),

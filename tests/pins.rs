@@ -4,17 +4,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/mapping_books.rs"]
+mod mapping_books;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use common::{A, B, C, GPU, Random, capacity, config, fault, plain};
+use mapping_books::{Seen, observe};
 use parking_lot::Mutex;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
 use plugalloc::error::{DriverCall, Error, PointerFault};
 use plugalloc::units::{Address, Bytes, GIB, MIB};
-use plugalloc::{Allocator, Config, MappingChange};
+use plugalloc::{Allocator, Config};
 
 fn open(options: SimOptions, config: Config) -> (Arc<SimDevice>, Arc<Allocator>) {
     let machine = SimMachine::new(options).unwrap();
@@ -145,52 +147,6 @@ fn pinned_memory_stays_through_random_traffic_that_needs_everything() {
     finish(&device, &allocator);
 }
 
-/// What an observer knows to be mapped.
-#[derive(Default)]
-struct Seen {
-    spans: BTreeMap<Address, Bytes>,
-    mapped: usize,
-    unmapped: usize,
-}
-
-impl Seen {
-    fn covers(&self, address: Address, bytes: Bytes) -> bool {
-        let mut at = address;
-        while at < address + bytes {
-            match self.spans.range(..=at).next_back() {
-                Some((&start, &length)) if at < start + length => at = start + length,
-                _ => return false,
-            }
-        }
-        true
-    }
-}
-
-/// An observer that keeps books, and fails where an event makes no sense: also where memory that is
-/// about to disappear cannot be read any more.
-fn observe(allocator: &Arc<Allocator>, device: &Arc<SimDevice>) -> Arc<Mutex<Seen>> {
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let (books, device) = (Arc::clone(&seen), Arc::clone(device));
-    allocator.observe_mappings(move |event| {
-        let mut seen = books.lock();
-        let mut byte = [0u8; 1];
-        for at in [event.address, event.address + event.bytes - 1] {
-            device.copy_async(byte.as_mut_ptr() as Address, at, 1, C).expect("memory is there");
-        }
-        match event.change {
-            MappingChange::Mapped => {
-                assert_eq!(seen.spans.insert(event.address, event.bytes), None);
-                seen.mapped += 1;
-            }
-            MappingChange::Unmapping => {
-                assert_eq!(seen.spans.remove(&event.address), Some(event.bytes));
-                seen.unmapped += 1;
-            }
-        }
-    });
-    seen
-}
-
 #[test]
 fn observers_know_of_all_memory_that_is_handed_out_and_of_nothing_that_is_gone() {
     let options = [capacity(96 * MIB), plain(96 * MIB)];
@@ -307,4 +263,29 @@ fn what_could_not_be_given_back_is_told_as_mapped_again() {
     allocator.free(block).unwrap();
     finish(&device, &allocator);
     assert!(seen.lock().spans.is_empty());
+}
+
+#[test]
+fn who_comes_late_hears_nothing_of_what_is_about_to_go() {
+    let (device, allocator) = open(capacity(64 * MIB), Config::default());
+    let early = observe(&allocator, &device);
+    let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    device.fail_nth(DriverCall::Unmap, 1);
+    allocator.empty_cache().unwrap_err();
+    assert!(early.lock().unmapped > 0, "told, and mapped still");
+    let late = observe(&allocator, &device);
+    let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+    for seen in [&early, &late] {
+        assert!(seen.lock().covers(block, 30 * MIB), "told of what is used again");
+    }
+    allocator.free(block).unwrap();
+    device.fail_nth(DriverCall::Unmap, 1);
+    allocator.empty_cache().unwrap_err();
+    let last = observe(&allocator, &device);
+    finish(&device, &allocator);
+    allocator.is_valid().unwrap();
+    for seen in [early, late, last] {
+        assert!(seen.lock().spans.is_empty(), "{:?}", seen.lock().spans);
+    }
 }

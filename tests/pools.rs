@@ -4,17 +4,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/segment_source.rs"]
+mod segment_source;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use common::{A, B, C, GPU, Rig, capacity, config, plain};
-use parking_lot::Mutex;
-use plugalloc::device::Device;
 use plugalloc::error::{DriverCall, Error, Result};
-use plugalloc::units::{Address, Bytes, DeviceId, GIB, GRANULE, MIB, PoolId, StreamId};
+use plugalloc::units::{Address, DeviceId, GIB, MIB, PoolId, StreamId};
 use plugalloc::{Config, SegmentSource};
+use segment_source::Counted;
 
 const GRAPHS: PoolId = PoolId(1, 0);
 const OWN: PoolId = PoolId(0, 1);
@@ -279,40 +280,10 @@ fn a_pool_works_without_virtual_memory() {
     rig.finish();
 }
 
-/// Gives memory of a device, some of it badly aligned on request.
-struct Counted {
-    device: Arc<dyn Device>,
-    live: Mutex<Vec<(Address, Bytes)>>,
-    shift: AtomicU64,
-}
-
-impl SegmentSource for Counted {
-    fn allocate(&self, _: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
-        assert_eq!(stream, A);
-        if bytes > 32 * MIB {
-            return Ok(0);
-        }
-        let base = self.device.malloc(bytes)? + self.shift.load(Ordering::Relaxed);
-        self.live.lock().push((base, bytes));
-        Ok(base)
-    }
-
-    fn free(&self, _: DeviceId, address: Address, bytes: Bytes) -> Result<()> {
-        let mut live = self.live.lock();
-        let at = live.iter().position(|&segment| segment == (address, bytes)).unwrap();
-        live.swap_remove(at);
-        Ok(self.device.free(address / GRANULE * GRANULE)?)
-    }
-}
-
 #[test]
 fn a_pool_takes_its_segments_from_where_it_was_told_to() {
     let rig = Rig::of(GIB);
-    let source = Arc::new(Counted {
-        device: rig.device(),
-        live: Mutex::new(Vec::new()),
-        shift: AtomicU64::new(0),
-    });
+    let source = Counted::new(rig.device(), 32 * MIB);
     let given: Arc<dyn SegmentSource> = Arc::clone(&source) as Arc<dyn SegmentSource>;
     rig.allocator.create_or_incref_pool(GPU, OWN, Some(Arc::clone(&given))).unwrap();
     let again = rig.allocator.create_or_incref_pool(GPU, OWN, Some(given));
@@ -328,6 +299,7 @@ fn a_pool_takes_its_segments_from_where_it_was_told_to() {
     let error = rig.try_allocate(24 * MIB, A).unwrap_err();
     assert!(matches!(&error, Error::Unsupported { operation, .. } if operation.contains("2 MiB")));
     source.shift.store(0, Ordering::Relaxed);
+    assert_eq!(*source.streams.lock(), [A].into());
     blocks.iter().for_each(|&block| rig.free(block));
     rig.end(OWN);
     rig.allocator.empty_cache().unwrap();

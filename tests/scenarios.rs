@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "common/blocked.rs"]
+mod blocked;
 #[path = "common/scenarios/mod.rs"]
 mod scenarios;
 

@@ -47,15 +47,13 @@ class DeleterRegistry {
     if (pointer == nullptr) {
       return;
     }
-    try {
+    reporting([pointer] {
       State* state = sole_.load(std::memory_order_acquire);
       if (state == nullptr) {
         state = &find(pointer);
       }
       state->release(pointer);
-    } catch (...) {
-      reportFromDeleter();
-    }
+    });
   }
 
  private:

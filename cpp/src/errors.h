@@ -26,12 +26,31 @@ inline void check(std::uint32_t status) {
 [[noreturn]] void throwInvalidArgument(const char* argument, const std::string& value,
                                        const std::string& expected);
 
+/// Throws `InvalidArgumentError` where a function is empty.
+template <typename Function>
+void requireFunction(const char* argument, const Function& function,
+                     const char* expected = "a function to call") {
+  if (!function) {
+    throwInvalidArgument(argument, "an empty function", expected);
+  }
+}
+
 /// The exception that is being handled, as data. Call it in a catch clause.
 ErrorRecord recordOfCurrentException();
 
 /// Takes the exception that is being handled in a deleter to the handler, or keeps it. Call it in a
 /// catch clause.
 void reportFromDeleter() noexcept;
+
+/// Runs a body that nobody is behind who could catch: its exception goes the same way.
+template <typename Body>
+void reporting(Body&& body) noexcept {
+  try {
+    body();
+  } catch (...) {
+    reportFromDeleter();
+  }
+}
 
 /// The error for a pointer that no allocator knows.
 InvalidPointerError foreignPointer(const void* pointer);

@@ -87,33 +87,24 @@ AllocatorConfigInfo configOf(const SnapshotRecord& record) {
 }  // namespace
 
 std::shared_ptr<GatheredContext> gather_context(const CppContextSource& source) noexcept {
-  try {
-    return source.gather();
-  } catch (...) {
-    reportFromDeleter();
-    return nullptr;
-  }
+  std::shared_ptr<GatheredContext> context;
+  reporting([&] { context = source.gather(); });
+  return context;
 }
 
 void tell_tracker(const CppTracker& tracker, const TraceRecord& event) noexcept {
-  try {
-    tracker.tracker(toEntry(event));
-  } catch (...) {
-    reportFromDeleter();
-  }
+  reporting([&] { tracker.tracker(toEntry(event)); });
 }
 
 void tell_out_of_memory(const CppOutOfMemoryObserver& to, const OutOfMemoryRecord& event) noexcept {
-  try {
+  reporting([&] {
     const auto device = event.device;
     if (to.observer) {
       to.observer(device, event.segment, event.limit, event.free);
     } else if (to.rejection && event.at_limit) {
       to.rejection(device, event.requested, event.allocated, event.total);
     }
-  } catch (...) {
-    reportFromDeleter();
-  }
+  });
 }
 
 SnapshotInfo takeSnapshot(const HistoryCore& history, MempoolId_t pool, bool traces) {
@@ -177,33 +168,22 @@ void setUserMetadata(const std::string& text) {
   set_user_metadata(std::string(rust::String::lossy(text)));
 }
 
-namespace {
-
-template <class Function>
-void checkGiven(const Function& function, const char* argument) {
-  if (!function) {
-    throwInvalidArgument(argument, "an empty function", "a function to call");
-  }
-}
-
-}  // namespace
-
 void observe(const HistoryCore& history, OutOfMemoryObserver observer) {
-  checkGiven(observer, "observer");
+  requireFunction("observer", observer);
   auto shared = std::make_unique<CppOutOfMemoryObserver>();
   shared->observer = std::move(observer);
   check(history.observe_failures(std::move(shared)));
 }
 
 void observeRejections(const HistoryCore& history, OomRejectionObserver observer) {
-  checkGiven(observer, "observer");
+  requireFunction("observer", observer);
   auto shared = std::make_unique<CppOutOfMemoryObserver>();
   shared->rejection = std::move(observer);
   check(history.observe_failures(std::move(shared)));
 }
 
 void track(const HistoryCore& history, AllocatorTraceTracker tracker) {
-  checkGiven(tracker, "tracker");
+  requireFunction("tracker", tracker);
   auto shared = std::make_unique<CppTracker>();
   shared->tracker = std::move(tracker);
   check(history.track(std::move(shared)));

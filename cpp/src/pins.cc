@@ -11,12 +11,10 @@ namespace bridge {
 
 void tell_observer(const CppObserver& observer, bool mapped, std::int32_t device,
                    std::uint64_t address, std::uint64_t bytes) noexcept {
-  try {
+  reporting([&] {
     observer.observer(mapped ? MappingChange::Mapped : MappingChange::Unmapping, device,
                       toPointer(address), bytes);
-  } catch (...) {
-    reportFromDeleter();
-  }
+  });
 }
 
 }  // namespace bridge
@@ -43,9 +41,7 @@ void CachingAllocator::unpinMemory(const MemoryPin& pin) {
 }
 
 std::uint64_t CachingAllocator::observeMappings(MappingObserver observer) {
-  if (!observer) {
-    bridge::throwInvalidArgument("observer", "an empty function", "a function to call");
-  }
+  bridge::requireFunction("observer", observer);
   auto shared = std::make_unique<bridge::CppObserver>();
   shared->observer = std::move(observer);
   std::uint64_t number = 0;

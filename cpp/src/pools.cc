@@ -26,9 +26,7 @@ void CachingAllocator::emptyCache(MempoolId_t mempool_id) {
 
 void CachingAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id,
                                            std::function<bool(cudaStream_t)> filter) {
-  if (!filter) {
-    bridge::throwInvalidArgument("filter", "an empty function", "a function of a stream");
-  }
+  bridge::requireFunction("filter", filter, "a function of a stream");
   auto shared = std::make_unique<bridge::StreamFilter>();
   shared->matches = std::move(filter);
   check(state_->core->begin_pool(device, keyOf(mempool_id), std::move(shared)));

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 
 use super::shards::thread_number;
 use super::{Engine, PageEntry, flag};
+use crate::device::DeviceResult;
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
 use crate::heap::{BlockView, Heap, Lookup, class_of};
 use crate::lock::MutexGuard;
-use crate::streams::{Guest, Ticket};
+use crate::streams::{Deferred, Guest, Ticket};
 use crate::units::{Address, Bytes, DeviceId, MAX_REQUEST, StreamId};
 
 /// How far an allocation got on the hot path.
@@ -275,21 +276,22 @@ impl Engine {
 
     /// Looks which deferred frees have completed, and completes them.
     pub(crate) fn poll_deferred(&self) -> Result<bool> {
-        let mut done = Vec::new();
-        let mut deferred = self.deferred.lock();
-        let result = deferred.poll(&mut done);
-        self.lower_flag(deferred.waiting());
-        drop(deferred);
-        self.complete(&done);
-        result?;
-        Ok(!done.is_empty())
+        self.complete_deferred(Deferred::poll)
     }
 
     /// Waits until no free waits for a stream any more; true where there was one.
     pub(super) fn wait_for_deferred(&self) -> Result<bool> {
+        self.complete_deferred(Deferred::wait_all)
+    }
+
+    /// Completes the frees that are found to be over; also those that were found before an error.
+    fn complete_deferred(
+        &self,
+        find: fn(&mut Deferred, &mut Vec<Ticket>) -> DeviceResult<()>,
+    ) -> Result<bool> {
         let mut done = Vec::new();
         let mut deferred = self.deferred.lock();
-        let result = deferred.wait_all(&mut done);
+        let result = find(&mut deferred, &mut done);
         self.lower_flag(deferred.waiting());
         drop(deferred);
         self.complete(&done);

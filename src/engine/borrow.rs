@@ -11,6 +11,7 @@ use super::idle::Idle;
 use super::loans::Source;
 use super::means::Supply;
 use super::{Engine, Growth};
+use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::{ArenaKind, Gap, Heap, IdleList, IdlePart, LARGE_UNIT};
 use crate::lock::MutexGuard;
@@ -43,12 +44,12 @@ impl Engine {
         heap: &Heap,
         request: Request,
         (least, all): (Bytes, bool),
-    ) -> Vec<Source> {
+    ) -> DeviceResult<Vec<Source>> {
         let mut found = Vec::with_capacity(64);
         let taker = self.shards.get(request.shard);
         // A graph may use what a private pool has at any time.
         let Some(taker) = taker.filter(|shard| shard.pool().is_none()) else {
-            return found;
+            return Ok(found);
         };
         let mut parts = Vec::with_capacity(64);
         let longest = if all { Bytes::MAX } else { GRANULE };
@@ -64,6 +65,11 @@ impl Engine {
             let Some(newest) = parts.iter().map(|part| part.since).max() else {
                 continue;
             };
+            // Nothing else is left to try then that does not count on it.
+            if all && !self.deferred.lock().can_order(shard.stream, taker.stream)? {
+                parts.clear();
+                continue;
+            }
             let passed = if all || shard.stream == taker.stream {
                 u64::MAX
             } else {
@@ -76,7 +82,7 @@ impl Engine {
             let settled = parts.drain(..).filter(|part| part.since < passed);
             found.extend(settled.map(|part| Source { shard: number, part }));
         }
-        found
+        Ok(found)
     }
 
     /// Serves a small request from a remainder beside large blocks instead of a page of its own,
@@ -90,7 +96,7 @@ impl Engine {
         all: bool,
     ) -> Result<Option<Address>> {
         let least = if all { request.bytes } else { request.bytes.max(self.policy.lent_to_small) };
-        let mut sources = self.sources(growth, heap, request, (least, all));
+        let mut sources = self.sources(growth, heap, request, (least, all))?;
         sources.retain(|source| all || source.part.kind == ArenaKind::Large);
         sources.sort_by_key(|source| source.part.bytes);
         for source in sources {
@@ -127,7 +133,7 @@ impl Engine {
         request: Request,
         (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
-        let sources = self.sources(growth, heap, request, (LARGE_UNIT, false));
+        let sources = self.sources(growth, heap, request, (LARGE_UNIT, false))?;
         self.lay_between(growth, heap, request, &sources, (idle, supply))
     }
 
@@ -167,7 +173,7 @@ impl Engine {
         if request.kind == ArenaKind::Small {
             return self.borrow_a_part(growth, heap, request, true);
         }
-        let sources = self.sources(growth, heap, request, (LARGE_UNIT, true));
+        let sources = self.sources(growth, heap, request, (LARGE_UNIT, true))?;
         match self.lay_between(growth, heap, request, &sources, (idle, supply))? {
             Grown::Served(address) => Ok(Some(address)),
             Grown::Changed | Grown::Unchanged => Ok(None),

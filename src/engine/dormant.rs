@@ -31,6 +31,7 @@ impl Engine {
                 break;
             }
             growth.store.unmap_dormant(oldest.number, oldest.place)?;
+            self.note_unmapped(growth, oldest.place.address);
             heap.drop_dormant(oldest.place.view);
         }
         Ok(())

@@ -187,6 +187,7 @@ impl Engine {
             growth.store.occupy(number, Place { shard, view, address, kind });
             heap.make_dormant(view);
             growth.store.deactivate(number, heap.mark());
+            self.note_closed(growth, address);
         }
     }
 }

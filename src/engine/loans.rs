@@ -72,6 +72,7 @@ impl Engine {
                 // Mapped and useless: a dormant view, until it can be unmapped or made accessible.
                 growth.store.lend(number, place);
                 growth.store.end_loan(number, (borrower, view), heap.mark());
+                self.note_closed(growth, address);
             } else {
                 heap.drop_dormant(view);
             }

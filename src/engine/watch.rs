@@ -70,7 +70,7 @@ impl Default for Watch {
 pub(crate) struct Parting {
     /// Spans that observers have to be told of before they can be unmapped.
     wanted: Vec<(Address, Bytes)>,
-    /// Spans that they were told of and that are mapped still.
+    /// Spans that are mapped and that observers take for gone, or never heard of.
     announced: HashSet<Address>,
     /// Segments that were taken out of their heaps.
     segments: Vec<Segment>,
@@ -122,6 +122,9 @@ impl Engine {
         }
         let direct = self.direct_blocks_by_address();
         known.extend(direct.map(|(address, block)| (address, block.bytes)));
+        let parted = growth.parting.segments.iter();
+        known.extend(parted.map(|segment| (segment.base, segment.bytes)));
+        known.retain(|(address, _)| !growth.parting.announced.contains(address));
         known.sort_unstable();
         self.watch.observers.write().push((number, Arc::clone(observer)));
         self.watch.present.store(true, Ordering::Release);
@@ -171,7 +174,12 @@ impl Engine {
         }
     }
 
-    /// The same of a handle at an address.
+    /// Notes that a handle is mapped at an address where nobody can use it yet.
+    pub(super) fn note_closed(&self, growth: &mut Growth, address: Address) {
+        growth.parting.announced.insert(address);
+    }
+
+    /// Notes that a handle is in use again at an address.
     pub(super) fn note_woken(&self, growth: &mut Growth, number: u32, address: Address) {
         if let Some(bytes) = growth.store.handle(number).map(|handle| handle.bytes) {
             self.note_kept(growth, address, bytes);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{Ledger, SimDevice, SimMachine, SimOptions};
 use plugalloc::error::{Error, OutOfMemory, PointerFault, Result};
-use plugalloc::units::{Address, Bytes, DeviceId, MIB, StreamId};
+use plugalloc::units::{Address, Bytes, DeviceId, GRANULE, KIB, MIB, StreamId};
 use plugalloc::{Allocator, Config, DeviceStatistics};
 
 pub(crate) const GPU: DeviceId = DeviceId(0);
@@ -21,7 +21,7 @@ const READER: StreamId = StreamId(0xfeed);
 /// An allocator over a simulated machine.
 pub(crate) struct Rig {
     pub(crate) machine: SimMachine,
-    pub(crate) allocator: Allocator,
+    pub(crate) allocator: Arc<Allocator>,
 }
 
 /// Options with a change.
@@ -44,7 +44,7 @@ pub(crate) fn plain(capacity: Bytes) -> SimOptions {
 impl Rig {
     pub(crate) fn new(options: SimOptions, config: Config) -> Rig {
         let machine = SimMachine::new(options).unwrap();
-        let allocator = Allocator::new(machine.as_devices(), config).unwrap();
+        let allocator = Arc::new(Allocator::new(machine.as_devices(), config).unwrap());
         Rig { machine, allocator }
     }
 
@@ -141,11 +141,21 @@ impl Rig {
         }
         self.allocator.empty_cache().unwrap();
         self.allocator.is_quiescent().unwrap();
+        self.allocator.is_valid().unwrap();
         for device in self.machine.devices() {
             let used = device.ledger().used;
             assert_eq!(used, 0, "{device:?} still has {used} bytes in use");
         }
     }
+}
+
+/// A device of 8 MiB with handles of 2 MiB, on which A has a block of 2.5 MiB and one of 1.5 MiB
+/// behind it.
+pub(crate) fn two_blocks() -> (Rig, [Address; 2]) {
+    let rig = Rig::new(capacity(8 * MIB), config(|c| c.max_handle = GRANULE));
+    let blocks = [rig.allocate(2560 * KIB, A), rig.allocate(1536 * KIB, A)];
+    assert_eq!(blocks[1], blocks[0] + 2560 * KIB);
+    (rig, blocks)
 }
 
 /// The size at which a request is served: multiples of 512 bytes up to 16 KiB, then 16 sizes a

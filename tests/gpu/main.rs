@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
+#[path = "../common/blocked.rs"]
+mod blocked;
 #[path = "../common/conformance/mod.rs"]
 mod conformance;
 #[path = "../common/scenarios/mod.rs"]

@@ -10,11 +10,10 @@ mod ipc;
 mod memory;
 mod work;
 
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
-
 use plugalloc::device::{Device, HandleId};
 use plugalloc::units::{Address, Bytes, StreamId};
+
+use crate::blocked::while_blocked;
 
 /// Hands the names of all cases over one device to a macro.
 macro_rules! conformance_cases {
@@ -109,25 +108,4 @@ impl Mapped {
         device.release(self.handle).unwrap();
         device.free_address(self.at, self.bytes).unwrap();
     }
-}
-
-/// Runs `body` while a function of the host blocks the stream, and hands it what opens the gate.
-///
-/// The function is queued by another thread, because a device may run it in the thread that queues
-/// it.
-fn while_blocked(device: &dyn Device, stream: StreamId, body: impl FnOnce(Sender<()>)) {
-    let (open, gate) = channel::<()>();
-    let (entered, entry) = channel::<()>();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let function = move || {
-                entered.send(()).unwrap();
-                // An error means that the body failed: let the stream go on.
-                let _ = gate.recv();
-            };
-            device.host_function(stream, Box::new(function)).unwrap();
-        });
-        entry.recv().unwrap();
-        body(open);
-    });
 }

@@ -16,13 +16,14 @@ pub(crate) mod sharing;
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use plugalloc::device::Device;
 use plugalloc::units::{Address, Bytes, DeviceId, MIB, StreamId};
 use plugalloc::{Allocator, Config};
+
+use crate::blocked::while_blocked;
 
 /// How work on memory is queued on one device.
 pub(crate) trait Brush: Send + Sync {
@@ -199,31 +200,4 @@ impl Site {
 /// Says why a scenario does not take place, past the capture of what passing tests print.
 pub(crate) fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
-}
-
-/// The longest that a stream is blocked: a call that waits for it ends then, and a check fails.
-const BLOCKED: Duration = Duration::from_secs(20);
-
-/// Runs `body` while a function of the host blocks the stream, and hands it what opens the gate,
-/// which also opens when the body ends.
-///
-/// The function is queued by another thread, because a device may run it in the thread that queues
-/// it.
-pub(crate) fn while_blocked(device: &dyn Device, stream: StreamId, body: impl FnOnce(Sender<()>)) {
-    let (open, gate) = channel::<()>();
-    let (entered, entry) = channel::<()>();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let function = move || {
-                entered.send(()).unwrap();
-                // If the sender has gone, the body has failed: let the stream go on.
-                if gate.recv_timeout(BLOCKED) == Err(RecvTimeoutError::Timeout) {
-                    eprintln!("nobody has opened {stream} for {BLOCKED:?}: something waits for it");
-                }
-            };
-            device.host_function(stream, Box::new(function)).unwrap();
-        });
-        entry.recv().unwrap();
-        body(open);
-    });
 }

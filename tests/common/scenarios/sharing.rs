@@ -116,6 +116,21 @@ impl Party {
     }
 }
 
+/// The process that opens, in the parent; in the child the other part is done. `None` there, and
+/// where the device shares no such memory.
+fn opener(place: &Place, kind: Kind, test: &str, owner: impl FnOnce(Party, Kind)) -> Option<Party> {
+    if !is_able(place, kind) {
+        return None;
+    }
+    let party = Party::new(place, kind);
+    if part_in(test).is_some() {
+        limit_life();
+        owner(party, kind);
+        return None;
+    }
+    Some(party)
+}
+
 /// What a child has shared: how far into the opened memory the block lies, and the handle.
 #[track_caller]
 fn shared_by(other: &mut Other) -> (Bytes, Vec<u8>) {
@@ -129,14 +144,7 @@ pub(crate) fn a_shared_block_stays_in_place_while_its_owner_moves_other_memory(
     kind: Kind,
     test: &str,
 ) {
-    if !is_able(place, kind) {
-        return;
-    }
-    let party = Party::new(place, kind);
-    if part_in(test).is_some() {
-        limit_life();
-        return move_memory_beside_a_shared_block(party, kind);
-    }
+    let Some(party) = opener(place, kind, test, move_memory_beside_a_shared_block) else { return };
     let mut other = Other::start(test, "share");
     let (offset, handle) = shared_by(&mut other);
     let (small_offset, small_handle) = shared_by(&mut other);
@@ -207,14 +215,10 @@ fn move_memory_beside_a_shared_block(party: Party, kind: Kind) {
 
 /// Physical handles only: a legacy handle must be closed before its memory is freed (`cudaFree`).
 pub(crate) fn memory_given_back_by_its_owner_lives_on_where_it_is_open(place: &Place, test: &str) {
-    if !is_able(place, Kind::Handles) {
+    let Some(party) = opener(place, Kind::Handles, test, |party, _| give_shared_memory_back(party))
+    else {
         return;
-    }
-    let party = Party::new(place, Kind::Handles);
-    if part_in(test).is_some() {
-        limit_life();
-        return give_shared_memory_back(party);
-    }
+    };
     let mut other = Other::start(test, "share");
     let (offset, handle) = shared_by(&mut other);
     let Some(opened) = party.open(&handle) else { return other.kill() };
@@ -269,14 +273,7 @@ fn descriptors() -> usize {
 }
 
 pub(crate) fn memory_opened_twice_is_closed_twice(place: &Place, kind: Kind, test: &str) {
-    if !is_able(place, kind) {
-        return;
-    }
-    let party = Party::new(place, kind);
-    if part_in(test).is_some() {
-        limit_life();
-        return share_until_closed(party, kind);
-    }
+    let Some(party) = opener(place, kind, test, share_until_closed) else { return };
     let mut other = Other::start(test, "share");
     let (offset, handle) = shared_by(&mut other);
     let Some(first) = party.open(&handle) else { return other.kill() };
@@ -312,14 +309,7 @@ pub(crate) fn what_a_process_shared_cannot_be_opened_once_it_has_ended(
     kind: Kind,
     test: &str,
 ) {
-    if !is_able(place, kind) {
-        return;
-    }
-    let party = Party::new(place, kind);
-    if part_in(test).is_some() {
-        limit_life();
-        return share_until_closed(party, kind);
-    }
+    let Some(party) = opener(place, kind, test, share_until_closed) else { return };
     party.warm_up();
     let before = party.site.free_memory();
     let mut other = Other::start(test, "share");
