@@ -141,7 +141,7 @@ fn best_window(
     request: Request,
 ) -> Option<Window> {
     // What a window may take beside runs is one free block of the heap at each end.
-    let beside = 2 * heap.largest_indexed(request.kind);
+    let largest = heap.largest_indexed(request.kind);
     let mut best: Option<Window> = None;
     let mut first = 0;
     while first < runs.len() {
@@ -149,49 +149,54 @@ fn best_window(
         while end < runs.len() && runs[end - 1].end == runs[end].start {
             end += 1;
         }
-        if runs[end - 1].end - runs[first].start + beside >= request.bytes {
-            for window in windows(idle, runs, (first, end), heap, request).into_iter().flatten() {
-                let better = best
-                    .is_none_or(|best| (window.taken, window.length) < (best.taken, best.length));
-                if better {
-                    best = Some(window);
-                }
-            }
+        if runs[end - 1].end - runs[first].start + 2 * largest >= request.bytes {
+            look_at_ends(idle, runs, (first, end), (heap, largest), request, &mut best);
         }
         first = end;
     }
     best
 }
 
-/// The windows at both ends of runs side by side, if they are long enough.
-fn windows(
+/// Looks at the windows at both ends of runs side by side, if they are long enough.
+fn look_at_ends(
     idle: IdlePart<'_>,
     runs: &[&IdleRun],
     (first, end): (usize, usize),
-    heap: &Heap,
+    (heap, largest): (&Heap, Bytes),
     request: Request,
-) -> [Option<Window>; 2] {
+    best: &mut Option<Window>,
+) {
     let (head, tail) = (runs[first], runs[end - 1]);
     let (from, to) = (head.start, tail.end);
+    let length = to - from;
     let before = match head.heap == request.shard {
         true => from - head.block.0,
         false => heap.free_before(request.kind, from),
     };
+    if before + length + largest < request.bytes {
+        return;
+    }
     let after = match tail.heap == request.shard {
         true => tail.block.0 + tail.block.1 - to,
         false => heap.free_after(request.kind, to),
     };
-    if before + (to - from) + after < request.bytes {
-        return [None, None];
+    if before + length + after < request.bytes {
+        return;
     }
-    let window = |start: Address| {
+    for start in [from - before, to + after - request.bytes] {
         let stop = start + request.bytes;
+        // No less than what it lies over.
+        let least = to.min(stop).saturating_sub(from.max(start));
+        if best.is_some_and(|best| (best.taken, best.length) <= (least, length)) {
+            continue;
+        }
         let touched = runs[first..end].iter().filter(|run| start < run.end && run.start < stop);
         let taken = touched.filter_map(|run| span_of(idle.of_over(run, start, stop)));
         let taken = taken.map(|(_, bytes)| bytes).sum();
-        Window { start, runs: (first, end), taken, length: to - from }
-    };
-    [Some(window(from - before)), Some(window(to + after - request.bytes))]
+        if best.is_none_or(|best| (taken, length) < (best.taken, best.length)) {
+            *best = Some(Window { start, runs: (first, end), taken, length });
+        }
+    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ impl Engine {
         let ready = supply.ready.saturating_add(sizes.map(|handle| handle.bytes).sum());
         let ready = ready.saturating_add(idle.bytes());
         let excess_max = supply.most - supply.ready;
-        if ready.saturating_add(excess_max).saturating_add(heap.cached()) < request.bytes {
+        let supplied = ready.saturating_add(excess_max);
+        if supplied < request.bytes && supplied.saturating_add(heap.cached()) < request.bytes {
             return Ok(None);
         }
         usable.clear();

@@ -1,7 +1,7 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
-use super::gaps::GapBlock;
+use super::gaps::{GapBlock, HOLE};
 use super::layout::View;
 use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
@@ -90,7 +90,7 @@ impl Heap {
                 State::Hole | State::Dormant => {
                     let dormant = (block.state == State::Dormant).then_some(block.view);
                     let view = dormant.and_then(|view| self.view(view));
-                    let handle = view.map(|view| view.handle);
+                    let handle = view.map_or(HOLE, |view| view.handle);
                     let (end, bytes) = (block.end(), block.bytes);
                     let gap = GapBlock { end, bytes, block: id, handle };
                     if self.arenas[range.kind as usize].gaps.get(end) != Some(&gap) {
@@ -157,7 +157,7 @@ impl Heap {
             let slot = range.slots[((block.start - range.base) / GRANULE) as usize];
             let page = &self.slots[slot as usize];
             let offset = ((block.start - page.base) >> page.unit_shift) as usize;
-            if page.starts[offset] != id + 1 {
+            if page.starts.get(offset) != Some(&(id + 1)) {
                 return broken("start table finds blocks", format!("block {id}: {block:?}"));
             }
         }
@@ -278,7 +278,7 @@ mod tests {
         assert!(name(&heap).contains("gaps hold every hole"), "{}", name(&heap));
         heap.arenas[1].gaps.insert(all[1]);
         heap.is_valid().unwrap();
-        heap.spare_starts[1][0][3] = 1;
+        heap.spare_starts[1].push([0, 1].into());
         assert!(name(&heap).contains("spare start tables"), "{}", name(&heap));
     }
 }

@@ -164,14 +164,25 @@ impl Heap {
             since: block.since,
             views: (list.views.len() as u32, list.views.len() as u32),
         };
-        let (mut at, last) = (range.granule_of(idle.0), range.granule_of(idle.1));
-        list.views.reserve(last - at);
+        let (first, last) = (range.granule_of(idle.0), range.granule_of(idle.1));
         let over = &range.over[..last];
-        let pinned = self.holds.any();
+        list.views.reserve(last - first);
+        if !self.holds.any() {
+            let mut at = first;
+            list.views.extend(std::iter::from_fn(|| {
+                let &ViewOver { start, end, view, handle } = over.get(at)?;
+                at = end as usize;
+                let address = range.base + u64::from(start) * GRANULE;
+                Some(IdleView { address, bytes: u64::from(end - start) * GRANULE, view, handle })
+            }));
+            run.end = idle.1;
+            return list.add(&mut run);
+        }
+        let mut at = first;
         while let Some(&ViewOver { end, view, handle, .. }) = over.get(at) {
             let address = run.end;
             let bytes = (u64::from(end) - at as u64) * GRANULE;
-            if pinned && self.holds.at(address) {
+            if self.holds.at(address) {
                 list.add(&mut run);
                 run.start = address + bytes;
             } else {

@@ -1,7 +1,7 @@
 //! The memory behind ranges: views come and go, and blocks change with them.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::gaps::GapBlock;
+use super::gaps::{GapBlock, HOLE};
 use super::idle::IdleView;
 use super::size::ArenaKind;
 use super::{Heap, join};
@@ -176,7 +176,7 @@ impl Heap {
             self.blocks[block].state = State::Dormant;
             self.blocks[block].view = number;
             let view = self.views[number as usize].as_mut();
-            let handle = view.map(|view| {
+            let handle = view.map_or(HOLE, |view| {
                 view.active = false;
                 view.handle
             });

@@ -205,7 +205,7 @@ impl Heap {
         if let Some(view) = &mut self.views[view as usize] {
             (view.active, view.part) = (false, None);
         }
-        let gap = GapBlock { end: address + bytes, bytes, block: id, handle: Some(handle) };
+        let gap = GapBlock { end: address + bytes, bytes, block: id, handle };
         self.arenas[kind as usize].gaps.insert(gap);
         Some((address, bytes))
     }

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
+use super::gaps::HOLE;
 use super::idle::IdlePart;
 use super::layout::ViewId;
 use super::size::ArenaKind;
@@ -105,23 +106,25 @@ impl Heap {
             }
         };
         let mut end = 0;
-        for gap in self.arenas[kind as usize].gaps.iter() {
-            let between = gap.start() - end;
-            end = gap.end;
-            let usable = gap.handle.is_none_or(|handle| rules.is_usable(handle));
-            if first != NONE {
-                let free = || self.free_bytes(self.blocks[gap.block].previous);
-                if usable && (between == 0 || free() == between) {
-                    (last, length) = (gap.block, length + between + gap.bytes);
-                    continue;
+        for part in self.arenas[kind as usize].gaps.parts() {
+            for gap in part {
+                let between = gap.start() - end;
+                end = gap.end;
+                let usable = gap.handle == HOLE || rules.is_usable(gap.handle);
+                if first != NONE {
+                    let free = || self.free_bytes(self.blocks[gap.block].previous);
+                    if usable && (between == 0 || free() == between) {
+                        (last, length) = (gap.block, length + between + gap.bytes);
+                        continue;
+                    }
+                    if before + length + between >= bytes {
+                        look_at(first, last, length);
+                    }
+                    first = NONE;
                 }
-                if before + length + between >= bytes {
-                    look_at(first, last, length);
+                if usable {
+                    (first, last, length, before) = (gap.block, gap.block, gap.bytes, between);
                 }
-                first = NONE;
-            }
-            if usable {
-                (first, last, length, before) = (gap.block, gap.block, gap.bytes, between);
             }
         }
         if first != NONE {
