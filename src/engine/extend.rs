@@ -55,7 +55,7 @@ impl Engine {
             return Ok(false);
         };
         let others = runs[run].iter().filter(|part| part.heap != request.shard);
-        let taken: Vec<_> = others.map(|part| (part.heap, idle.of(part))).collect();
+        let taken: Vec<_> = others.map(|part| (part.heap, (part.start, part.end))).collect();
         if owner.is_none() && taken.is_empty() {
             return Ok(false);
         }

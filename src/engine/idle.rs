@@ -30,6 +30,15 @@ impl Engine {
         self.idle_of_others(Some(&mut growth.marks), request, idle, effort);
     }
 
+    /// Lists the views of what was found.
+    pub(super) fn list_views(&self, (own, heap): (u32, &Heap), idle: &mut IdleList) {
+        idle.list_views(|number, list| match self.shards.get(number) {
+            _ if number == own => list(heap),
+            Some(shard) => list(&shard.heap.lock()),
+            None => {}
+        });
+    }
+
     /// Adds the idle views of other heaps: of all of them, or where stealing is off of those of the
     /// same stream. The large block that each has kept aside is given back for it, since it may be
     /// all that stands in the way of much; the small ones only before a request fails, since their
@@ -106,6 +115,7 @@ pub(super) fn sort_by_runs(idle: &mut Vec<Idle>) {
 pub(super) fn own_idle(heap: &Heap) -> IdleList {
     let mut found = IdleList::default();
     heap.add_idle(&mut found);
+    found.list_views(|_, list| list(heap));
     found
 }
 

@@ -2,8 +2,8 @@
 //! mapped there, so that no call to the driver is needed.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::idle::IdleView;
 use super::layout::Backed;
+use super::ranges::ViewOver;
 use super::{ArenaKind, Heap, join};
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
 
@@ -16,26 +16,30 @@ pub(crate) struct Ceded {
     address: Address,
     bytes: Bytes,
     /// The handles there, with their bytes; none for a hole.
-    handles: Vec<(u32, Bytes)>,
+    pub(crate) handles: Vec<(u32, Bytes)>,
 }
 
 impl Heap {
-    /// Hands over views side by side on which nothing lives: their addresses are another heap's
-    /// from now on. `None` where something lives there, or where one has to stay.
-    pub(crate) fn cede(&mut self, views: &[IdleView]) -> Option<Ceded> {
-        let (first, last) = (views.first()?, views.last()?);
-        if views.iter().any(|view| self.holds.at(view.address)) {
+    /// Hands over a span of whole views on which nothing lives: its addresses are another heap's
+    /// from now on. `None` where something lives there, or where a view has to stay.
+    pub(crate) fn cede(&mut self, kind: ArenaKind, start: Address, end: Address) -> Option<Ceded> {
+        let free = self.free_block_over(start, end - start, kind)?;
+        let range = self.blocks[free].range;
+        let views: Vec<ViewOver> = self.views_over(range, start, end).collect();
+        let span = (self.span_over(range, *views.first()?).0, self.span_over(range, *views.last()?).1);
+        let pinned = |view: &ViewOver| self.holds.at(self.span_over(range, *view).0);
+        if span != (start, end) || (self.holds.any() && views.iter().any(pinned)) {
             return None;
         }
-        let kind = self.view(first.view)?.kind;
-        let id = self.cut_free(first.address, last.end() - first.address, kind)?;
-        let block = &self.blocks[id];
-        self.remove_slots(block.range, block.start, block.bytes);
-        for view in views {
-            self.views[view.view as usize] = None;
-            self.vacant_views.push(view.view);
+        let id = self.cut_block(free, (start, end - start), kind, false);
+        self.remove_slots(range, start, end - start);
+        let mut handles = Vec::with_capacity(views.len());
+        for ViewOver { start, end, view, handle } in views {
+            self.views[view as usize] = None;
+            self.vacant_views.push(view);
+            handles.push((handle, u64::from(end - start) * GRANULE));
         }
-        self.give_away(id, views.iter().map(|view| (view.handle, view.bytes)).collect())
+        self.give_away(id, handles)
     }
 
     /// Hands over what of a span is one hole, whose first or last granule the hole must hold.

@@ -37,7 +37,9 @@ pub(crate) struct IdleRun {
     pub(crate) block: (Address, Bytes),
     /// The mark after its last use.
     pub(crate) since: u64,
-    /// Its views, by their places in the list.
+    /// The range that it lies in.
+    range: u32,
+    /// Its views, by their places in the list, once they are listed.
     views: (u32, u32),
 }
 
@@ -47,11 +49,14 @@ impl IdleRun {
     }
 }
 
-/// Idle views of any heaps: block by block, those of a block by address.
+/// What is idle of any heaps: runs block by block, and their views by address. Most requests need
+/// no more than the runs, so that the views are listed when they are asked for.
 #[derive(Debug, Default)]
 pub(crate) struct IdleList {
     runs: Vec<IdleRun>,
     views: Vec<IdleView>,
+    /// Whether the views are those of the runs.
+    listed: bool,
 }
 
 /// A part of such a list.
@@ -62,19 +67,31 @@ pub(crate) struct IdlePart<'a> {
 }
 
 impl IdleList {
-    /// Adds a run with the views that were added since the last, if there were any; what comes next
-    /// is another.
-    fn add(&mut self, run: &mut IdleRun) {
-        run.views.1 = self.views.len() as u32;
-        if run.views.0 < run.views.1 {
-            self.runs.push(*run);
-        }
-        run.views.0 = run.views.1;
-    }
-
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
         self.views.clear();
+        self.listed = false;
+    }
+
+    fn add(&mut self, run: IdleRun) {
+        debug_assert!(!self.listed);
+        if run.start < run.end {
+            self.runs.push(run);
+        }
+    }
+
+    /// Lists the views: `look` makes a call with each heap that has runs here, by its number. The
+    /// views that a heap has must be those that it had when it added its runs.
+    pub(crate) fn list_views(&mut self, mut look: impl FnMut(u32, &mut dyn FnMut(&Heap))) {
+        if std::mem::replace(&mut self.listed, true) {
+            return;
+        }
+        let IdleList { runs, views, .. } = self;
+        for of_heap in runs.chunk_by_mut(|one, next| one.heap == next.heap) {
+            look(of_heap[0].heap, &mut |heap| {
+                of_heap.iter_mut().for_each(|run| heap.list_views_of(run, views));
+            });
+        }
     }
 
     pub(crate) fn all(&self) -> IdlePart<'_> {
@@ -105,6 +122,7 @@ impl<'a> IdlePart<'a> {
 
     /// The views of a run.
     pub(crate) fn of(self, run: &IdleRun) -> &'a [IdleView] {
+        debug_assert!(run.views.0 < run.views.1, "they are listed");
         &self.views[run.views.0 as usize..run.views.1 as usize]
     }
 
@@ -132,7 +150,7 @@ impl<'a> IdlePart<'a> {
 }
 
 impl Heap {
-    /// Adds every active view on which nothing lives and that may move to a list.
+    /// Adds every run of active views on which nothing lives and that may move to a list.
     pub(crate) fn add_idle(&self, list: &mut IdleList) {
         if self.holds.everything() {
             return;
@@ -151,53 +169,73 @@ impl Heap {
     }
 
     fn add_idle_in(&self, block: &Block, idle: (Address, Address), list: &mut IdleList) {
-        let Some(range) = &self.ranges[block.range as usize] else {
-            return;
-        };
         let mut run = IdleRun {
             heap: self.turn.number,
             kind: block.arena,
             settled: true,
             start: idle.0,
-            end: idle.0,
+            end: idle.1,
             block: (block.start, block.bytes),
             since: block.since,
-            views: (list.views.len() as u32, list.views.len() as u32),
+            range: block.range,
+            views: (0, 0),
         };
-        let (first, last) = (range.granule_of(idle.0), range.granule_of(idle.1));
-        let over = &range.over[..last];
-        list.views.reserve(last - first);
-        if !self.holds.any() {
-            let mut at = first;
-            list.views.extend(std::iter::from_fn(|| {
-                let &ViewOver { start, end, view, handle } = over.get(at)?;
-                at = end as usize;
-                let address = range.base + u64::from(start) * GRANULE;
-                Some(IdleView { address, bytes: u64::from(end - start) * GRANULE, view, handle })
-            }));
-            run.end = idle.1;
-            return list.add(&mut run);
-        }
-        let mut at = first;
-        while let Some(&ViewOver { end, view, handle, .. }) = over.get(at) {
-            let address = run.end;
-            let bytes = (u64::from(end) - at as u64) * GRANULE;
-            if self.holds.at(address) {
-                list.add(&mut run);
-                run.start = address + bytes;
-            } else {
-                list.views.push(IdleView { address, bytes, view, handle });
+        if self.holds.any() {
+            for view in self.views_over(block.range, idle.0, idle.1) {
+                let (start, end) = self.span_over(block.range, view);
+                if self.holds.at(start) {
+                    list.add(IdleRun { end: start, ..run });
+                    run.start = end;
+                }
             }
-            run.end = address + bytes;
-            at = end as usize;
         }
-        list.add(&mut run);
+        list.add(run);
+    }
+
+    /// The views over a span of a range, all of which is memory, by address.
+    pub(super) fn views_over(
+        &self,
+        range: u32,
+        start: Address,
+        end: Address,
+    ) -> impl Iterator<Item = ViewOver> + use<'_> {
+        let range = self.ranges.get(range as usize).and_then(Option::as_ref);
+        let places = range.map(|range| (range.granule_of(start), range.granule_of(end)));
+        let (mut at, last) = places.unwrap_or((0, 0));
+        let over = range.and_then(|range| range.over.get(..last)).unwrap_or(&[]);
+        std::iter::from_fn(move || {
+            let &view = over.get(at)?;
+            at = view.end as usize;
+            Some(view)
+        })
+    }
+
+    /// Where a view of a range starts and ends.
+    pub(super) fn span_over(&self, range: u32, view: ViewOver) -> (Address, Address) {
+        let base = self.ranges[range as usize].as_ref().map_or(0, |range| range.base);
+        (base + u64::from(view.start) * GRANULE, base + u64::from(view.end) * GRANULE)
+    }
+
+    fn list_views_of(&self, run: &mut IdleRun, views: &mut Vec<IdleView>) {
+        run.views.0 = views.len() as u32;
+        views.extend(self.views_over(run.range, run.start, run.end).map(|over| {
+            let (address, end) = self.span_over(run.range, over);
+            IdleView { address, bytes: end - address, view: over.view, handle: over.handle }
+        }));
+        run.views.1 = views.len() as u32;
+    }
+
+    /// The start and the end of the view over an address in a run of this heap.
+    pub(crate) fn view_around(&self, run: &IdleRun, address: Address) -> (Address, Address) {
+        let range = self.ranges.get(run.range as usize).and_then(Option::as_ref);
+        range.map_or((run.start, run.end), |range| range.view_over(address))
     }
 
     /// All of them.
     pub(crate) fn idle_views(&self) -> Vec<IdleView> {
         let mut list = IdleList::default();
         self.add_idle(&mut list);
+        list.list_views(|_, list| list(self));
         list.views
     }
 

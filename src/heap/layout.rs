@@ -219,6 +219,17 @@ impl Heap {
         back_first: bool,
     ) -> Option<BlockId> {
         let id = self.free_block_over(start, bytes, kind)?;
+        Some(self.cut_block(id, (start, bytes), kind, back_first))
+    }
+
+    /// The same of a free block that is known to lie over it.
+    pub(super) fn cut_block(
+        &mut self,
+        id: BlockId,
+        (start, bytes): (Address, Bytes),
+        kind: ArenaKind,
+        back_first: bool,
+    ) -> BlockId {
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
         if self.blocks[id].start < start {
@@ -235,7 +246,7 @@ impl Heap {
             self.index_as(kind, id);
         }
         self.note_low(kind);
-        Some(middle)
+        middle
     }
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.

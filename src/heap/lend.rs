@@ -410,7 +410,8 @@ mod tests {
         heap.flush_quick();
         assert_eq!(idle(&heap), GRANULE, "the first handle alone");
         assert!(heap.is_idle_but_for_loans(block));
-        assert!(!heap.detach(1) && heap.cede(&[heap.as_if_idle(1)]).is_none());
+        let (from, to) = (BASE + GRANULE, BASE + 2 * GRANULE);
+        assert!(!heap.detach(1) && heap.cede(KIND, from, to).is_none());
         heap.take_back(block);
         assert_eq!(idle(&heap), 2 * GRANULE);
         heap.is_valid().unwrap();

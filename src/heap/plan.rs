@@ -108,9 +108,13 @@ impl Heap {
         let mut end = 0;
         for part in self.arenas[kind as usize].gaps.parts() {
             for gap in part {
-                let between = gap.start() - end;
-                end = gap.end;
-                let usable = gap.handle == HOLE || rules.is_usable(gap.handle);
+                let usable = rules.usable.get(gap.handle as usize);
+                let usable = usable.copied().unwrap_or(gap.handle == HOLE);
+                let before_it = std::mem::replace(&mut end, gap.end);
+                if !usable && first == NONE {
+                    continue;
+                }
+                let between = gap.start() - before_it;
                 if first != NONE {
                     let free = || self.free_bytes(self.blocks[gap.block].previous);
                     if usable && (between == 0 || free() == between) {
@@ -353,6 +357,7 @@ mod tests {
             let usable: Vec<bool> = (0..handle).map(|_| next(3) > 0).collect();
             let mut idle = IdleList::default();
             heap.add_idle(&mut idle);
+            idle.list_views(|_, list| list(&heap));
             let rules = PlanRules {
                 supply: next(24) * GRANULE,
                 excess_max: next(4) * GRANULE,

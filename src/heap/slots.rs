@@ -72,10 +72,12 @@ impl Heap {
             handle,
         });
         range.over[first..last].fill(over);
+        let spare = &mut self.spare_starts[kind as usize];
         let mut base = address;
         for place in &mut range.slots[first..last] {
-            // Most granules are the inside of a large block, and need no start table.
-            let starts = Box::default();
+            // Most granules are the inside of a large block, and need no table; but where there is
+            // one to spare, it goes with the memory to whoever has that next.
+            let starts = spare.pop().unwrap_or_default();
             let page = PageSlot { base, unit_shift: kind.unit_shift(), view, starts };
             let slot = match self.vacant_slots.pop() {
                 Some(slot) => {

@@ -26,6 +26,9 @@ pub(crate) struct Place {
     pub(crate) kind: ArenaKind,
 }
 
+/// For how many of them there is room in a handle at first.
+const PLACES: usize = 8;
+
 /// Physical memory of one size.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
@@ -154,7 +157,9 @@ impl Store {
         self.count_taken(bytes);
         let born = self.born;
         self.born += 1;
-        let (dormant, lent, closed) = (Vec::new(), Vec::new(), Vec::new());
+        // Most come to be mapped at several places.
+        let dormant = Vec::with_capacity(PLACES);
+        let (lent, closed) = (Vec::new(), Vec::new());
         let handle = Some(Handle { id, bytes, active: None, dormant, lent, closed, born });
         let number = match self.vacant.pop() {
             Some(number) => {
