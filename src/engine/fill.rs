@@ -48,7 +48,8 @@ impl Engine {
         supply: &mut Supply,
     ) -> Result<Grown> {
         let (start, end) = (plan.start, plan.start + request.bytes);
-        for run in idle.runs {
+        let movable = if plan.gaps.is_empty() && plan.wake.is_empty() { &[] } else { idle.runs };
+        for run in movable {
             let shard = run.heap;
             let left = idle.of(run).iter().map(|&view| Idle { shard, view });
             if shard != request.shard || run.end <= start || end <= run.start {

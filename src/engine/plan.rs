@@ -48,9 +48,10 @@ impl Engine {
         }
         usable.clear();
         usable.resize(store.numbers(), false);
-        for number in idle.views().map(|view| view.handle).chain(spare) {
-            usable[number as usize] = true;
+        for run in idle.runs {
+            idle.of(run).iter().for_each(|view| usable[view.handle as usize] = true);
         }
+        spare.into_iter().for_each(|number| usable[number as usize] = true);
         let rules = PlanRules {
             supply: ready,
             excess_max,

@@ -119,10 +119,8 @@ impl Engine {
                 growth.lost += u64::from(views.len() == 1);
                 return Ok(false);
             };
-            for _ in views {
-                if !self.order_after(growth, (from, since), to)? {
-                    return Ok(false);
-                }
+            if !self.order_after(growth, (from, since), to)? {
+                return Ok(false);
             }
             if !other.detach_all(views) {
                 growth.lost += u64::from(views.len() == 1);

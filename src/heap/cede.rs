@@ -3,7 +3,6 @@
 
 use super::block::{Block, BlockId, NONE, State};
 use super::layout::Backed;
-use super::ranges::ViewOver;
 use super::{ArenaKind, Heap, join};
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
 
@@ -24,20 +23,26 @@ impl Heap {
     /// from now on. `None` where something lives there, or where a view has to stay.
     pub(crate) fn cede(&mut self, kind: ArenaKind, start: Address, end: Address) -> Option<Ceded> {
         let free = self.free_block_over(start, end - start, kind)?;
-        let range = self.blocks[free].range;
-        let views: Vec<ViewOver> = self.views_over(range, start, end).collect();
-        let span = (self.span_over(range, *views.first()?).0, self.span_over(range, *views.last()?).1);
-        let pinned = |view: &ViewOver| self.holds.at(self.span_over(range, *view).0);
-        if span != (start, end) || (self.holds.any() && views.iter().any(pinned)) {
+        let number = self.blocks[free].range;
+        let range = self.ranges[number as usize].as_ref()?;
+        let (mut reach, mut count) = (start, 0);
+        for (from, to) in range.views(start, end).map(|view| range.span_of(view)) {
+            if from != reach || self.holds.at(from) {
+                return None;
+            }
+            (reach, count) = (to, count + 1);
+        }
+        if reach != end {
             return None;
         }
         let id = self.cut_block(free, (start, end - start), kind, false);
-        self.remove_slots(range, start, end - start);
-        let mut handles = Vec::with_capacity(views.len());
-        for ViewOver { start, end, view, handle } in views {
-            self.views[view as usize] = None;
-            self.vacant_views.push(view);
-            handles.push((handle, u64::from(end - start) * GRANULE));
+        self.remove_slots(number, start, end - start);
+        let mut handles = Vec::with_capacity(count);
+        let range = self.ranges[number as usize].as_ref()?;
+        for view in range.views(start, end) {
+            self.views[view.view as usize] = None;
+            self.vacant_views.push(view.view);
+            handles.push((view.handle, u64::from(view.end - view.start) * GRANULE));
         }
         self.give_away(id, handles)
     }

@@ -4,7 +4,6 @@
 use super::Heap;
 use super::block::{Block, BlockId};
 use super::layout::ViewId;
-use super::ranges::ViewOver;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE};
 
@@ -126,11 +125,6 @@ impl<'a> IdlePart<'a> {
         &self.views[run.views.0 as usize..run.views.1 as usize]
     }
 
-    /// All views.
-    pub(crate) fn views(self) -> impl Iterator<Item = &'a IdleView> {
-        self.runs.iter().flat_map(move |run| self.of(run))
-    }
-
     /// Every view that a span touches.
     pub(crate) fn over(self, start: Address, end: Address) -> impl Iterator<Item = &'a IdleView> {
         let touched = self.runs.iter().filter(move |run| start < run.end && run.start < end);
@@ -180,9 +174,10 @@ impl Heap {
             range: block.range,
             views: (0, 0),
         };
-        if self.holds.any() {
-            for view in self.views_over(block.range, idle.0, idle.1) {
-                let (start, end) = self.span_over(block.range, view);
+        if let Some(range) = &self.ranges[block.range as usize]
+            && self.holds.any()
+        {
+            for (start, end) in range.views(idle.0, idle.1).map(|view| range.span_of(view)) {
                 if self.holds.at(start) {
                     list.add(IdleRun { end: start, ..run });
                     run.start = end;
@@ -192,36 +187,15 @@ impl Heap {
         list.add(run);
     }
 
-    /// The views over a span of a range, all of which is memory, by address.
-    pub(super) fn views_over(
-        &self,
-        range: u32,
-        start: Address,
-        end: Address,
-    ) -> impl Iterator<Item = ViewOver> + use<'_> {
-        let range = self.ranges.get(range as usize).and_then(Option::as_ref);
-        let places = range.map(|range| (range.granule_of(start), range.granule_of(end)));
-        let (mut at, last) = places.unwrap_or((0, 0));
-        let over = range.and_then(|range| range.over.get(..last)).unwrap_or(&[]);
-        std::iter::from_fn(move || {
-            let &view = over.get(at)?;
-            at = view.end as usize;
-            Some(view)
-        })
-    }
-
-    /// Where a view of a range starts and ends.
-    pub(super) fn span_over(&self, range: u32, view: ViewOver) -> (Address, Address) {
-        let base = self.ranges[range as usize].as_ref().map_or(0, |range| range.base);
-        (base + u64::from(view.start) * GRANULE, base + u64::from(view.end) * GRANULE)
-    }
-
     fn list_views_of(&self, run: &mut IdleRun, views: &mut Vec<IdleView>) {
         run.views.0 = views.len() as u32;
-        views.extend(self.views_over(run.range, run.start, run.end).map(|over| {
-            let (address, end) = self.span_over(run.range, over);
-            IdleView { address, bytes: end - address, view: over.view, handle: over.handle }
-        }));
+        if let Some(range) = self.ranges.get(run.range as usize).and_then(Option::as_ref) {
+            views.reserve(range.granule_of(run.end) - range.granule_of(run.start));
+            views.extend(range.views(run.start, run.end).map(|over| {
+                let (address, end) = range.span_of(over);
+                IdleView { address, bytes: end - address, view: over.view, handle: over.handle }
+            }));
+        }
         run.views.1 = views.len() as u32;
     }
 

@@ -67,17 +67,18 @@ impl Heap {
     /// handles, which are as long as it.
     pub(super) fn back(&mut self, id: BlockId, handles: &[(u32, Bytes)]) -> Backed {
         let Block { start, bytes: length, arena: kind, range, .. } = self.blocks[id];
-        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
         let mut views = Vec::with_capacity(handles.len());
         let mut address = start;
         for &(handle, bytes) in handles {
             let view = View { address, bytes, handle, active: true, kind, range, part: None };
-            let view = self.insert_view(view);
-            self.add_slots(range, (address, bytes), kind, view, &mut slots);
-            views.push(view);
+            views.push(self.insert_view(view));
             address += bytes;
         }
         debug_assert_eq!(address, start + length);
+        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
+        let numbered = views.iter().zip(handles);
+        let numbered = numbered.map(|(&view, &(handle, bytes))| (view, handle, bytes));
+        self.add_slots(range, (start, length), kind, numbered, &mut slots);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
         self.insert_free(kind, id);
@@ -251,7 +252,7 @@ impl Heap {
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
-        let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
+        let View { address, bytes, kind, range, handle, .. } = self.view(view)?.clone();
         let id = self.arenas[kind as usize].gaps.remove(address + bytes)?.block;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
@@ -260,7 +261,8 @@ impl Heap {
             view.active = true;
         }
         let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
-        self.add_slots(range, (address, bytes), kind, view, &mut slots);
+        let views = std::iter::once((view, handle, bytes));
+        self.add_slots(range, (address, bytes), kind, views, &mut slots);
         self.insert_free(kind, id);
         Some(slots)
     }

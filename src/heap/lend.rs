@@ -159,7 +159,8 @@ impl Heap {
         let view =
             self.insert_view(View { address, bytes, handle, active: true, kind, range, part });
         let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
-        self.add_slots(range, (address, bytes), kind, view, &mut slots);
+        let views = std::iter::once((view, handle, bytes));
+        self.add_slots(range, (address, bytes), kind, views, &mut slots);
         self.blocks[id].state = State::Blocked;
         let mut middle = id;
         if address < from {

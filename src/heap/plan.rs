@@ -92,7 +92,7 @@ impl Heap {
         rules: &PlanRules<'_>,
     ) -> Option<Plan> {
         let mut best = None;
-        let mut pieces = Vec::new();
+        let mut pieces = Vec::with_capacity(32);
         // Gaps side by side that could be used, or with one free block between them: the first, the
         // last, what they come to, and how far it is to the gap before them. Most of them are too
         // short, which shows without a look at a block.

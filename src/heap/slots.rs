@@ -45,53 +45,44 @@ impl Heap {
         page.starts[offset] = entry;
     }
 
-    /// Gives every granule of a view, or of a segment, a page slot; adds them to `added`.
+    /// Gives every granule of views side by side, or of a segment, a page slot; adds them to
+    /// `added`. Of each view it is told the number, the handle, and the bytes.
     pub(super) fn add_slots(
         &mut self,
         range: u32,
-        (address, bytes): (Address, Bytes),
+        (start, bytes): (Address, Bytes),
         kind: ArenaKind,
-        view: ViewId,
+        views: impl Iterator<Item = (ViewId, u32, Bytes)>,
         added: &mut Vec<(Address, u32)>,
     ) {
-        let granules = (bytes / GRANULE) as usize;
-        let handle = self.view(view).map(|view| view.handle);
-        let Some(range) = &mut self.ranges[range as usize] else {
+        let Heap { ranges, slots, vacant_slots, spare_starts, .. } = self;
+        let Some(range) = &mut ranges[range as usize] else {
             return;
         };
-        let first = range.granule_of(address);
-        let last = first + granules;
+        let (mut from, last) = (range.granule_of(start), range.granule_of(start + bytes));
         if range.slots.len() < last {
             range.slots.resize(last, NO_SLOT);
             range.over.resize(last, ViewOver::SEGMENT);
         }
-        let over = handle.map_or(ViewOver::SEGMENT, |handle| ViewOver {
-            start: first as u32,
-            end: last as u32,
-            view,
-            handle,
-        });
-        range.over[first..last].fill(over);
-        let spare = &mut self.spare_starts[kind as usize];
-        let mut base = address;
-        for place in &mut range.slots[first..last] {
-            // Most granules are the inside of a large block, and need no table; but where there is
-            // one to spare, it goes with the memory to whoever has that next.
-            let starts = spare.pop().unwrap_or_default();
-            let page = PageSlot { base, unit_shift: kind.unit_shift(), view, starts };
-            let slot = match self.vacant_slots.pop() {
-                Some(slot) => {
-                    self.slots[slot as usize] = page;
-                    slot
-                }
-                None => {
-                    self.slots.push(page);
-                    (self.slots.len() - 1) as u32
-                }
+        let (mut base, unit_shift) = (start, kind.unit_shift());
+        let spare = &mut spare_starts[kind as usize];
+        for (view, handle, bytes) in views {
+            let to = from + (bytes / GRANULE) as usize;
+            let over = match view {
+                NO_SLOT => ViewOver::SEGMENT,
+                view => ViewOver { start: from as u32, end: to as u32, view, handle },
             };
-            *place = slot;
-            added.push((base, slot));
-            base += GRANULE;
+            for (slot, noted) in range.slots[from..to].iter_mut().zip(&mut range.over[from..to]) {
+                // Most granules are the inside of a large block, and need no table; but where there
+                // is one to spare, it goes with the memory to whoever has that next.
+                let starts = spare.pop().unwrap_or_default();
+                let page = PageSlot { base, unit_shift, view, starts };
+                *slot = add_page(slots, vacant_slots, page);
+                *noted = over;
+                added.push((base, *slot));
+                base += GRANULE;
+            }
+            from = to;
         }
     }
 
@@ -120,6 +111,15 @@ impl Heap {
         vacate(&mut self.slots[slot as usize], &mut self.spare_starts[kind as usize]);
         self.vacant_slots.push(slot);
     }
+}
+
+fn add_page(slots: &mut Vec<PageSlot>, vacant: &mut Vec<u32>, page: PageSlot) -> u32 {
+    if let Some(slot) = vacant.pop() {
+        slots[slot as usize] = page;
+        return slot;
+    }
+    slots.push(page);
+    (slots.len() - 1) as u32
 }
 
 /// Makes a slot one of no page; its start table, in which no block starts, is spare.
