@@ -1,7 +1,7 @@
 //! Blocks: the pieces into which address ranges are divided, in one table by number.
 
 use super::size::ArenaKind;
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// The number of a block in its heap's table.
 pub(crate) type BlockId = u32;
@@ -124,6 +124,7 @@ impl BlockTable {
             return id;
         }
         debug_assert!(self.blocks.len() < NONE as usize);
+        make_room(&mut self.blocks, 1);
         self.blocks.push(block);
         (self.blocks.len() - 1) as BlockId
     }

@@ -123,7 +123,7 @@ impl Heap {
 
     /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.
     fn cut_ceded(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
-        let (_, &over) = self.arenas[kind as usize].ceded.range(..=address).next_back()?;
+        let over = self.arenas[kind as usize].ceded.last_before(address + 1)?;
         let block = &self.blocks[over];
         if address + bytes > block.end() {
             return None;
@@ -132,7 +132,7 @@ impl Heap {
         if block.start < address {
             id = self.split(id, address - block.start);
         } else {
-            self.arenas[kind as usize].ceded.remove(&address);
+            self.arenas[kind as usize].ceded.remove(address);
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
@@ -146,7 +146,7 @@ impl Heap {
         let Block { start, previous, next, .. } = self.blocks[id];
         let ceded = &mut self.arenas[kind as usize].ceded;
         if next != NONE && self.blocks[next].state == State::Ceded {
-            ceded.remove(&self.blocks[next].start);
+            ceded.remove(self.blocks[next].start);
             join(&mut self.blocks, id, next);
         }
         if previous != NONE && self.blocks[previous].state == State::Ceded {
@@ -196,14 +196,14 @@ impl Heap {
 
     /// Bytes of the free block that ends at `from`, where another heap's memory begins.
     pub(crate) fn free_before(&self, kind: ArenaKind, from: Address) -> Bytes {
-        let ceded = self.arenas[kind as usize].ceded.get(&from);
-        ceded.map_or(0, |&id| self.free_bytes(self.blocks[id].previous))
+        let ceded = self.arenas[kind as usize].ceded.get(from);
+        ceded.map_or(0, |id| self.free_bytes(self.blocks[id].previous))
     }
 
     /// Bytes of the free block that begins at `to`, where another heap's memory ends.
     pub(crate) fn free_after(&self, kind: ArenaKind, to: Address) -> Bytes {
-        let last = self.arenas[kind as usize].ceded.range(..to).next_back();
-        let last = last.map(|(_, &id)| &self.blocks[id]).filter(|block| block.end() == to);
+        let last = self.arenas[kind as usize].ceded.last_before(to);
+        let last = last.map(|id| &self.blocks[id]).filter(|block| block.end() == to);
         last.map_or(0, |block| self.free_bytes(block.next))
     }
 

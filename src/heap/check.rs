@@ -98,7 +98,7 @@ impl Heap {
                     }
                 }
                 State::Ceded => {
-                    if self.arenas[range.kind as usize].ceded.get(&at) != Some(&id) {
+                    if self.arenas[range.kind as usize].ceded.get(at) != Some(id) {
                         return broken("ceded blocks are known", format!("block {id} at {at:#x}"));
                     }
                 }
@@ -119,8 +119,8 @@ impl Heap {
 
     /// Whether a block is all that a borrowed view has before or after the part that was borrowed.
     fn is_blocked(&self, range: &Range, block: &Block) -> bool {
-        let slot = self.slots.get(range.slot_of(block.start) as usize);
-        let view = slot.and_then(|slot| self.view(slot.view));
+        let over = range.over.get(range.granule_of(block.start));
+        let view = over.and_then(|over| self.view(over.view));
         view.is_some_and(|view| {
             view.part.is_some_and(|(from, to)| {
                 let span = (block.start, block.end());
@@ -240,7 +240,8 @@ impl Heap {
                 let (start, end, handle) = (start as u32, end as u32, view.handle);
                 let over = ViewOver { start, end, view: id, handle };
                 let noted = range.over.get(index as usize) == Some(&over);
-                if page.is_some_and(|page| page.view == id && noted) != view.active {
+                let base = view.address + k * GRANULE;
+                if page.is_some_and(|page| page.base == base && noted) != view.active {
                     return broken("active views are memory", format!("view {id}: {view:?}"));
                 }
             }

@@ -5,7 +5,7 @@ use super::gaps::{GapBlock, HOLE};
 use super::idle::IdleView;
 use super::size::ArenaKind;
 use super::{Heap, join};
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// The number of a view in its heap.
 pub(crate) type ViewId = u32;
@@ -317,6 +317,7 @@ impl Heap {
             self.views[id as usize] = Some(view);
             return id;
         }
+        make_room(&mut self.views, 1);
         self.views.push(Some(view));
         (self.views.len() - 1) as ViewId
     }

@@ -73,7 +73,7 @@ impl Heap {
             if whole || end - start < least || view.1 - view.0 > longest {
                 return;
             }
-            let view_id = self.slots[range.slot_of(at) as usize].view;
+            let view_id = range.over[range.granule_of(at)].view;
             let lends = |view: &&View| view.part.is_none() && !self.holds.at(view.address);
             if let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends) {
                 let (handle, kind, bytes) = (*handle, *kind, end - start);

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
-use super::gaps::HOLE;
+use super::gaps::{GapBlock, HOLE};
 use super::idle::IdlePart;
 use super::layout::ViewId;
 use super::size::ArenaKind;
@@ -34,6 +34,12 @@ const ROOMY_HOLE: Bytes = 8;
 impl PlanRules<'_> {
     fn is_usable(&self, handle: u32) -> bool {
         self.usable.get(handle as usize).copied().unwrap_or(false)
+    }
+
+    /// Whether a hole or a dormant block could be used.
+    fn may_use(&self, gap: &GapBlock) -> bool {
+        // No handle has the number of a hole.
+        self.usable.get(gap.handle as usize).copied().unwrap_or(gap.handle == HOLE)
     }
 }
 
@@ -107,14 +113,20 @@ impl Heap {
         };
         let mut end = 0;
         for part in self.arenas[kind as usize].gaps.parts() {
-            for gap in part {
-                let usable = rules.usable.get(gap.handle as usize);
-                let usable = usable.copied().unwrap_or(gap.handle == HOLE);
-                let before_it = std::mem::replace(&mut end, gap.end);
-                if !usable && first == NONE {
-                    continue;
+            let mut rest = part;
+            loop {
+                if first == NONE {
+                    let passed = rest.iter().position(|gap| rules.may_use(gap));
+                    let passed = passed.unwrap_or(rest.len());
+                    end = rest[..passed].last().map_or(end, |gap| gap.end);
+                    rest = &rest[passed..];
                 }
-                let between = gap.start() - before_it;
+                let Some((gap, others)) = rest.split_first() else {
+                    break;
+                };
+                let between = gap.start() - end;
+                (end, rest) = (gap.end, others);
+                let usable = rules.may_use(gap);
                 if first != NONE {
                     let free = || self.free_bytes(self.blocks[gap.block].previous);
                     if usable && (between == 0 || free() == between) {

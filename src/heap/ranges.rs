@@ -55,12 +55,6 @@ impl Range {
         ((address - self.base) / GRANULE) as usize
     }
 
-    /// The page slot of an address that has memory.
-    #[inline(always)]
-    pub(super) fn slot_of(&self, address: Address) -> u32 {
-        self.slots[((address - self.base) / GRANULE) as usize]
-    }
-
     /// The start and the end of the view over an address that has memory; not for segments.
     #[inline(always)]
     pub(super) fn view_over(&self, address: Address) -> (Address, Address) {

@@ -4,7 +4,7 @@ use super::Heap;
 use super::layout::ViewId;
 use super::ranges::ViewOver;
 use super::size::ArenaKind;
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// No page slot, or no view.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
@@ -14,7 +14,6 @@ pub(crate) const NO_SLOT: u32 = u32::MAX;
 pub(crate) struct PageSlot {
     pub(crate) base: Address,
     pub(crate) unit_shift: u32,
-    pub(crate) view: ViewId,
     /// For each unit, the live block that starts there, plus one; 0: none. Empty until one does.
     pub(crate) starts: Box<[u32]>,
 }
@@ -59,30 +58,44 @@ impl Heap {
         let Some(range) = &mut ranges[range as usize] else {
             return;
         };
-        let (mut from, last) = (range.granule_of(start), range.granule_of(start + bytes));
+        let (first, last) = (range.granule_of(start), range.granule_of(start + bytes));
         if range.slots.len() < last {
+            let more = last - range.slots.len();
+            make_room(&mut range.slots, more);
+            make_room(&mut range.over, more);
             range.slots.resize(last, NO_SLOT);
             range.over.resize(last, ViewOver::SEGMENT);
         }
-        let (mut base, unit_shift) = (start, kind.unit_shift());
-        let spare = &mut spare_starts[kind as usize];
+        let mut from = first;
         for (view, handle, bytes) in views {
             let to = from + (bytes / GRANULE) as usize;
-            let over = match view {
+            let (start, end) = (from as u32, to as u32);
+            range.over[from..to].fill(match view {
                 NO_SLOT => ViewOver::SEGMENT,
-                view => ViewOver { start: from as u32, end: to as u32, view, handle },
-            };
-            for (slot, noted) in range.slots[from..to].iter_mut().zip(&mut range.over[from..to]) {
-                // Most granules are the inside of a large block, and need no table; but where there
-                // is one to spare, it goes with the memory to whoever has that next.
-                let starts = spare.pop().unwrap_or_default();
-                let page = PageSlot { base, unit_shift, view, starts };
-                *slot = add_page(slots, vacant_slots, page);
-                *noted = over;
-                added.push((base, *slot));
-                base += GRANULE;
-            }
+                view => ViewOver { start, end, view, handle },
+            });
             from = to;
+        }
+        debug_assert_eq!(from, last);
+        let (mut base, unit_shift) = (start, kind.unit_shift());
+        let spare = &mut spare_starts[kind as usize];
+        for place in &mut range.slots[first..last] {
+            // Most granules are the inside of a large block, and need no table; but where there is
+            // one to spare, it goes with the memory to whoever has that next.
+            let page = PageSlot { base, unit_shift, starts: spare.pop().unwrap_or_default() };
+            let slot = match vacant_slots.pop() {
+                Some(slot) => {
+                    slots[slot as usize] = page;
+                    slot
+                }
+                None => {
+                    slots.push(page);
+                    (slots.len() - 1) as u32
+                }
+            };
+            *place = slot;
+            added.push((base, slot));
+            base += GRANULE;
         }
     }
 
@@ -113,19 +126,9 @@ impl Heap {
     }
 }
 
-fn add_page(slots: &mut Vec<PageSlot>, vacant: &mut Vec<u32>, page: PageSlot) -> u32 {
-    if let Some(slot) = vacant.pop() {
-        slots[slot as usize] = page;
-        return slot;
-    }
-    slots.push(page);
-    (slots.len() - 1) as u32
-}
-
 /// Makes a slot one of no page; its start table, in which no block starts, is spare.
 fn vacate(page: &mut PageSlot, spare: &mut Vec<Box<[u32]>>) {
     page.base = Address::MAX;
-    page.view = NO_SLOT;
     if !page.starts.is_empty() {
         spare.push(std::mem::take(&mut page.starts));
     }
