@@ -34,25 +34,21 @@ type ViewAround<'a> = &'a dyn Fn(&IdleRun, Address) -> (Address, Address);
 
 impl Engine {
     /// Serves a request from views that are idle and lie side by side, those of other heaps among
-    /// them; `None` where there are not enough. Work queued on the request's stream runs after
+    /// them; `None` where there are not enough. The runs are by address. Work queued on the request's stream runs after
     /// whatever still uses them.
     pub(super) fn adopt(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: IdlePart<'_>,
+        runs: &[&IdleRun],
     ) -> Result<Option<Address>> {
-        if idle.runs.iter().all(|run| run.heap == request.shard) {
-            return Ok(None);
-        }
-        let runs = by_address(idle, request.kind);
         let view_around = |run: &IdleRun, address| match self.shards.get(run.heap) {
             _ if run.heap == request.shard => heap.view_around(run, address),
             Some(shard) => shard.heap.lock().view_around(run, address),
             None => (run.start, run.end),
         };
-        let Some(window) = best_window(&runs, heap, request, &view_around) else {
+        let Some(window) = best_window(runs, heap, request, &view_around) else {
             return Ok(None);
         };
         let (from, to) = window.views;
@@ -284,8 +280,7 @@ mod tests {
             let bytes = (1 + next(12)) * GRANULE - next(2) * 4096;
             let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
             let runs = by_address(idle.all(), KIND);
-            let around =
-                |run: &IdleRun, at| heaps[run.heap as usize - 1].view_around(run, at);
+            let around = |run: &IdleRun, at| heaps[run.heap as usize - 1].view_around(run, at);
             let window = best_window(&runs, &Heap::new(None), request, &around).map(|window| {
                 let (from, to) = window.views;
                 let taken = large.iter().map(|view| view.address);

@@ -3,11 +3,10 @@
 
 use std::cmp::Reverse;
 
-use super::adopt::by_address;
 use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdlePart, IdleRun};
+use crate::heap::{ArenaKind, Heap, IdleRun};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -27,20 +26,19 @@ struct Place {
 
 impl Engine {
     /// Makes the longest run of idle views with a hole beside it that is long enough, whoever has
-    /// them, the heap's own, for the plan to find; true where anything changed hands. No call to
+    /// them, the heap's own, for the plan to find (of parts of runs by address); true where anything changed hands. No call to
     /// the driver: work queued on the request's stream runs after whatever still uses the views.
     pub(super) fn extend_a_run(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: IdlePart<'_>,
+        parts: &[&IdleRun],
     ) -> Result<bool> {
         if request.kind == ArenaKind::Small {
             return Ok(false);
         }
-        let parts = by_address(idle, request.kind);
-        let runs = runs(&parts, request.bytes, request.bytes / self.policy.run_share);
+        let runs = runs(parts, request.bytes, request.bytes / self.policy.run_share);
         if runs.is_empty() {
             return Ok(false);
         }

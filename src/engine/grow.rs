@@ -1,5 +1,6 @@
 //! The slow path: memory for a request that no free block can serve.
 
+use super::adopt::by_address;
 use super::idle::own_idle;
 use super::means::Means;
 use super::shards::Shard;
@@ -246,10 +247,13 @@ impl Engine {
                 Grown::Unchanged => {}
             }
         }
-        if let Some(address) = self.adopt(growth, heap, request, idle.all())? {
+        let runs = by_address(idle.all(), request.kind);
+        if idle.all().runs.iter().any(|run| run.heap != request.shard)
+            && let Some(address) = self.adopt(growth, heap, request, &runs)?
+        {
             return Ok(Some(address));
         }
-        if means.roomy && self.extend_a_run(growth, heap, request, idle.all())? {
+        if means.roomy && self.extend_a_run(growth, heap, request, &runs)? {
             look_again(growth, heap, idle);
         }
         let stages = [

@@ -79,7 +79,10 @@ impl Engine {
             return Err(error.into());
         }
         growth.store.lend(number, place);
-        growth.loans.push(Loan { handle: number, lender, block, borrower, view });
+        // Those of a lender come together.
+        let at = growth.loans.iter().rposition(|loan| loan.lender == lender);
+        let at = at.map_or(growth.loans.len(), |last| last + 1);
+        growth.loans.insert(at, Loan { handle: number, lender, block, borrower, view });
         growth.moving.spend(&self.policy);
         self.publish(borrower, &slots);
         self.note_mapped(address, length);
@@ -152,15 +155,38 @@ impl Engine {
         effort: Effort,
     ) -> DeviceResult<bool> {
         let (mut at, mut any) = (0, false);
-        while let Some(&loan) = growth.loans.get(at) {
-            if self.end_loan(growth, &mut held, loan, effort)? {
-                growth.loans.swap_remove(at);
+        while at < growth.loans.len() {
+            if effort == Effort::Usual {
+                let passed = self.in_no_way(&growth.loans[at..], &held);
+                if passed > 0 {
+                    at += passed;
+                    continue;
+                }
+            }
+            if self.end_loan(growth, &mut held, growth.loans[at], effort)? {
+                growth.loans.remove(at);
                 any = true;
                 continue;
             }
             at += 1;
         }
         Ok(any)
+    }
+
+    /// How many of these loans are of one lender and keep no handle of it from being idle, before
+    /// the first that does.
+    fn in_no_way(&self, loans: &[Loan], held: &Held<'_, '_>) -> usize {
+        let Some(first) = loans.first() else {
+            return 0;
+        };
+        let count = |heap: &Heap| {
+            let of_lender = loans.iter().take_while(|loan| loan.lender == first.lender);
+            of_lender.take_while(|loan| !heap.is_idle_but_for_loans(loan.block)).count()
+        };
+        match held {
+            Some((number, heap)) if *number == first.lender => count(heap),
+            _ => self.shards.get(first.lender).map_or(0, |lender| count(&lender.heap.lock())),
+        }
     }
 
     fn end_loan(
@@ -170,9 +196,6 @@ impl Engine {
         loan: Loan,
         effort: Effort,
     ) -> DeviceResult<bool> {
-        if effort == Effort::Usual && !self.keeps_from_being_idle(loan, held) {
-            return Ok(false);
-        }
         let (Some(lender), Some(borrower)) =
             (self.shards.get(loan.lender), self.shards.get(loan.borrower))
         else {
@@ -258,18 +281,6 @@ impl Engine {
             }
         }
         Ok(part.map(|_| ends))
-    }
-
-    fn keeps_from_being_idle(&self, loan: Loan, held: &Held<'_, '_>) -> bool {
-        match held {
-            Some((number, heap)) if *number == loan.lender => {
-                heap.is_idle_but_for_loans(loan.block)
-            }
-            _ => {
-                let lender = self.shards.get(loan.lender);
-                lender.is_some_and(|lender| lender.heap.lock().is_idle_but_for_loans(loan.block))
-            }
-        }
     }
 
     /// Whether the lender's work comes after the borrower's uses of memory that is free since a

@@ -312,6 +312,7 @@ impl Heap {
         views.filter_map(|(id, view)| view.as_ref().map(|view| (id as ViewId, view)))
     }
 
+    #[inline]
     pub(super) fn insert_view(&mut self, view: View) -> ViewId {
         if let Some(id) = self.vacant_views.pop() {
             self.views[id as usize] = Some(view);

@@ -51,7 +51,7 @@ impl Heap {
         range: u32,
         (start, bytes): (Address, Bytes),
         kind: ArenaKind,
-        views: impl Iterator<Item = (ViewId, u32, Bytes)>,
+        mut views: impl Iterator<Item = (ViewId, u32, Bytes)>,
         added: &mut Vec<(Address, u32)>,
     ) {
         let Heap { ranges, slots, vacant_slots, spare_starts, .. } = self;
@@ -66,20 +66,19 @@ impl Heap {
             range.slots.resize(last, NO_SLOT);
             range.over.resize(last, ViewOver::SEGMENT);
         }
-        let mut from = first;
-        for (view, handle, bytes) in views {
-            let to = from + (bytes / GRANULE) as usize;
-            let (start, end) = (from as u32, to as u32);
-            range.over[from..to].fill(match view {
-                NO_SLOT => ViewOver::SEGMENT,
-                view => ViewOver { start, end, view, handle },
-            });
-            from = to;
-        }
-        debug_assert_eq!(from, last);
         let (mut base, unit_shift) = (start, kind.unit_shift());
         let spare = &mut spare_starts[kind as usize];
-        for place in &mut range.slots[first..last] {
+        let places = range.slots[first..last].iter_mut().zip(&mut range.over[first..last]);
+        let (mut over, mut to) = (ViewOver::SEGMENT, first as u32);
+        for (from, (place, noted)) in (first as u32..).zip(places) {
+            if from == to {
+                let (view, handle, bytes) = views.next().unwrap_or((NO_SLOT, NO_SLOT, bytes));
+                to = from + (bytes / GRANULE) as u32;
+                if view != NO_SLOT {
+                    over = ViewOver { start: from, end: to, view, handle };
+                }
+            }
+            *noted = over;
             // Most granules are the inside of a large block, and need no table; but where there is
             // one to spare, it goes with the memory to whoever has that next.
             let page = PageSlot { base, unit_shift, starts: spare.pop().unwrap_or_default() };
