@@ -47,6 +47,9 @@ impl Engine {
         // Private pools keep their addresses.
         let others = self.shards.iter().filter(|(_, shard)| shard.pool().is_none());
         for (number, shard) in others.filter(|(number, _)| *number != request.shard) {
+            if best.is_some_and(|best: Place| best.run == 0) {
+                break;
+            }
             look_beside(&runs, request, (Some(number), &shard.heap.lock()), &mut best);
         }
         let Some(Place { run, lacking, before, owner }) = best else {

@@ -27,6 +27,7 @@ impl Pages {
     }
 
     /// The pages of `[from, to)` that lie in the part of `from`, of which there is at least one.
+    #[inline]
     fn pages_mut(&mut self, from: usize, to: usize) -> &mut [Page] {
         let part = from / PART;
         if self.parts.len() <= part {
