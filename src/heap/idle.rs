@@ -221,6 +221,11 @@ impl Heap {
         IdleView { address, bytes, view: number, handle }
     }
 
+    /// Bytes of all blocks in the index.
+    pub(crate) fn indexed(&self, kind: ArenaKind) -> Bytes {
+        self.arenas[kind as usize].free.bytes
+    }
+
     /// The size of the largest block in the index.
     pub(crate) fn largest_indexed(&self, kind: ArenaKind) -> Bytes {
         self.arenas[kind as usize].free.largest(&self.blocks)
