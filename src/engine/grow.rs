@@ -201,7 +201,7 @@ impl Engine {
         // being captured: without that. It also fails where other threads have taken what was idle:
         // without theirs, since nobody else has this heap.
         if self.retain_orderable(request.shard, idle)? {
-            self.list_views((request.shard, heap), idle);
+            self.list_views((request.shard, heap), idle, false);
             let supply = means.supply(means.most, Effort::Reshape);
             if let Grown::Served(address) =
                 self.grow_from(growth, heap, request, idle.all(), supply)?
@@ -239,7 +239,7 @@ impl Engine {
         };
         let lends = means.lends && request.kind == ArenaKind::Large;
         if lends && self.borrows_early(growth, request, idle.all()) {
-            self.list_views((request.shard, heap), idle);
+            self.list_views((request.shard, heap), idle, false);
             let supply = means.supply(means.ready, Effort::Reshape);
             match self.borrow_edges(growth, heap, request, (idle.all(), supply))? {
                 Grown::Served(address) => return Ok(Some(address)),
@@ -265,14 +265,13 @@ impl Engine {
         let last = stages.len() - 1;
         let mut planless = None;
         for (stage, (only_own, most, effort)) in stages.into_iter().enumerate() {
-            self.list_views((request.shard, heap), idle);
             if stage == last && lends && means.most > means.ready {
+                self.list_views((request.shard, heap), idle, false);
                 let supply = means.supply(means.ready, Effort::Reshape);
                 match self.borrow_edges(growth, heap, request, (idle.all(), supply))? {
                     Grown::Served(address) => return Ok(Some(address)),
                     Grown::Changed => {
                         look_again(growth, heap, idle);
-                        self.list_views((request.shard, heap), idle);
                     }
                     Grown::Unchanged => {}
                 }
@@ -282,6 +281,7 @@ impl Engine {
                 continue;
             }
             // The heap's own come first.
+            self.list_views((request.shard, heap), idle, only_own);
             let all = idle.all();
             let usable = if only_own { all.first_of(request.shard) } else { all };
             let supply = means.supply(most, effort);

@@ -30,9 +30,16 @@ impl Engine {
         self.idle_of_others(Some(&mut growth.marks), request, idle, effort);
     }
 
-    /// Lists the views of what was found.
-    pub(super) fn list_views(&self, (own, heap): (u32, &Heap), idle: &mut IdleList) {
-        idle.list_views(|number, list| match self.shards.get(number) {
+    /// Lists the views of what was found, of all heaps or of this one alone, whose are the first.
+    pub(super) fn list_views(
+        &self,
+        (own, heap): (u32, &Heap),
+        idle: &mut IdleList,
+        only_own: bool,
+    ) {
+        let all = idle.all();
+        let upto = if only_own { all.first_of(own).runs.len() } else { all.runs.len() };
+        idle.list_views(upto, |number, list| match self.shards.get(number) {
             _ if number == own => list(heap),
             Some(shard) => list(&shard.heap.lock()),
             None => {}
@@ -115,7 +122,7 @@ pub(super) fn sort_by_runs(idle: &mut Vec<Idle>) {
 pub(super) fn own_idle(heap: &Heap) -> IdleList {
     let mut found = IdleList::default();
     heap.add_idle(&mut found);
-    found.list_views(|_, list| list(heap));
+    found.list_views(found.all().runs.len(), |_, list| list(heap));
     found
 }
 

@@ -72,7 +72,7 @@ impl Gaps {
         };
         let (number, at) = self.place(first.end);
         if self.parts.is_empty() {
-            self.parts.push(Vec::with_capacity(gaps.len()));
+            self.parts.push(Vec::with_capacity(PART + gaps.len()));
         }
         let part = &mut self.parts[number];
         part.splice(at..at, gaps.iter().copied());

@@ -54,8 +54,8 @@ impl IdleRun {
 pub(crate) struct IdleList {
     runs: Vec<IdleRun>,
     views: Vec<IdleView>,
-    /// Whether the views are those of the runs.
-    listed: bool,
+    /// Of how many runs from the first on the views are listed.
+    listed: usize,
 }
 
 /// A part of such a list.
@@ -69,24 +69,31 @@ impl IdleList {
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
         self.views.clear();
-        self.listed = false;
+        self.listed = 0;
     }
 
     fn add(&mut self, run: IdleRun) {
-        debug_assert!(!self.listed);
+        debug_assert_eq!(self.listed, 0);
         if run.start < run.end {
             self.runs.push(run);
         }
     }
 
-    /// Lists the views: `look` makes a call with each heap that has runs here, by its number. The
-    /// views that a heap has must be those that it had when it added its runs.
-    pub(crate) fn list_views(&mut self, mut look: impl FnMut(u32, &mut dyn FnMut(&Heap))) {
-        if std::mem::replace(&mut self.listed, true) {
-            return;
-        }
+    /// Lists the views of so many runs from the first on: `look` makes a call with each heap that
+    /// has some of them, by its number. The views that a heap has must be those that it had when it
+    /// added its runs.
+    pub(crate) fn list_views(
+        &mut self,
+        upto: usize,
+        mut look: impl FnMut(u32, &mut dyn FnMut(&Heap)),
+    ) {
+        let from = self.listed;
+        self.listed = from.max(upto);
         let IdleList { runs, views, .. } = self;
-        for of_heap in runs.chunk_by_mut(|one, next| one.heap == next.heap) {
+        let Some(new) = runs.get_mut(from..upto) else {
+            return;
+        };
+        for of_heap in new.chunk_by_mut(|one, next| one.heap == next.heap) {
             look(of_heap[0].heap, &mut |heap| {
                 of_heap.iter_mut().for_each(|run| heap.list_views_of(run, views));
             });
@@ -103,8 +110,14 @@ impl IdleList {
     }
 
     /// Leaves only some runs.
-    pub(crate) fn retain(&mut self, stays: impl FnMut(&IdleRun) -> bool) {
-        self.runs.retain(stays);
+    pub(crate) fn retain(&mut self, mut stays: impl FnMut(&IdleRun) -> bool) {
+        let (listed, mut at) = (self.listed, 0);
+        self.runs.retain(|run| {
+            let stay = stays(run);
+            self.listed -= usize::from(!stay && at < listed);
+            at += 1;
+            stay
+        });
     }
 }
 
@@ -209,7 +222,7 @@ impl Heap {
     pub(crate) fn idle_views(&self) -> Vec<IdleView> {
         let mut list = IdleList::default();
         self.add_idle(&mut list);
-        list.list_views(|_, list| list(self));
+        list.list_views(list.runs.len(), |_, list| list(self));
         list.views
     }
 

@@ -369,7 +369,7 @@ mod tests {
             let usable: Vec<bool> = (0..handle).map(|_| next(3) > 0).collect();
             let mut idle = IdleList::default();
             heap.add_idle(&mut idle);
-            idle.list_views(|_, list| list(&heap));
+            idle.list_views(idle.all().runs.len(), |_, list| list(&heap));
             let rules = PlanRules {
                 supply: next(24) * GRANULE,
                 excess_max: next(4) * GRANULE,

@@ -27,7 +27,7 @@ pub(crate) struct Place {
 }
 
 /// For how many of them there is room in a handle at first.
-const PLACES: usize = 8;
+const PLACES: usize = 12;
 
 /// Physical memory of one size.
 #[derive(Clone, Debug)]
