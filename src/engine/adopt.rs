@@ -34,8 +34,8 @@ type ViewAround<'a> = &'a dyn Fn(&IdleRun, Address) -> (Address, Address);
 
 impl Engine {
     /// Serves a request from views that are idle and lie side by side, those of other heaps among
-    /// them; `None` where there are not enough. The runs are by address. Work queued on the request's stream runs after
-    /// whatever still uses them.
+    /// them; `None` where there are not enough. The runs are by address. Work queued on the
+    /// request's stream runs after whatever still uses them.
     pub(super) fn adopt(
         &self,
         growth: &mut Growth,

@@ -26,8 +26,9 @@ struct Place {
 
 impl Engine {
     /// Makes the longest run of idle views with a hole beside it that is long enough, whoever has
-    /// them, the heap's own, for the plan to find (of parts of runs by address); true where anything changed hands. No call to
-    /// the driver: work queued on the request's stream runs after whatever still uses the views.
+    /// them, the heap's own, for the plan to find; true where anything changed hands. The parts of
+    /// runs are by address. No call to the driver: work queued on the request's stream runs after
+    /// whatever still uses the views.
     pub(super) fn extend_a_run(
         &self,
         growth: &mut Growth,

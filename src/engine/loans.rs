@@ -79,10 +79,7 @@ impl Engine {
             return Err(error.into());
         }
         growth.store.lend(number, place);
-        // Those of a lender come together.
-        let at = growth.loans.iter().rposition(|loan| loan.lender == lender);
-        let at = at.map_or(growth.loans.len(), |last| last + 1);
-        growth.loans.insert(at, Loan { handle: number, lender, block, borrower, view });
+        growth.loans.push(Loan { handle: number, lender, block, borrower, view });
         growth.moving.spend(&self.policy);
         self.publish(borrower, &slots);
         self.note_mapped(address, length);
@@ -164,7 +161,7 @@ impl Engine {
                 }
             }
             if self.end_loan(growth, &mut held, growth.loans[at], effort)? {
-                growth.loans.remove(at);
+                growth.loans.swap_remove(at);
                 any = true;
                 continue;
             }
