@@ -98,8 +98,20 @@ impl<T> PageMap<T> {
             kept.last_owner = pointer.addr();
         }
         let mut within = true;
-        for &(address, slot) in granules {
-            within &= self.store(&mut kept, address, pointer.cast_mut(), slot);
+        let mut rest = granules;
+        while let Some(&(address, _)) = rest.first() {
+            let place = place_of(address);
+            let Some(leaf) = self.leaf(&mut kept, place) else {
+                within = false;
+                rest = &rest[1..];
+                continue;
+            };
+            let here = rest.iter().take_while(|(address, _)| place_of(*address) == place);
+            let here = here.count();
+            for &(address, slot) in &rest[..here] {
+                leaf[entry_of(address)].set(pointer.cast_mut(), slot);
+            }
+            rest = &rest[here..];
         }
         within
     }
@@ -113,35 +125,59 @@ impl<T> PageMap<T> {
     /// Takes so many granules from `address` on from their owners.
     pub(crate) fn clear_all(&self, address: Address, granules: u64) {
         let mut kept = self.kept.lock();
-        for k in 0..granules {
-            self.store(&mut kept, address + k * GRANULE, std::ptr::null_mut(), 0);
+        let (mut at, end) = (address, address + granules * GRANULE);
+        while at < end {
+            let entry = entry_of(at);
+            let here = (LEAF - entry).min(((end - at) / GRANULE) as usize);
+            if let Some(leaf) = self.leaf(&mut kept, place_of(at)) {
+                for entry in &leaf[entry..entry + here] {
+                    entry.set(std::ptr::null_mut(), 0);
+                }
+            }
+            at += here as u64 * GRANULE;
         }
     }
 
-    fn store(&self, kept: &mut Kept<T>, address: Address, owner: *mut T, slot: u32) -> bool {
-        let page = (address / GRANULE) as usize;
-        let place = page >> LEAF_BITS;
-        let Some(root) = self.root.get(place) else {
-            return false;
-        };
+    /// The leaf at a place in the root, which is made if there is none yet.
+    fn leaf(&self, kept: &mut Kept<T>, place: usize) -> Option<&Leaf<T>> {
+        let root = self.root.get(place)?;
         // Leaves are put there under this lock.
         let mut leaf = root.load(Ordering::Relaxed);
         if leaf.addr() == self.empty {
             leaf = Arc::as_ptr(kept.leaves.entry(place).or_insert_with(new_leaf)).cast_mut();
             root.store(leaf, Ordering::Release);
         }
-        // SAFETY: it was taken from an `Arc` in `kept`, from which nothing is removed.
-        let leaf = unsafe { &*leaf };
-        let entry = &leaf[page & (LEAF - 1)];
-        entry.slot.store(slot, Ordering::Relaxed);
-        entry.owner.store(owner, Ordering::Release);
-        true
+        // SAFETY: it was taken from an `Arc` in `kept`, from which nothing is removed before the
+        // map goes, and the map is borrowed for as long as the reference.
+        Some(unsafe { &*leaf })
     }
 }
 
+impl<T> Entry<T> {
+    fn set(&self, owner: *mut T, slot: u32) {
+        self.slot.store(slot, Ordering::Relaxed);
+        self.owner.store(owner, Ordering::Release);
+    }
+}
+
+/// Where the leaf of an address is in the root.
+fn place_of(address: Address) -> usize {
+    (address / GRANULE) as usize >> LEAF_BITS
+}
+
+/// Where the entry of an address is in its leaf.
+fn entry_of(address: Address) -> usize {
+    (address / GRANULE) as usize & (LEAF - 1)
+}
+
+/// Made where it stays: it is long.
 fn new_leaf<T>() -> Arc<Leaf<T>> {
     let vacant = |_| Entry { owner: AtomicPtr::default(), slot: AtomicU32::new(0) };
-    Arc::from(boxed((0..LEAF).map(vacant)))
+    let entries: Arc<[Entry<T>]> = (0..LEAF).map(vacant).collect();
+    match entries.try_into() {
+        Ok(leaf) => leaf,
+        Err(_) => unreachable!("as many entries as there are places"),
+    }
 }
 
 #[cfg(all(test, loom))]

@@ -123,6 +123,16 @@ pub(crate) fn boxed<T, const N: usize>(items: impl Iterator<Item = T>) -> Box<[T
     }
 }
 
+/// Makes room for so many more in a table that only grows. From a page on it is four times as long
+/// afterwards: copying what is in it costs more than addresses that are not touched.
+pub(crate) fn make_room<T>(table: &mut Vec<T>, more: usize) {
+    const LONG: usize = 1 << 12;
+    let room = table.capacity() - table.len();
+    if room < more && size_of_val(table.as_slice()) >= LONG {
+        table.reserve_exact(more.max(3 * table.len()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

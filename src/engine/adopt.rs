@@ -5,7 +5,7 @@
 use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Backed, Heap, IdlePart, IdleRun, IdleView};
+use crate::heap::{ArenaKind, Backed, Heap, IdlePart, IdleRun};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::units::{Address, Bytes};
@@ -17,34 +17,45 @@ struct Window {
     /// The runs that it lies over and what lies side by side with them, among those sorted by
     /// address.
     runs: (usize, usize),
-    /// The bytes of the views that it needs, and of all that lies side by side.
-    taken: Bytes,
+    /// The views that it needs, and the bytes of all that lies side by side.
+    views: (Address, Address),
     length: Bytes,
 }
 
+impl Window {
+    /// The less the better.
+    fn key(&self) -> (Bytes, Bytes) {
+        (self.views.1 - self.views.0, self.length)
+    }
+}
+
+/// The start and the end of the view over an address in a run.
+type ViewAround<'a> = &'a dyn Fn(&IdleRun, Address) -> (Address, Address);
+
 impl Engine {
     /// Serves a request from views that are idle and lie side by side, those of other heaps among
-    /// them; `None` where there are not enough. Work queued on the request's stream runs after
-    /// whatever still uses them.
+    /// them; `None` where there are not enough. The runs are by address. Work queued on the
+    /// request's stream runs after whatever still uses them.
     pub(super) fn adopt(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: IdlePart<'_>,
+        runs: &[&IdleRun],
     ) -> Result<Option<Address>> {
-        if idle.runs.iter().all(|run| run.heap == request.shard) {
-            return Ok(None);
-        }
-        let runs = by_address(idle, request.kind);
-        let Some(window) = best_window(idle, &runs, heap, request) else {
+        let view_around = |run: &IdleRun, address| match self.shards.get(run.heap) {
+            _ if run.heap == request.shard => heap.view_around(run, address),
+            Some(shard) => shard.heap.lock().view_around(run, address),
+            None => (run.start, run.end),
+        };
+        let Some(window) = best_window(runs, heap, request, &view_around) else {
             return Ok(None);
         };
-        let (start, end) = (window.start, window.start + request.bytes);
-        let runs = &runs[window.runs.0..window.runs.1];
-        let others = runs.iter().filter(|run| run.heap != request.shard);
-        let taken = others.map(|run| (run.heap, idle.of_over(run, start, end)));
-        let taken = taken.filter(|(_, views)| !views.is_empty()).collect();
+        let (from, to) = window.views;
+        let others = runs[window.runs.0..window.runs.1].iter();
+        let others = others.filter(|run| run.heap != request.shard);
+        let taken = others.map(|run| (run.heap, (run.start.max(from), run.end.min(to))));
+        let taken = taken.filter(|(_, (start, end))| start < end).collect();
         if !self.take_over_all(growth, heap, request, taken)? {
             return Ok(None);
         }
@@ -54,14 +65,14 @@ impl Engine {
         Ok(found)
     }
 
-    /// Passes idle views of other heaps, each run with its heap's number, to the request's; false
-    /// where one cannot.
+    /// Passes idle views of other heaps, each run as its heap's number and its span, to the
+    /// request's; false where one cannot.
     pub(super) fn take_over_all(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        mut taken: Vec<(u32, &[IdleView])>,
+        mut taken: Vec<(u32, (Address, Address))>,
     ) -> Result<bool> {
         // Heap by heap, those of one by address.
         taken.sort_by_key(|&(giver, _)| giver);
@@ -80,7 +91,7 @@ impl Engine {
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         Request { shard: taker, kind, .. }: Request,
-        runs: &[(u32, &[IdleView])],
+        runs: &[(u32, (Address, Address))],
     ) -> Result<bool> {
         let giver = runs.first().map_or(taker, |run| run.0);
         let (Some(from), Some(to)) = (self.shards.get(giver), self.shards.get(taker)) else {
@@ -88,9 +99,8 @@ impl Engine {
         };
         let mut other = from.heap.lock();
         let mut newest = 0;
-        for (_, views) in runs {
-            let Some(since) = span_of(views).and_then(|(at, b)| other.free_since(at, b, kind))
-            else {
+        for &(_, (start, end)) in runs {
+            let Some(since) = other.free_since(start, end - start, kind) else {
                 growth.lost += 1;
                 return Ok(false);
             };
@@ -99,8 +109,8 @@ impl Engine {
         if !self.order_after(growth, (from, newest), to)? {
             return Ok(false);
         }
-        for (_, views) in runs {
-            let Some(ceded) = other.cede(views) else {
+        for &(_, (start, end)) in runs {
+            let Some(ceded) = other.cede(kind, start, end) else {
                 growth.lost += 1;
                 return Ok(false);
             };
@@ -109,20 +119,16 @@ impl Engine {
                 continue;
             };
             self.publish(taker, &slots);
-            for (view, own) in views.iter().zip(own) {
-                growth.store.hand_over(view.handle, taker, own);
-                self.record_memory(Action::SegmentUnmap, giver, view.address, view.bytes);
-                self.record_memory(Action::SegmentMap, taker, view.address, view.bytes);
+            let mut address = start;
+            for (&(handle, bytes), own) in ceded.handles.iter().zip(own) {
+                growth.store.hand_over(handle, taker, own);
+                self.record_memory(Action::SegmentUnmap, giver, address, bytes);
+                self.record_memory(Action::SegmentMap, taker, address, bytes);
+                address += bytes;
             }
         }
         Ok(true)
     }
-}
-
-/// Where views side by side start, and their bytes.
-fn span_of(views: &[IdleView]) -> Option<(Address, Bytes)> {
-    let (first, last) = (views.first()?, views.last()?);
-    Some((first.address, last.end() - first.address))
 }
 
 /// The runs for one kind of request.
@@ -135,13 +141,13 @@ pub(super) fn by_address(idle: IdlePart<'_>, kind: ArenaKind) -> Vec<&IdleRun> {
 
 /// The window that takes the least idle memory, among equals from the shortest run.
 fn best_window(
-    idle: IdlePart<'_>,
     runs: &[&IdleRun],
     heap: &Heap,
     request: Request,
+    view_around: ViewAround<'_>,
 ) -> Option<Window> {
     // What a window may take beside runs is one free block of the heap at each end.
-    let beside = 2 * heap.largest_indexed(request.kind);
+    let largest = heap.largest_indexed(request.kind);
     let mut best: Option<Window> = None;
     let mut first = 0;
     while first < runs.len() {
@@ -149,55 +155,70 @@ fn best_window(
         while end < runs.len() && runs[end - 1].end == runs[end].start {
             end += 1;
         }
-        if runs[end - 1].end - runs[first].start + beside >= request.bytes {
-            for window in windows(idle, runs, (first, end), heap, request).into_iter().flatten() {
-                let better = best
-                    .is_none_or(|best| (window.taken, window.length) < (best.taken, best.length));
-                if better {
-                    best = Some(window);
-                }
-            }
+        if runs[end - 1].end - runs[first].start + 2 * largest >= request.bytes {
+            let places = (first, end);
+            look_at_ends(runs, places, (heap, largest), request, view_around, &mut best);
         }
         first = end;
     }
     best
 }
 
-/// The windows at both ends of runs side by side, if they are long enough.
-fn windows(
-    idle: IdlePart<'_>,
+/// Looks at the windows at both ends of runs side by side, if they are long enough.
+fn look_at_ends(
     runs: &[&IdleRun],
     (first, end): (usize, usize),
-    heap: &Heap,
+    (heap, largest): (&Heap, Bytes),
     request: Request,
-) -> [Option<Window>; 2] {
+    view_around: ViewAround<'_>,
+    best: &mut Option<Window>,
+) {
     let (head, tail) = (runs[first], runs[end - 1]);
     let (from, to) = (head.start, tail.end);
+    let length = to - from;
     let before = match head.heap == request.shard {
         true => from - head.block.0,
         false => heap.free_before(request.kind, from),
     };
+    if before + length + largest < request.bytes {
+        return;
+    }
     let after = match tail.heap == request.shard {
         true => tail.block.0 + tail.block.1 - to,
         false => heap.free_after(request.kind, to),
     };
-    if before + (to - from) + after < request.bytes {
-        return [None, None];
+    if before + length + after < request.bytes {
+        return;
     }
-    let window = |start: Address| {
-        let stop = start + request.bytes;
-        let touched = runs[first..end].iter().filter(|run| start < run.end && run.start < stop);
-        let taken = touched.filter_map(|run| span_of(idle.of_over(run, start, stop)));
-        let taken = taken.map(|(_, bytes)| bytes).sum();
-        Window { start, runs: (first, end), taken, length: to - from }
+    let runs_over = &runs[first..end];
+    let view_at = |address| {
+        let over = runs_over.partition_point(|run| run.end <= address);
+        view_around(runs_over[over], address)
     };
-    [Some(window(from - before)), Some(window(to + after - request.bytes))]
+    for start in [from - before, to + after - request.bytes] {
+        let stop = start + request.bytes;
+        // Whole views are no less than what the window lies over.
+        let mut views = (from.max(start).min(to), to.min(stop).max(from));
+        if best.is_some_and(|best| best.key() <= (views.1.saturating_sub(views.0), length)) {
+            continue;
+        }
+        if from < start && start < to {
+            views.0 = view_at(start).0;
+        }
+        if from < stop && stop < to {
+            views.1 = view_at(stop - 1).1;
+        }
+        let window = Window { start, runs: (first, end), views, length };
+        if best.is_none_or(|best| window.key() < best.key()) {
+            *best = Some(window);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::{IdleList, ViewId};
+    use crate::heap::{IdleList, IdleView, ViewId};
     use crate::units::GRANULE;
 
     const KIND: ArenaKind = ArenaKind::Large;
@@ -259,12 +280,13 @@ mod tests {
             let bytes = (1 + next(12)) * GRANULE - next(2) * 4096;
             let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
             let runs = by_address(idle.all(), KIND);
-            let window = best_window(idle.all(), &runs, &Heap::new(None), request).map(|window| {
-                let (start, end) = (window.start, window.start + bytes);
-                let runs = runs[window.runs.0..window.runs.1].iter();
-                let runs = runs.filter(|run| start < run.end && run.start < end);
-                let over = runs.flat_map(|run| idle.all().of_over(run, start, end));
-                (start, over.map(|view| view.address).collect())
+            let around = |run: &IdleRun, at| heaps[run.heap as usize - 1].view_around(run, at);
+            let window = best_window(&runs, &Heap::new(None), request, &around).map(|window| {
+                let (from, to) = window.views;
+                let taken = large.iter().map(|view| view.address);
+                let mut taken: Vec<_> = taken.filter(|at| (from..to).contains(at)).collect();
+                taken.sort_unstable();
+                (window.start, taken)
             });
             found += usize::from(window.is_some());
             assert_eq!(window, by_looking_at_all(&large, bytes));
@@ -277,16 +299,17 @@ mod tests {
         let mut heap = Heap::new(None);
         heap.add_range(64 * GRANULE, 2 * GRANULE, 0, KIND);
         heap.attach(64 * GRANULE, GRANULE, 0).unwrap();
-        let (view, _) = heap.attach(65 * GRANULE, GRANULE, 1).unwrap();
+        heap.attach(65 * GRANULE, GRANULE, 1).unwrap();
         heap.allocate(GRANULE * 3 / 4, GRANULE * 3 / 4).unwrap();
         let mut idle = IdleList::default();
         heap.turn.number = 1;
         heap.add_idle(&mut idle);
-        heap.cede(&[heap.as_if_idle(view)]).unwrap();
+        heap.cede(KIND, 65 * GRANULE, 66 * GRANULE).unwrap();
         let runs = by_address(idle.all(), KIND);
+        let around = |run: &IdleRun, at| heap.view_around(run, at);
         let start_of = |bytes| {
             let request = Request { shard: 0, requested: bytes, bytes, kind: KIND };
-            best_window(idle.all(), &runs, &heap, request).map(|window| window.start)
+            best_window(&runs, &heap, request, &around).map(|window| window.start)
         };
         assert_eq!(start_of(GRANULE * 5 / 4), Some(64 * GRANULE + GRANULE * 3 / 4));
         assert_eq!(start_of(GRANULE * 5 / 4 + 4096), None);

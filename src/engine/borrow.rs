@@ -147,18 +147,22 @@ impl Engine {
         supply: &dyn Fn() -> Supply,
         idle: &mut IdleList,
     ) -> Result<Option<Address>> {
-        self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+        let look = |growth: &mut Growth, heap: &Heap, idle: &mut IdleList| {
+            self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+            self.list_views((request.shard, heap), idle, false);
+        };
+        look(growth, heap, idle);
         let lent = self.borrow_before_failing(growth, heap, request, (idle.all(), supply()))?;
         if lent.is_some() || !self.shrink_loans(growth, (request.shard, heap))? {
             return Ok(lent);
         }
-        self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+        look(growth, heap, idle);
         if let Grown::Served(address) =
             self.grow_from(growth, heap, request, idle.all(), supply())?
         {
             return Ok(Some(address));
         }
-        self.find_all_idle(growth, heap, request, Effort::Reshape, idle);
+        look(growth, heap, idle);
         self.borrow_before_failing(growth, heap, request, (idle.all(), supply()))
     }
 

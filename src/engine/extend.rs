@@ -3,11 +3,10 @@
 
 use std::cmp::Reverse;
 
-use super::adopt::by_address;
 use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdlePart, IdleRun};
+use crate::heap::{ArenaKind, Heap, IdleRun};
 use crate::lock::MutexGuard;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -27,20 +26,20 @@ struct Place {
 
 impl Engine {
     /// Makes the longest run of idle views with a hole beside it that is long enough, whoever has
-    /// them, the heap's own, for the plan to find; true where anything changed hands. No call to
-    /// the driver: work queued on the request's stream runs after whatever still uses the views.
+    /// them, the heap's own, for the plan to find; true where anything changed hands. The parts of
+    /// runs are by address. No call to the driver: work queued on the request's stream runs after
+    /// whatever still uses the views.
     pub(super) fn extend_a_run(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        idle: IdlePart<'_>,
+        parts: &[&IdleRun],
     ) -> Result<bool> {
         if request.kind == ArenaKind::Small {
             return Ok(false);
         }
-        let parts = by_address(idle, request.kind);
-        let runs = runs(&parts, request.bytes, request.bytes / self.policy.run_share);
+        let runs = runs(parts, request.bytes, request.bytes / self.policy.run_share);
         if runs.is_empty() {
             return Ok(false);
         }
@@ -49,13 +48,16 @@ impl Engine {
         // Private pools keep their addresses.
         let others = self.shards.iter().filter(|(_, shard)| shard.pool().is_none());
         for (number, shard) in others.filter(|(number, _)| *number != request.shard) {
+            if best.is_some_and(|best: Place| best.run == 0) {
+                break;
+            }
             look_beside(&runs, request, (Some(number), &shard.heap.lock()), &mut best);
         }
         let Some(Place { run, lacking, before, owner }) = best else {
             return Ok(false);
         };
         let others = runs[run].iter().filter(|part| part.heap != request.shard);
-        let taken: Vec<_> = others.map(|part| (part.heap, idle.of(part))).collect();
+        let taken: Vec<_> = others.map(|part| (part.heap, (part.start, part.end))).collect();
         if owner.is_none() && taken.is_empty() {
             return Ok(false);
         }

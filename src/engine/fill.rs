@@ -9,10 +9,15 @@ use crate::heap::{Backed, Gap, Heap, IdlePart, Plan};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::pages::Place;
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 
 /// The view of a handle that is no memory of a heap yet.
 const NO_VIEW: u32 = u32::MAX;
+
+/// How many handles so many bytes come to, or the first part of them.
+fn at_most(bytes: Bytes) -> usize {
+    (bytes / GRANULE).min(128) as usize
+}
 
 impl Engine {
     /// Plans with this supply, and carries the plan out.
@@ -43,12 +48,16 @@ impl Engine {
         supply: &mut Supply,
     ) -> Result<Grown> {
         let (start, end) = (plan.start, plan.start + request.bytes);
-        for run in idle.runs {
+        let movable = if plan.gaps.is_empty() && plan.wake.is_empty() { &[] } else { idle.runs };
+        for run in movable {
             let shard = run.heap;
-            let apart = shard != request.shard || run.end <= start || end <= run.start;
-            let left = idle.of(run).iter();
-            let left = left.filter(|view| apart || view.end() <= start || end <= view.address);
-            supply.idle.extend(left.map(|&view| Idle { shard, view }));
+            let left = idle.of(run).iter().map(|&view| Idle { shard, view });
+            if shard != request.shard || run.end <= start || end <= run.start {
+                supply.idle.extend(left);
+            } else {
+                let apart = |idle: &Idle| idle.view.end() <= start || end <= idle.view.address;
+                supply.idle.extend(left.filter(apart));
+            }
         }
         supply.most = supply.ready + plan.excess;
         for &view in &plan.wake {
@@ -119,7 +128,7 @@ impl Engine {
         gap: Gap,
         supply: &mut Supply,
     ) -> Result<bool> {
-        let mut mapped = Vec::with_capacity(8);
+        let mut mapped = Vec::with_capacity(at_most(gap.bytes));
         let filled = self.map_into(growth, heap, request, gap, (supply, &mut mapped));
         // All of it at once; also where it is not all that was needed.
         if let Some(Backed { views, slots }) = heap.attach_all(gap.address, &mapped) {
@@ -142,7 +151,7 @@ impl Engine {
         (supply, mapped): (&mut Supply, &mut Vec<(u32, Bytes)>),
     ) -> Result<bool> {
         let Request { shard, kind, .. } = request;
-        let (mut filled, mut taken, mut used) = (0, Vec::new(), 0);
+        let (mut filled, mut taken, mut used) = (0, Vec::with_capacity(at_most(gap.bytes)), 0);
         while filled < gap.bytes {
             let sizes = (gap.bytes - filled, gap.room - filled);
             if used == taken.len() {

@@ -1,5 +1,6 @@
 //! The slow path: memory for a request that no free block can serve.
 
+use super::adopt::by_address;
 use super::idle::own_idle;
 use super::means::Means;
 use super::shards::Shard;
@@ -200,6 +201,7 @@ impl Engine {
         // being captured: without that. It also fails where other threads have taken what was idle:
         // without theirs, since nobody else has this heap.
         if self.retain_orderable(request.shard, idle)? {
+            self.list_views((request.shard, heap), idle, false);
             let supply = means.supply(means.most, Effort::Reshape);
             if let Grown::Served(address) =
                 self.grow_from(growth, heap, request, idle.all(), supply)?
@@ -237,6 +239,7 @@ impl Engine {
         };
         let lends = means.lends && request.kind == ArenaKind::Large;
         if lends && self.borrows_early(growth, request, idle.all()) {
+            self.list_views((request.shard, heap), idle, false);
             let supply = means.supply(means.ready, Effort::Reshape);
             match self.borrow_edges(growth, heap, request, (idle.all(), supply))? {
                 Grown::Served(address) => return Ok(Some(address)),
@@ -244,10 +247,13 @@ impl Engine {
                 Grown::Unchanged => {}
             }
         }
-        if let Some(address) = self.adopt(growth, heap, request, idle.all())? {
+        let runs = by_address(idle.all(), request.kind);
+        if idle.all().runs.iter().any(|run| run.heap != request.shard)
+            && let Some(address) = self.adopt(growth, heap, request, &runs)?
+        {
             return Ok(Some(address));
         }
-        if means.roomy && self.extend_a_run(growth, heap, request, idle.all())? {
+        if means.roomy && self.extend_a_run(growth, heap, request, &runs)? {
             look_again(growth, heap, idle);
         }
         let stages = [
@@ -260,6 +266,7 @@ impl Engine {
         let mut planless = None;
         for (stage, (only_own, most, effort)) in stages.into_iter().enumerate() {
             if stage == last && lends && means.most > means.ready {
+                self.list_views((request.shard, heap), idle, false);
                 let supply = means.supply(means.ready, Effort::Reshape);
                 match self.borrow_edges(growth, heap, request, (idle.all(), supply))? {
                     Grown::Served(address) => return Ok(Some(address)),
@@ -274,6 +281,7 @@ impl Engine {
                 continue;
             }
             // The heap's own come first.
+            self.list_views((request.shard, heap), idle, only_own);
             let all = idle.all();
             let usable = if only_own { all.first_of(request.shard) } else { all };
             let supply = means.supply(most, effort);

@@ -290,7 +290,9 @@ impl Supply {
 
     /// Takes one out.
     pub(super) fn take_idle(&mut self, at: usize) -> Idle {
-        if self.roomy { self.idle.remove(at) } else { self.idle.swap_remove(at) }
+        // Mostly it is the last.
+        let last = at + 1 == self.idle.len();
+        if self.roomy && !last { self.idle.remove(at) } else { self.idle.swap_remove(at) }
     }
 }
 

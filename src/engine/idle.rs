@@ -6,6 +6,7 @@ use super::grow::{Effort, Request};
 use super::marks::Marks;
 use super::{Engine, Growth};
 use crate::heap::{ArenaKind, Heap, IdleList, IdleView};
+use crate::units::Address;
 
 /// An idle view and its heap.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,22 @@ impl Engine {
         idle.clear();
         heap.add_idle(idle);
         self.idle_of_others(Some(&mut growth.marks), request, idle, effort);
+    }
+
+    /// Lists the views of what was found, of all heaps or of this one alone, whose are the first.
+    pub(super) fn list_views(
+        &self,
+        (own, heap): (u32, &Heap),
+        idle: &mut IdleList,
+        only_own: bool,
+    ) {
+        let all = idle.all();
+        let upto = if only_own { all.first_of(own).runs.len() } else { all.runs.len() };
+        idle.list_views(upto, |number, list| match self.shards.get(number) {
+            _ if number == own => list(heap),
+            Some(shard) => list(&shard.heap.lock()),
+            None => {}
+        });
     }
 
     /// Adds the idle views of other heaps: of all of them, or where stealing is off of those of the
@@ -77,21 +94,35 @@ impl Engine {
 /// Sorts idle views so that those of the shortest runs come last, of which handles are taken first:
 /// what lies side by side serves a large request where it is, and is worth more than what lies
 /// alone.
-pub(super) fn sort_by_runs(idle: &mut [Idle]) {
-    idle.sort_unstable_by_key(|idle| idle.view.address);
-    let mut length = Vec::with_capacity(idle.len());
-    for run in idle.chunk_by(|one, next| one.view.end() == next.view.address) {
-        let bytes = run[run.len() - 1].view.end() - run[0].view.address;
-        length.extend(run.iter().map(|idle| (bytes, *idle)));
+pub(super) fn sort_by_runs(idle: &mut Vec<Idle>) {
+    // Most come side by side already: where such pieces start and end, and their places.
+    let mut pieces: Vec<(Address, Address, (usize, usize))> = Vec::with_capacity(idle.len() / 2);
+    for (at, Idle { view, .. }) in idle.iter().enumerate() {
+        match pieces.last_mut() {
+            Some((_, end, places)) if *end == view.address => {
+                (*end, places.1) = (view.end(), at + 1);
+            }
+            _ => pieces.push((view.address, view.end(), (at, at + 1))),
+        }
     }
-    length.sort_unstable_by_key(|(bytes, idle)| Reverse((*bytes, idle.view.address)));
-    idle.iter_mut().zip(length).for_each(|(place, (_, sorted))| *place = sorted);
+    pieces.sort_unstable_by_key(|piece| piece.0);
+    let mut runs = Vec::with_capacity(pieces.len());
+    for run in pieces.chunk_by(|one, next| one.1 == next.0) {
+        runs.push((run[run.len() - 1].1 - run[0].0, run));
+    }
+    runs.sort_unstable_by_key(|(bytes, run)| Reverse((*bytes, run[0].0)));
+    let mut sorted = Vec::with_capacity(idle.len());
+    for (_, _, (from, to)) in runs.iter().flat_map(|(_, run)| run.iter().rev()) {
+        sorted.extend(idle[*from..*to].iter().rev());
+    }
+    *idle = sorted;
 }
 
 /// The idle views of a heap that is locked, so that they stay idle.
 pub(super) fn own_idle(heap: &Heap) -> IdleList {
     let mut found = IdleList::default();
     heap.add_idle(&mut found);
+    found.list_views(found.all().runs.len(), |_, list| list(heap));
     found
 }
 

@@ -153,8 +153,15 @@ impl Engine {
         effort: Effort,
     ) -> DeviceResult<bool> {
         let (mut at, mut any) = (0, false);
-        while let Some(&loan) = growth.loans.get(at) {
-            if self.end_loan(growth, &mut held, loan, effort)? {
+        while at < growth.loans.len() {
+            if effort == Effort::Usual {
+                let passed = self.in_no_way(&growth.loans[at..], &held);
+                if passed > 0 {
+                    at += passed;
+                    continue;
+                }
+            }
+            if self.end_loan(growth, &mut held, growth.loans[at], effort)? {
                 growth.loans.swap_remove(at);
                 any = true;
                 continue;
@@ -164,6 +171,22 @@ impl Engine {
         Ok(any)
     }
 
+    /// How many of these loans are of one lender and keep no handle of it from being idle, before
+    /// the first that does.
+    fn in_no_way(&self, loans: &[Loan], held: &Held<'_, '_>) -> usize {
+        let Some(first) = loans.first() else {
+            return 0;
+        };
+        let count = |heap: &Heap| {
+            let of_lender = loans.iter().take_while(|loan| loan.lender == first.lender);
+            of_lender.take_while(|loan| !heap.is_idle_but_for_loans(loan.block)).count()
+        };
+        match held {
+            Some((number, heap)) if *number == first.lender => count(heap),
+            _ => self.shards.get(first.lender).map_or(0, |lender| count(&lender.heap.lock())),
+        }
+    }
+
     fn end_loan(
         &self,
         growth: &mut Growth,
@@ -171,9 +194,6 @@ impl Engine {
         loan: Loan,
         effort: Effort,
     ) -> DeviceResult<bool> {
-        if effort == Effort::Usual && !self.keeps_from_being_idle(loan, held) {
-            return Ok(false);
-        }
         let (Some(lender), Some(borrower)) =
             (self.shards.get(loan.lender), self.shards.get(loan.borrower))
         else {
@@ -259,18 +279,6 @@ impl Engine {
             }
         }
         Ok(part.map(|_| ends))
-    }
-
-    fn keeps_from_being_idle(&self, loan: Loan, held: &Held<'_, '_>) -> bool {
-        match held {
-            Some((number, heap)) if *number == loan.lender => {
-                heap.is_idle_but_for_loans(loan.block)
-            }
-            _ => {
-                let lender = self.shards.get(loan.lender);
-                lender.is_some_and(|lender| lender.heap.lock().is_idle_but_for_loans(loan.block))
-            }
-        }
     }
 
     /// Whether the lender's work comes after the borrower's uses of memory that is free since a

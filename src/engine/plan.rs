@@ -5,7 +5,7 @@ use super::grow::Request;
 use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap, IdlePart, Plan, PlanRules};
+use crate::heap::{ArenaKind, Heap, IdlePart, IdleRun, Plan, PlanRules};
 use crate::lock::MutexGuard;
 use crate::units::{Bytes, GRANULE, MIB, align_down, align_up};
 
@@ -42,18 +42,24 @@ impl Engine {
         let ready = supply.ready.saturating_add(sizes.map(|handle| handle.bytes).sum());
         let ready = ready.saturating_add(idle.bytes());
         let excess_max = supply.most - supply.ready;
-        if ready.saturating_add(excess_max).saturating_add(heap.cached()) < request.bytes {
+        // Besides that it lies over what of the heap is free and no idle memory, at most.
+        let own = idle.first_of(request.shard);
+        let own_idle = own.runs.iter().filter(|run| run.kind == request.kind);
+        let own_idle: Bytes = own_idle.map(IdleRun::bytes).sum();
+        let besides = heap.indexed(request.kind).saturating_sub(own_idle);
+        if ready.saturating_add(excess_max).saturating_add(besides) < request.bytes {
             return Ok(None);
         }
         usable.clear();
         usable.resize(store.numbers(), false);
-        for number in idle.views().map(|view| view.handle).chain(spare) {
-            usable[number as usize] = true;
+        for run in idle.runs {
+            idle.of(run).iter().for_each(|view| usable[view.handle as usize] = true);
         }
+        spare.into_iter().for_each(|number| usable[number as usize] = true);
         let rules = PlanRules {
             supply: ready,
             excess_max,
-            idle: idle.first_of(request.shard),
+            idle: own,
             usable,
             piece_bytes: self.policy.piece_bytes,
             leaves_room: supply.roomy && request.kind == ArenaKind::Large,

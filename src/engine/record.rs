@@ -158,6 +158,7 @@ impl Engine {
     }
 
     /// Records that memory comes to a heap or goes.
+    #[inline]
     pub(super) fn record_memory(&self, action: Action, shard: u32, at: Address, bytes: Bytes) {
         if self.is_recorded() {
             self.history.record(action, self.subject(shard, at, bytes), None);

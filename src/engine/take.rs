@@ -56,7 +56,8 @@ impl Engine {
         if !growth.store.spare.is_empty() || supply.cut.max(supply.ready) >= GRANULE {
             return Ok(());
         }
-        let mut picks = Picks::default();
+        let most = supply.idle.len().min((remaining / GRANULE) as usize + 1);
+        let mut picks = Picks { views: Vec::with_capacity(most), runs: Vec::with_capacity(most) };
         while remaining > 0
             && let Some(at) = supply.best_idle((remaining, room))
             && supply.idle[at].view.bytes <= supply.longest
@@ -118,10 +119,8 @@ impl Engine {
                 growth.lost += u64::from(views.len() == 1);
                 return Ok(false);
             };
-            for _ in views {
-                if !self.order_after(growth, (from, since), to)? {
-                    return Ok(false);
-                }
+            if !self.order_after(growth, (from, since), to)? {
+                return Ok(false);
             }
             if !other.detach_all(views) {
                 growth.lost += u64::from(views.len() == 1);

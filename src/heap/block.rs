@@ -1,7 +1,7 @@
 //! Blocks: the pieces into which address ranges are divided, in one table by number.
 
 use super::size::{ArenaKind, LARGE_CLASS, LARGE_UNIT};
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// The number of a block in its heap's table.
 pub(crate) type BlockId = u32;
@@ -209,6 +209,7 @@ impl BlockTable {
     #[cold]
     fn append(&mut self) -> BlockId {
         debug_assert!(self.blocks.len() < NONE as usize);
+        make_room(&mut self.blocks, 1);
         self.blocks.push(Block::of(ArenaKind::Small, 0));
         (self.blocks.len() - 1) as BlockId
     }

@@ -2,7 +2,6 @@
 //! mapped there, so that no call to the driver is needed.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::idle::IdleView;
 use super::layout::Backed;
 use super::{ArenaKind, Heap, join};
 use crate::units::{Address, Bytes, GRANULE, align_down, align_up};
@@ -16,26 +15,36 @@ pub(crate) struct Ceded {
     address: Address,
     bytes: Bytes,
     /// The handles there, with their bytes; none for a hole.
-    handles: Vec<(u32, Bytes)>,
+    pub(crate) handles: Vec<(u32, Bytes)>,
 }
 
 impl Heap {
-    /// Hands over views side by side on which nothing lives: their addresses are another heap's
-    /// from now on. `None` where something lives there, or where one has to stay.
-    pub(crate) fn cede(&mut self, views: &[IdleView]) -> Option<Ceded> {
-        let (first, last) = (views.first()?, views.last()?);
-        if views.iter().any(|view| self.holds.at(view.address)) {
+    /// Hands over a span of whole views on which nothing lives: its addresses are another heap's
+    /// from now on. `None` where something lives there, or where a view has to stay.
+    pub(crate) fn cede(&mut self, kind: ArenaKind, start: Address, end: Address) -> Option<Ceded> {
+        let free = self.free_block_over(start, end - start, kind)?;
+        let number = self.blocks[free].range;
+        let range = self.ranges[number as usize].as_ref()?;
+        let (mut reach, mut count) = (start, 0);
+        for (from, to) in range.views(start, end).map(|view| range.span_of(view)) {
+            if from != reach || self.holds.at(from) {
+                return None;
+            }
+            (reach, count) = (to, count + 1);
+        }
+        if reach != end {
             return None;
         }
-        let kind = self.view(first.view)?.kind;
-        let id = self.cut_free(first.address, last.end() - first.address, kind)?;
-        let block = &self.blocks[id];
-        self.remove_slots(block.range, block.start, block.bytes);
-        for view in views {
+        let id = self.cut_block(free, (start, end - start), kind, false);
+        self.remove_slots(number, start, end - start);
+        let mut handles = Vec::with_capacity(count);
+        let range = self.ranges[number as usize].as_ref()?;
+        for view in range.views(start, end) {
             self.views[view.view as usize] = None;
             self.vacant_views.push(view.view);
+            handles.push((view.handle, u64::from(view.end - view.start) * GRANULE));
         }
-        self.give_away(id, views.iter().map(|view| (view.handle, view.bytes)).collect())
+        self.give_away(id, handles)
     }
 
     /// Hands over what of a span is one hole, whose first or last granule the hole must hold.
@@ -114,7 +123,7 @@ impl Heap {
 
     /// Cuts the ceded block over the span so that one block, in no index, is exactly the span.
     fn cut_ceded(&mut self, kind: ArenaKind, address: Address, bytes: Bytes) -> Option<BlockId> {
-        let (_, &over) = self.arenas[kind as usize].ceded.range(..=address).next_back()?;
+        let over = self.arenas[kind as usize].ceded.last_before(address + 1)?;
         let block = &self.blocks[over];
         if address + bytes > block.end() {
             return None;
@@ -123,7 +132,7 @@ impl Heap {
         if block.start < address {
             id = self.split(id, address - block.start);
         } else {
-            self.arenas[kind as usize].ceded.remove(&address);
+            self.arenas[kind as usize].ceded.remove(address);
         }
         if self.blocks[id].bytes > bytes {
             let rest = self.split(id, bytes);
@@ -137,7 +146,7 @@ impl Heap {
         let Block { start, previous, next, .. } = self.blocks[id];
         let ceded = &mut self.arenas[kind as usize].ceded;
         if next != NONE && self.blocks[next].state == State::Ceded {
-            ceded.remove(&self.blocks[next].start);
+            ceded.remove(self.blocks[next].start);
             join(&mut self.blocks, id, next);
         }
         if previous != NONE && self.blocks[previous].state == State::Ceded {
@@ -187,14 +196,14 @@ impl Heap {
 
     /// Bytes of the free block that ends at `from`, where another heap's memory begins.
     pub(crate) fn free_before(&self, kind: ArenaKind, from: Address) -> Bytes {
-        let ceded = self.arenas[kind as usize].ceded.get(&from);
-        ceded.map_or(0, |&id| self.free_bytes(self.blocks[id].previous))
+        let ceded = self.arenas[kind as usize].ceded.get(from);
+        ceded.map_or(0, |id| self.free_bytes(self.blocks[id].previous))
     }
 
     /// Bytes of the free block that begins at `to`, where another heap's memory ends.
     pub(crate) fn free_after(&self, kind: ArenaKind, to: Address) -> Bytes {
-        let last = self.arenas[kind as usize].ceded.range(..to).next_back();
-        let last = last.map(|(_, &id)| &self.blocks[id]).filter(|block| block.end() == to);
+        let last = self.arenas[kind as usize].ceded.last_before(to);
+        let last = last.map(|id| &self.blocks[id]).filter(|block| block.end() == to);
         last.map_or(0, |block| self.free_bytes(block.next))
     }
 

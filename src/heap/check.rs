@@ -1,7 +1,7 @@
 //! Every invariant of a heap, by name.
 
 use super::block::{Block, NONE, State};
-use super::gaps::GapBlock;
+use super::gaps::{GapBlock, HOLE};
 use super::layout::View;
 use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
@@ -90,7 +90,7 @@ impl Heap {
                 State::Hole | State::Dormant => {
                     let dormant = (block.state == State::Dormant).then_some(block.view);
                     let view = dormant.and_then(|view| self.view(view));
-                    let handle = view.map(|view| view.handle);
+                    let handle = view.map_or(HOLE, |view| view.handle);
                     let (end, bytes) = (block.end(), block.bytes);
                     let gap = GapBlock { end, bytes, block: id, handle };
                     if self.arenas[range.kind as usize].gaps.get(end) != Some(&gap) {
@@ -98,7 +98,7 @@ impl Heap {
                     }
                 }
                 State::Ceded => {
-                    if self.arenas[range.kind as usize].ceded.get(&at) != Some(&id) {
+                    if self.arenas[range.kind as usize].ceded.get(at) != Some(id) {
                         return broken("ceded blocks are known", format!("block {id} at {at:#x}"));
                     }
                 }
@@ -119,8 +119,8 @@ impl Heap {
 
     /// Whether a block is all that a borrowed view has before or after the part that was borrowed.
     fn is_blocked(&self, range: &Range, block: &Block) -> bool {
-        let slot = self.slots.get(range.slot_of(block.start) as usize);
-        let view = slot.and_then(|slot| self.view(slot.view));
+        let over = range.over.get(range.granule_of(block.start));
+        let view = over.and_then(|over| self.view(over.view));
         view.is_some_and(|view| {
             view.part.is_some_and(|(from, to)| {
                 let span = (block.start, block.end());
@@ -157,7 +157,7 @@ impl Heap {
             let slot = range.slots[((block.start - range.base) / GRANULE) as usize];
             let page = &self.slots[slot as usize];
             let offset = ((block.start - page.base) >> page.unit_shift) as usize;
-            if page.starts[offset] != id + 1 {
+            if page.starts.get(offset) != Some(&(id + 1)) {
                 return broken("start table finds blocks", format!("block {id}: {block:?}"));
             }
         }
@@ -240,7 +240,8 @@ impl Heap {
                 let (start, end, handle) = (start as u32, end as u32, view.handle);
                 let over = ViewOver { start, end, view: id, handle };
                 let noted = range.over.get(index as usize) == Some(&over);
-                if page.is_some_and(|page| page.view == id && noted) != view.active {
+                let base = view.address + k * GRANULE;
+                if page.is_some_and(|page| page.base == base && noted) != view.active {
                     return broken("active views are memory", format!("view {id}: {view:?}"));
                 }
             }
@@ -278,7 +279,7 @@ mod tests {
         assert!(name(&heap).contains("gaps hold every hole"), "{}", name(&heap));
         heap.arenas[1].gaps.insert(all[1]);
         heap.is_valid().unwrap();
-        heap.spare_starts[1][0][3] = 1;
+        heap.spare_starts[1].push([0, 1].into());
         assert!(name(&heap).contains("spare start tables"), "{}", name(&heap));
     }
 }

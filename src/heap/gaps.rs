@@ -14,14 +14,17 @@ pub(crate) struct GapBlock {
     pub(crate) end: Address,
     pub(crate) bytes: Bytes,
     pub(crate) block: BlockId,
-    /// Of a dormant block, the handle of its view. Most are passed over for their handle's sake,
-    /// without a look at the block.
-    pub(crate) handle: Option<u32>,
+    /// Of a dormant block, the handle of its view, else [`HOLE`]. Most are passed over for their
+    /// handle's sake, without a look at the block.
+    pub(crate) handle: u32,
 }
+
+/// No handle.
+pub(crate) const HOLE: u32 = u32::MAX;
 
 impl GapBlock {
     pub(crate) fn hole(end: Address, bytes: Bytes, block: BlockId) -> GapBlock {
-        GapBlock { end, bytes, block, handle: None }
+        GapBlock { end, bytes, block, handle: HOLE }
     }
 
     pub(crate) fn start(&self) -> Address {
@@ -68,11 +71,16 @@ impl Gaps {
             return;
         };
         let (number, at) = self.place(first.end);
-        match self.parts.get_mut(number) {
-            Some(part) if part.len() + gaps.len() <= PART => {
-                part.splice(at..at, gaps.iter().copied());
-            }
-            _ => gaps.iter().for_each(|&gap| self.insert(gap)),
+        if self.parts.is_empty() {
+            self.parts.push(Vec::with_capacity(PART + gaps.len()));
+        }
+        let part = &mut self.parts[number];
+        part.splice(at..at, gaps.iter().copied());
+        while let part = &mut self.parts[number]
+            && part.len() > PART
+        {
+            let rest = part.split_off(part.len() - PART / 2);
+            self.parts.insert(number + 1, rest);
         }
     }
 
@@ -104,9 +112,15 @@ impl Gaps {
         self.parts.iter().flat_map(|part| part.iter())
     }
 
+    /// The same, as far as it lies together.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[GapBlock]> {
+        self.parts.iter().map(Vec::as_slice)
+    }
+
     /// The first hole of so many bytes or more.
     pub(crate) fn first_hole(&self, bytes: Bytes) -> Option<&GapBlock> {
-        self.iter().find(|gap| gap.handle.is_none() && gap.bytes >= bytes)
+        let long = |gap: &&GapBlock| gap.handle == HOLE && gap.bytes >= bytes;
+        self.parts().find_map(|part| part.iter().find(long))
     }
 }
 
@@ -134,7 +148,7 @@ mod tests {
                 gaps.insert_all(&row().collect::<Vec<_>>());
                 all.extend(row().map(|gap| (gap.end, gap)));
             } else if next(2) == 0 {
-                let handle = (next(3) > 0).then_some(round);
+                let handle = if next(3) > 0 { round } else { HOLE };
                 let gap = GapBlock { end, bytes: next(9), block: round, handle };
                 gaps.insert(gap);
                 all.insert(end, gap);
@@ -146,7 +160,7 @@ mod tests {
             assert_eq!(gaps.from(at), all.range(at..).next().map(|(_, gap)| gap));
             if round % 100 == 0 {
                 assert!(gaps.iter().eq(all.values()));
-                let hole = all.values().find(|gap| gap.handle.is_none() && gap.bytes >= 7);
+                let hole = all.values().find(|gap| gap.handle == HOLE && gap.bytes >= 7);
                 assert_eq!(gaps.first_hole(7), hole);
                 assert!(gaps.parts.iter().all(|part| !part.is_empty() && part.len() <= PART));
             }

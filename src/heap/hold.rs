@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(pinned, Some((BASE + GRANULE, GRANULE)));
         assert_eq!(idle(&heap), [BASE, BASE + 2 * GRANULE]);
         assert!(!heap.detach(1));
-        assert_eq!(heap.cede(&[heap.as_if_idle(1)]), None);
+        let (from, to) = (BASE + GRANULE, BASE + 2 * GRANULE);
+        assert_eq!(heap.cede(ArenaKind::Large, from, to), None);
         assert!(heap.detach(0));
         heap.unpin(BASE + GRANULE + MIB, 4096);
         assert!(heap.detach(1));
@@ -184,7 +185,7 @@ mod tests {
         heap.hold_all(true);
         assert!(idle(&heap).is_empty());
         assert!(!heap.detach(0));
-        assert_eq!(heap.cede(&[heap.as_if_idle(0)]), None);
+        assert_eq!(heap.cede(ArenaKind::Large, BASE, BASE + GRANULE), None);
         heap.hold_all(false);
         assert_eq!(idle(&heap).len(), 3);
     }

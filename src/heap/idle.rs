@@ -4,7 +4,7 @@
 use super::Heap;
 use super::block::{Block, BlockId};
 use super::layout::ViewId;
-use super::ranges::{Range, ViewOver};
+use super::ranges::Range;
 use super::size::ArenaKind;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
@@ -37,7 +37,9 @@ pub(crate) struct IdleRun {
     pub(crate) block: (Address, Bytes),
     /// The mark after its last use.
     pub(crate) since: u64,
-    /// Its views, by their places in the list.
+    /// The range that it lies in.
+    range: u32,
+    /// Its views, by their places in the list, once they are listed.
     views: (u32, u32),
 }
 
@@ -47,11 +49,14 @@ impl IdleRun {
     }
 }
 
-/// Idle views of any heaps: block by block, those of a block by address.
+/// What is idle of any heaps: runs block by block, and their views by address. Most requests need
+/// no more than the runs, so that the views are listed when they are asked for.
 #[derive(Debug, Default)]
 pub(crate) struct IdleList {
     runs: Vec<IdleRun>,
     views: Vec<IdleView>,
+    /// Of how many runs from the first on the views are listed.
+    listed: usize,
 }
 
 /// A part of such a list.
@@ -62,19 +67,38 @@ pub(crate) struct IdlePart<'a> {
 }
 
 impl IdleList {
-    /// Adds a run with the views that were added since the last, if there were any; what comes next
-    /// is another.
-    fn add(&mut self, run: &mut IdleRun) {
-        run.views.1 = self.views.len() as u32;
-        if run.views.0 < run.views.1 {
-            self.runs.push(*run);
-        }
-        run.views.0 = run.views.1;
-    }
-
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
         self.views.clear();
+        self.listed = 0;
+    }
+
+    fn add(&mut self, run: IdleRun) {
+        debug_assert_eq!(self.listed, 0);
+        if run.start < run.end {
+            self.runs.push(run);
+        }
+    }
+
+    /// Lists the views of so many runs from the first on: `look` makes a call with each heap that
+    /// has some of them, by its number. The views that a heap has must be those that it had when it
+    /// added its runs.
+    pub(crate) fn list_views(
+        &mut self,
+        upto: usize,
+        mut look: impl FnMut(u32, &mut dyn FnMut(&Heap)),
+    ) {
+        let from = self.listed;
+        self.listed = from.max(upto);
+        let IdleList { runs, views, .. } = self;
+        let Some(new) = runs.get_mut(from..upto) else {
+            return;
+        };
+        for of_heap in new.chunk_by_mut(|one, next| one.heap == next.heap) {
+            look(of_heap[0].heap, &mut |heap| {
+                of_heap.iter_mut().for_each(|run| heap.list_views_of(run, views));
+            });
+        }
     }
 
     pub(crate) fn all(&self) -> IdlePart<'_> {
@@ -87,8 +111,14 @@ impl IdleList {
     }
 
     /// Leaves only some runs.
-    pub(crate) fn retain(&mut self, stays: impl FnMut(&IdleRun) -> bool) {
-        self.runs.retain(stays);
+    pub(crate) fn retain(&mut self, mut stays: impl FnMut(&IdleRun) -> bool) {
+        let (listed, mut at) = (self.listed, 0);
+        self.runs.retain(|run| {
+            let stay = stays(run);
+            self.listed -= usize::from(!stay && at < listed);
+            at += 1;
+            stay
+        });
     }
 }
 
@@ -105,12 +135,8 @@ impl<'a> IdlePart<'a> {
 
     /// The views of a run.
     pub(crate) fn of(self, run: &IdleRun) -> &'a [IdleView] {
+        debug_assert!(run.views.0 < run.views.1, "they are listed");
         &self.views[run.views.0 as usize..run.views.1 as usize]
-    }
-
-    /// All views.
-    pub(crate) fn views(self) -> impl Iterator<Item = &'a IdleView> {
-        self.runs.iter().flat_map(move |run| self.of(run))
     }
 
     /// Every view that a span touches.
@@ -132,7 +158,7 @@ impl<'a> IdlePart<'a> {
 }
 
 impl Heap {
-    /// Adds every active view on which nothing lives and that may move to a list.
+    /// Adds every run of active views on which nothing lives and that may move to a list.
     pub(crate) fn add_idle(&self, list: &mut IdleList) {
         if self.holds.everything() {
             return;
@@ -151,42 +177,53 @@ impl Heap {
     }
 
     fn add_idle_in(&self, block: &Block, idle: (Address, Address), list: &mut IdleList) {
-        let Some(range) = &self.ranges[block.range as usize] else {
-            return;
-        };
         let mut run = IdleRun {
             heap: self.turn.number,
             kind: block.arena,
             settled: true,
             start: idle.0,
-            end: idle.0,
+            end: idle.1,
             block: (block.start, block.bytes),
             since: block.since,
-            views: (list.views.len() as u32, list.views.len() as u32),
+            range: block.range,
+            views: (0, 0),
         };
-        let (mut at, last) = (range.granule_of(idle.0), range.granule_of(idle.1));
-        list.views.reserve(last - at);
-        let over = &range.over[..last];
-        let pinned = self.holds.any();
-        while let Some(&ViewOver { end, view, handle, .. }) = over.get(at) {
-            let address = run.end;
-            let bytes = (u64::from(end) - at as u64) * GRANULE;
-            if pinned && self.holds.at(address) {
-                list.add(&mut run);
-                run.start = address + bytes;
-            } else {
-                list.views.push(IdleView { address, bytes, view, handle });
+        if let Some(range) = &self.ranges[block.range as usize]
+            && self.holds.any()
+        {
+            for (start, end) in range.views(idle.0, idle.1).map(|view| range.span_of(view)) {
+                if self.holds.at(start) {
+                    list.add(IdleRun { end: start, ..run });
+                    run.start = end;
+                }
             }
-            run.end = address + bytes;
-            at = end as usize;
         }
-        list.add(&mut run);
+        list.add(run);
+    }
+
+    fn list_views_of(&self, run: &mut IdleRun, views: &mut Vec<IdleView>) {
+        run.views.0 = views.len() as u32;
+        if let Some(range) = self.ranges.get(run.range as usize).and_then(Option::as_ref) {
+            views.reserve(range.granule_of(run.end) - range.granule_of(run.start));
+            views.extend(range.views(run.start, run.end).map(|over| {
+                let (address, end) = range.span_of(over);
+                IdleView { address, bytes: end - address, view: over.view, handle: over.handle }
+            }));
+        }
+        run.views.1 = views.len() as u32;
+    }
+
+    /// The start and the end of the view over an address in a run of this heap.
+    pub(crate) fn view_around(&self, run: &IdleRun, address: Address) -> (Address, Address) {
+        let range = self.ranges.get(run.range as usize).and_then(Option::as_ref);
+        range.map_or((run.start, run.end), |range| range.view_over(address))
     }
 
     /// All of them.
     pub(crate) fn idle_views(&self) -> Vec<IdleView> {
         let mut list = IdleList::default();
         self.add_idle(&mut list);
+        list.list_views(list.runs.len(), |_, list| list(self));
         list.views
     }
 
@@ -196,6 +233,11 @@ impl Heap {
         let view = self.view(number).unwrap();
         let (address, bytes, handle) = (view.address, view.bytes, view.handle);
         IdleView { address, bytes, view: number, handle }
+    }
+
+    /// Bytes of all blocks in the index.
+    pub(crate) fn indexed(&self, kind: ArenaKind) -> Bytes {
+        self.arenas[kind as usize].free.bytes
     }
 
     /// The size of the largest block in the index.

@@ -1,11 +1,11 @@
 //! The memory behind ranges: views come and go, and blocks change with them.
 
 use super::block::{Block, BlockId, NONE, State};
-use super::gaps::GapBlock;
+use super::gaps::{GapBlock, HOLE};
 use super::idle::IdleView;
 use super::size::ArenaKind;
 use super::{Heap, join};
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// The number of a view in its heap.
 pub(crate) type ViewId = u32;
@@ -67,17 +67,18 @@ impl Heap {
     /// handles, which are as long as it.
     pub(super) fn back(&mut self, id: BlockId, handles: &[(u32, Bytes)]) -> Backed {
         let Block { start, bytes: length, arena: kind, range, .. } = self.blocks[id];
-        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
         let mut views = Vec::with_capacity(handles.len());
         let mut address = start;
         for &(handle, bytes) in handles {
             let view = View { address, bytes, handle, active: true, kind, range, part: None };
-            let view = self.insert_view(view);
-            self.add_slots(range, (address, bytes), kind, view, &mut slots);
-            views.push(view);
+            views.push(self.insert_view(view));
             address += bytes;
         }
         debug_assert_eq!(address, start + length);
+        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
+        let numbered = views.iter().zip(handles);
+        let numbered = numbered.map(|(&view, &(handle, bytes))| (view, handle, bytes));
+        self.add_slots(range, (start, length), kind, numbered, &mut slots);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
         self.insert_free(kind, id);
@@ -176,7 +177,7 @@ impl Heap {
             self.blocks[block].state = State::Dormant;
             self.blocks[block].view = number;
             let view = self.views[number as usize].as_mut();
-            let handle = view.map(|view| {
+            let handle = view.map_or(HOLE, |view| {
                 view.active = false;
                 view.handle
             });
@@ -219,6 +220,17 @@ impl Heap {
         back_first: bool,
     ) -> Option<BlockId> {
         let id = self.free_block_over(start, bytes, kind)?;
+        Some(self.cut_block(id, (start, bytes), kind, back_first))
+    }
+
+    /// The same of a free block that is known to lie over it.
+    pub(super) fn cut_block(
+        &mut self,
+        id: BlockId,
+        (start, bytes): (Address, Bytes),
+        kind: ArenaKind,
+        back_first: bool,
+    ) -> BlockId {
         self.arenas[kind as usize].free.remove(&mut self.blocks, id);
         let mut middle = id;
         if self.blocks[id].start < start {
@@ -235,12 +247,12 @@ impl Heap {
             self.index_as(kind, id);
         }
         self.note_low(kind);
-        Some(middle)
+        middle
     }
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
-        let View { address, bytes, kind, range, .. } = self.view(view)?.clone();
+        let View { address, bytes, kind, range, handle, .. } = self.view(view)?.clone();
         let id = self.arenas[kind as usize].gaps.remove(address + bytes)?.block;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
@@ -249,7 +261,8 @@ impl Heap {
             view.active = true;
         }
         let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
-        self.add_slots(range, (address, bytes), kind, view, &mut slots);
+        let views = std::iter::once((view, handle, bytes));
+        self.add_slots(range, (address, bytes), kind, views, &mut slots);
         self.insert_free(kind, id);
         Some(slots)
     }
@@ -299,11 +312,13 @@ impl Heap {
         views.filter_map(|(id, view)| view.as_ref().map(|view| (id as ViewId, view)))
     }
 
+    #[inline]
     pub(super) fn insert_view(&mut self, view: View) -> ViewId {
         if let Some(id) = self.vacant_views.pop() {
             self.views[id as usize] = Some(view);
             return id;
         }
+        make_room(&mut self.views, 1);
         self.views.push(Some(view));
         (self.views.len() - 1) as ViewId
     }

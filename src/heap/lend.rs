@@ -73,7 +73,7 @@ impl Heap {
             if whole || end - start < least || view.1 - view.0 > longest {
                 return;
             }
-            let view_id = self.slots[range.slot_of(at) as usize].view;
+            let view_id = range.over[range.granule_of(at)].view;
             let lends = |view: &&View| view.part.is_none() && !self.holds.at(view.address);
             if let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends) {
                 let (handle, kind, bytes) = (*handle, *kind, end - start);
@@ -159,7 +159,8 @@ impl Heap {
         let view =
             self.insert_view(View { address, bytes, handle, active: true, kind, range, part });
         let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
-        self.add_slots(range, (address, bytes), kind, view, &mut slots);
+        let views = std::iter::once((view, handle, bytes));
+        self.add_slots(range, (address, bytes), kind, views, &mut slots);
         self.blocks[id].state = State::Blocked;
         let mut middle = id;
         if address < from {
@@ -205,7 +206,7 @@ impl Heap {
         if let Some(view) = &mut self.views[view as usize] {
             (view.active, view.part) = (false, None);
         }
-        let gap = GapBlock { end: address + bytes, bytes, block: id, handle: Some(handle) };
+        let gap = GapBlock { end: address + bytes, bytes, block: id, handle };
         self.arenas[kind as usize].gaps.insert(gap);
         Some((address, bytes))
     }
@@ -410,7 +411,8 @@ mod tests {
         heap.flush_quick();
         assert_eq!(idle(&heap), GRANULE, "the first handle alone");
         assert!(heap.is_idle_but_for_loans(block));
-        assert!(!heap.detach(1) && heap.cede(&[heap.as_if_idle(1)]).is_none());
+        let (from, to) = (BASE + GRANULE, BASE + 2 * GRANULE);
+        assert!(!heap.detach(1) && heap.cede(KIND, from, to).is_none());
         heap.take_back(block);
         assert_eq!(idle(&heap), 2 * GRANULE);
         heap.is_valid().unwrap();

@@ -30,7 +30,7 @@ impl Heap {
         }
         let shift = page.unit_shift;
         let offset = ((address - page.base) >> shift) as usize;
-        let entry = page.starts[offset];
+        let entry = page.starts.get(offset).copied().unwrap_or(0);
         if entry != 0 {
             let block = &self.blocks[entry - 1];
             if block.start == address {

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod by_address;
 mod carve;
 mod cede;
 mod check;
@@ -42,8 +43,6 @@ mod size;
 mod slots;
 mod tally;
 
-use std::collections::BTreeMap;
-
 pub(crate) use block::{BlockId, NONE, State};
 pub(crate) use idle::{IdleList, IdlePart, IdleRun, IdleView};
 pub(crate) use layout::{Backed, ViewId};
@@ -57,6 +56,7 @@ pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
 use crate::units::{Address, Bytes};
 use block::{Block, BlockTable};
+use by_address::ByAddress;
 use free_index::FreeIndex;
 use gaps::Gaps;
 use hold::Holds;
@@ -71,8 +71,8 @@ struct Arena {
     free: FreeIndex,
     /// Holes and dormant blocks.
     gaps: Gaps,
-    /// What other heaps use, by address.
-    ceded: BTreeMap<Address, BlockId>,
+    /// What other heaps use.
+    ceded: ByAddress,
 }
 
 /// A block as it is shown to others.
@@ -137,7 +137,7 @@ impl Heap {
     /// serve requests of that size or more that leave less than its second size unused.
     pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
         let arena =
-            || Arena { free: FreeIndex::new(), gaps: Gaps::default(), ceded: BTreeMap::new() };
+            || Arena { free: FreeIndex::new(), gaps: Gaps::default(), ceded: ByAddress::default() };
         Heap {
             blocks: BlockTable::new(),
             recent_start: Address::MAX,

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 
 use super::Heap;
 use super::block::{BlockId, NONE, State};
+use super::gaps::{GapBlock, HOLE};
 use super::idle::IdlePart;
 use super::layout::ViewId;
 use super::size::ArenaKind;
@@ -33,6 +34,12 @@ const ROOMY_HOLE: Bytes = 8;
 impl PlanRules<'_> {
     fn is_usable(&self, handle: u32) -> bool {
         self.usable.get(handle as usize).copied().unwrap_or(false)
+    }
+
+    /// Whether a hole or a dormant block could be used.
+    fn may_use(&self, gap: &GapBlock) -> bool {
+        // No handle has the number of a hole.
+        self.usable.get(gap.handle as usize).copied().unwrap_or(gap.handle == HOLE)
     }
 }
 
@@ -91,7 +98,7 @@ impl Heap {
         rules: &PlanRules<'_>,
     ) -> Option<Plan> {
         let mut best = None;
-        let mut pieces = Vec::new();
+        let mut pieces = Vec::with_capacity(32);
         // Gaps side by side that could be used, or with one free block between them: the first, the
         // last, what they come to, and how far it is to the gap before them. Most of them are too
         // short, which shows without a look at a block.
@@ -105,23 +112,35 @@ impl Heap {
             }
         };
         let mut end = 0;
-        for gap in self.arenas[kind as usize].gaps.iter() {
-            let between = gap.start() - end;
-            end = gap.end;
-            let usable = gap.handle.is_none_or(|handle| rules.is_usable(handle));
-            if first != NONE {
-                let free = || self.free_bytes(self.blocks[gap.block].previous);
-                if usable && (between == 0 || free() == between) {
-                    (last, length) = (gap.block, length + between + gap.bytes);
-                    continue;
+        for part in self.arenas[kind as usize].gaps.parts() {
+            let mut rest = part;
+            loop {
+                if first == NONE {
+                    let passed = rest.iter().position(|gap| rules.may_use(gap));
+                    let passed = passed.unwrap_or(rest.len());
+                    end = rest[..passed].last().map_or(end, |gap| gap.end);
+                    rest = &rest[passed..];
                 }
-                if before + length + between >= bytes {
-                    look_at(first, last, length);
+                let Some((gap, others)) = rest.split_first() else {
+                    break;
+                };
+                let between = gap.start() - end;
+                (end, rest) = (gap.end, others);
+                let usable = rules.may_use(gap);
+                if first != NONE {
+                    let free = || self.free_bytes(self.blocks[gap.block].previous);
+                    if usable && (between == 0 || free() == between) {
+                        (last, length) = (gap.block, length + between + gap.bytes);
+                        continue;
+                    }
+                    if before + length + between >= bytes {
+                        look_at(first, last, length);
+                    }
+                    first = NONE;
                 }
-                first = NONE;
-            }
-            if usable {
-                (first, last, length, before) = (gap.block, gap.block, gap.bytes, between);
+                if usable {
+                    (first, last, length, before) = (gap.block, gap.block, gap.bytes, between);
+                }
             }
         }
         if first != NONE {
@@ -350,6 +369,7 @@ mod tests {
             let usable: Vec<bool> = (0..handle).map(|_| next(3) > 0).collect();
             let mut idle = IdleList::default();
             heap.add_idle(&mut idle);
+            idle.list_views(idle.all().runs.len(), |_, list| list(&heap));
             let rules = PlanRules {
                 supply: next(24) * GRANULE,
                 excess_max: next(4) * GRANULE,

@@ -53,10 +53,10 @@ impl QuickList {
 
     /// The first class from `class` on of which there are blocks.
     pub(crate) fn next_class(&self, class: u8) -> Option<u8> {
-        // Few of them have any: eight at a time.
+        // Few of them have any: sixteen at a time.
         let heads = self.heads[..=LARGE_CLASS as usize].get(class as usize..)?;
-        let none = |heads: &&[BlockId]| heads.iter().all(|&id| id == NONE);
-        let skipped = heads.chunks(8).take_while(none).count() * 8;
+        let none = |heads: &&[BlockId]| heads.iter().fold(NONE, |all, &id| all & id) == NONE;
+        let skipped = heads.chunks(16).take_while(none).count() * 16;
         let at = heads.get(skipped..)?.iter().position(|&id| id != NONE)?;
         Some(class + (skipped + at) as u8)
     }

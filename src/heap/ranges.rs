@@ -55,18 +55,33 @@ impl Range {
         ((address - self.base) / GRANULE) as usize
     }
 
-    /// The page slot of an address that has memory.
-    #[inline(always)]
-    pub(super) fn slot_of(&self, address: Address) -> u32 {
-        self.slots[((address - self.base) / GRANULE) as usize]
-    }
-
     /// The start and the end of the view over an address that has memory; not for segments.
     #[inline(always)]
     pub(super) fn view_over(&self, address: Address) -> (Address, Address) {
         let over = &self.over[((address - self.base) / GRANULE) as usize];
         let at = |granules: u32| self.base + u64::from(granules) * GRANULE;
         (at(over.start), at(over.end))
+    }
+
+    /// The views over a span, all of which is memory, by address.
+    pub(super) fn views(
+        &self,
+        start: Address,
+        end: Address,
+    ) -> impl Iterator<Item = ViewOver> + use<'_> {
+        let (mut at, last) = (self.granule_of(start), self.granule_of(end));
+        let over = self.over.get(..last).unwrap_or(&[]);
+        std::iter::from_fn(move || {
+            let &view = over.get(at)?;
+            at = view.end as usize;
+            Some(view)
+        })
+    }
+
+    /// Where a view starts and ends.
+    pub(super) fn span_of(&self, view: ViewOver) -> (Address, Address) {
+        let at = |granules: u32| self.base + u64::from(granules) * GRANULE;
+        (at(view.start), at(view.end))
     }
 }
 
@@ -104,7 +119,8 @@ impl Heap {
     ) -> Vec<(Address, u32)> {
         let id = self.new_range(base, bytes, kind, State::Free);
         let mut slots = Vec::new();
-        self.add_slots(self.blocks[id].range, (base, bytes), kind, NO_SLOT, &mut slots);
+        let none = std::iter::once((NO_SLOT, NO_SLOT, bytes));
+        self.add_slots(self.blocks[id].range, (base, bytes), kind, none, &mut slots);
         self.index(id);
         slots
     }

@@ -4,7 +4,7 @@ use super::Heap;
 use super::layout::ViewId;
 use super::ranges::ViewOver;
 use super::size::ArenaKind;
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// No page slot, or no view.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
@@ -18,8 +18,7 @@ pub(crate) const LARGE_PAGE: u32 = 1 << 31;
 pub(crate) struct PageSlot {
     pub(crate) base: Address,
     pub(crate) unit_shift: u32,
-    pub(crate) view: ViewId,
-    /// For each unit, the live block that starts there, plus one; 0: none.
+    /// For each unit, the live block that starts there, plus one; 0: none. Empty until one does.
     pub(crate) starts: Box<[u32]>,
 }
 
@@ -40,56 +39,75 @@ impl Heap {
         };
         let slot = range.slots[((start - range.base) / GRANULE) as usize];
         let offset = ((start & (GRANULE - 1)) >> kind.unit_shift()) as usize;
-        self.slots[slot as usize].starts[offset] = entry;
+        match self.slots[slot as usize].starts.get_mut(offset) {
+            Some(place) => *place = entry,
+            None => self.begin_starts(slot, kind, offset, entry),
+        }
     }
 
-    /// Gives every granule of a view, or of a segment, a page slot; adds them to `added`.
+    /// The same of the first block that starts in a granule.
+    #[cold]
+    fn begin_starts(&mut self, slot: u32, kind: ArenaKind, offset: usize, entry: u32) {
+        let page = &mut self.slots[slot as usize];
+        let spare = self.spare_starts[kind as usize].pop();
+        page.starts =
+            spare.unwrap_or_else(|| vec![0; kind.starts_per_granule()].into_boxed_slice());
+        debug_assert!(page.starts.iter().all(|&entry| entry == 0));
+        page.starts[offset] = entry;
+    }
+
+    /// Gives every granule of views side by side, or of a segment, a page slot; adds them to
+    /// `added`. Of each view it is told the number, the handle, and the bytes.
     pub(super) fn add_slots(
         &mut self,
         range: u32,
-        (address, bytes): (Address, Bytes),
+        (start, bytes): (Address, Bytes),
         kind: ArenaKind,
-        view: ViewId,
+        mut views: impl Iterator<Item = (ViewId, u32, Bytes)>,
         added: &mut Vec<(Address, u32)>,
     ) {
-        let granules = (bytes / GRANULE) as usize;
-        let handle = self.view(view).map(|view| view.handle);
-        let mut over = ViewOver::SEGMENT;
-        let mut first = 0;
-        if let Some(range) = &mut self.ranges[range as usize] {
-            first = range.granule_of(address);
-            if range.slots.len() < first + granules {
-                range.slots.resize(first + granules, NO_SLOT);
-                range.over.resize(first + granules, ViewOver::SEGMENT);
-            }
-            if let Some(handle) = handle {
-                let (start, end) = (first as u32, (first + granules) as u32);
-                over = ViewOver { start, end, view, handle };
-            }
+        let Heap { ranges, slots, vacant_slots, spare_starts, .. } = self;
+        let Some(range) = &mut ranges[range as usize] else {
+            return;
+        };
+        let (first, last) = (range.granule_of(start), range.granule_of(start + bytes));
+        if range.slots.len() < last {
+            let more = last - range.slots.len();
+            make_room(&mut range.slots, more);
+            make_room(&mut range.over, more);
+            range.slots.resize(last, NO_SLOT);
+            range.over.resize(last, ViewOver::SEGMENT);
         }
-        for k in 0..granules {
-            let base = address + k as u64 * GRANULE;
-            let slot = self.new_slot(base, kind, view);
-            added.push((base, self.slots[slot as usize].published(slot)));
-            if let Some(range) = &mut self.ranges[range as usize] {
-                range.slots[first + k] = slot;
-                range.over[first + k] = over;
+        let (mut base, unit_shift) = (start, kind.unit_shift());
+        let spare = &mut spare_starts[kind as usize];
+        let places = range.slots[first..last].iter_mut().zip(&mut range.over[first..last]);
+        let (mut over, mut to) = (ViewOver::SEGMENT, first as u32);
+        for (from, (place, noted)) in (first as u32..).zip(places) {
+            if from == to {
+                let (view, handle, bytes) = views.next().unwrap_or((NO_SLOT, NO_SLOT, bytes));
+                to = from + (bytes / GRANULE) as u32;
+                if view != NO_SLOT {
+                    over = ViewOver { start: from, end: to, view, handle };
+                }
             }
+            *noted = over;
+            // Most granules are the inside of a large block, and need no table; but where there is
+            // one to spare, it goes with the memory to whoever has that next.
+            let page = PageSlot { base, unit_shift, starts: spare.pop().unwrap_or_default() };
+            let slot = match vacant_slots.pop() {
+                Some(slot) => {
+                    slots[slot as usize] = page;
+                    slot
+                }
+                None => {
+                    slots.push(page);
+                    (slots.len() - 1) as u32
+                }
+            };
+            *place = slot;
+            added.push((base, slots[slot as usize].published(slot)));
+            base += GRANULE;
         }
-    }
-
-    fn new_slot(&mut self, base: Address, kind: ArenaKind, view: ViewId) -> u32 {
-        let unit_shift = kind.unit_shift();
-        let spare = self.spare_starts[kind as usize].pop();
-        let starts = spare.unwrap_or_else(|| vec![0; kind.starts_per_granule()].into_boxed_slice());
-        debug_assert!(starts.iter().all(|&entry| entry == 0));
-        let page = PageSlot { base, unit_shift, view, starts };
-        if let Some(slot) = self.vacant_slots.pop() {
-            self.slots[slot as usize] = page;
-            return slot;
-        }
-        self.slots.push(page);
-        (self.slots.len() - 1) as u32
     }
 
     /// Passes the start tables that it does not need any more to another heap, which needs some for
@@ -108,20 +126,21 @@ impl Heap {
         let spare = &mut self.spare_starts[range.kind as usize];
         for slot in &mut range.slots[first..first + (bytes / GRANULE) as usize] {
             let slot = std::mem::replace(slot, NO_SLOT);
-            spare.push(vacate(&mut self.slots[slot as usize]));
+            vacate(&mut self.slots[slot as usize], spare);
             self.vacant_slots.push(slot);
         }
     }
 
     pub(super) fn vacate_slot(&mut self, slot: u32, kind: ArenaKind) {
-        self.spare_starts[kind as usize].push(vacate(&mut self.slots[slot as usize]));
+        vacate(&mut self.slots[slot as usize], &mut self.spare_starts[kind as usize]);
         self.vacant_slots.push(slot);
     }
 }
 
-/// Makes a slot one of no page; gives its start table, in which no block starts.
-fn vacate(page: &mut PageSlot) -> Box<[u32]> {
+/// Makes a slot one of no page; its start table, in which no block starts, is spare.
+fn vacate(page: &mut PageSlot, spare: &mut Vec<Box<[u32]>>) {
     page.base = Address::MAX;
-    page.view = NO_SLOT;
-    std::mem::take(&mut page.starts)
+    if !page.starts.is_empty() {
+        spare.push(std::mem::take(&mut page.starts));
+    }
 }

@@ -12,7 +12,7 @@ use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
 use crate::nvtx::Announcer;
 use crate::stat::Stat;
-use crate::units::{Address, Bytes};
+use crate::units::{Address, Bytes, GRANULE};
 
 /// Where a handle is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub(crate) struct Place {
     /// Which requests it serves there.
     pub(crate) kind: ArenaKind,
 }
+
+/// For how many of them there is room in a handle at first.
+const PLACES: usize = 12;
 
 /// Physical memory of one size.
 #[derive(Clone, Debug)]
@@ -58,6 +61,29 @@ pub(crate) struct Parked {
     pub(crate) since: u64,
 }
 
+/// The same, short: there are many.
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    number: u32,
+    shard: u32,
+    view: u32,
+    /// Its address is so many granules.
+    granules: u32,
+    since: u64,
+}
+
+impl Note {
+    fn new(number: u32, place: Place, since: u64) -> Note {
+        let granules = (place.address / GRANULE) as u32;
+        Note { number, shard: place.shard, view: place.view, granules, since }
+    }
+
+    fn is_of(&self, place: &Place) -> bool {
+        (self.shard, self.view) == (place.shard, place.view)
+            && u64::from(self.granules) == place.address / GRANULE
+    }
+}
+
 /// All physical memory that the allocator has of one device.
 pub(crate) struct Store {
     device: Arc<dyn Device>,
@@ -65,7 +91,7 @@ pub(crate) struct Store {
     vacant: Vec<u32>,
     /// How many dormant views there are, and those and some that are none any more, by age.
     dormant: usize,
-    parked: VecDeque<Parked>,
+    parked: VecDeque<Note>,
     /// Handles with no active view.
     pub(crate) spare: Vec<u32>,
     /// Bytes taken from the device, as handles and as segments.
@@ -154,7 +180,9 @@ impl Store {
         self.count_taken(bytes);
         let born = self.born;
         self.born += 1;
-        let (dormant, lent, closed) = (Vec::new(), Vec::new(), Vec::new());
+        // Most come to be mapped at several places.
+        let dormant = Vec::with_capacity(PLACES);
+        let (lent, closed) = (Vec::new(), Vec::new());
         let handle = Some(Handle { id, bytes, active: None, dormant, lent, closed, born });
         let number = match self.vacant.pop() {
             Some(number) => {
@@ -279,7 +307,7 @@ impl Store {
             if let Some(place) = place {
                 self.count_idle(place.kind, bytes);
                 self.dormant += 1;
-                self.parked.push_back(Parked { number, place, since });
+                self.park(Note::new(number, place, since));
             }
         }
     }
@@ -296,14 +324,24 @@ impl Store {
 
     /// The view that has been dormant for the longest time.
     pub(crate) fn oldest_dormant(&mut self) -> Option<Parked> {
-        while let Some(&oldest) = self.parked.front() {
-            let handle = self.handle(oldest.number);
-            if handle.is_some_and(|handle| handle.dormant.contains(&oldest.place)) {
-                return Some(oldest);
+        while let Some(&note) = self.parked.front() {
+            let Note { number, since, .. } = note;
+            let mut dormant = self.handle(number).into_iter().flat_map(|handle| &handle.dormant);
+            if let Some(&place) = dormant.find(|place| note.is_of(place)) {
+                return Some(Parked { number, place, since });
             }
             self.parked.pop_front();
         }
         None
+    }
+
+    fn park(&mut self, note: Note) {
+        let parked = self.parked.len();
+        if parked == self.parked.capacity() {
+            // Four times as much at once: copying costs more than room that is not touched.
+            self.parked.reserve_exact((3 * parked).max(64));
+        }
+        self.parked.push_back(note);
     }
 
     /// The handle serves another heap from now on, at the address where it is.
@@ -333,7 +371,7 @@ impl Store {
         let place = handle.lent.swap_remove(at);
         handle.dormant.push(place);
         self.dormant += 1;
-        self.parked.push_back(Parked { number, place, since });
+        self.park(Note::new(number, place, since));
     }
 
     /// Gives a spare handle that is mapped nowhere back to the device.

@@ -44,10 +44,16 @@ impl Faults {
     }
 
     /// Asked before a call does anything.
+    #[inline]
     pub(super) fn admit(&mut self, call: DriverCall) -> Outcome<()> {
         if self.orders.is_empty() {
             return Ok(());
         }
+        self.follow(call)
+    }
+
+    #[cold]
+    fn follow(&mut self, call: DriverCall) -> Outcome<()> {
         let mut hit = None;
         for fault in self.orders.iter_mut().filter(|fault| fault.call == call) {
             match &mut fault.when {

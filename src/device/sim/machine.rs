@@ -146,6 +146,7 @@ pub(super) struct Books {
 
 impl State {
     /// Counts a call, and lets it fail if that was asked for.
+    #[inline]
     pub(super) fn enter(&mut self, device: usize, call: DriverCall) -> Outcome<()> {
         let books = &mut self.books[device];
         books.counters.count(call);

@@ -26,13 +26,16 @@ impl Pages {
         self.parts.get(granule / PART)?.as_ref().map(|part| &part[granule % PART])
     }
 
-    fn page_mut(&mut self, granule: usize) -> &mut Page {
-        let part = granule / PART;
+    /// The pages of `[from, to)` that lie in the part of `from`, of which there is at least one.
+    #[inline]
+    fn pages_mut(&mut self, from: usize, to: usize) -> &mut [Page] {
+        let part = from / PART;
         if self.parts.len() <= part {
             self.parts.resize_with(part + 1, || None);
         }
         let part = self.parts[part].get_or_insert_with(|| Box::new([Page::default(); PART]));
-        &mut part[granule % PART]
+        let first = from % PART;
+        &mut part[first..PART.min(first + to - from)]
     }
 
     /// Where the mapping over a granule starts, and the mapping.
@@ -69,17 +72,27 @@ impl Pages {
 
     /// Notes a mapping that starts at a granule, where nothing is mapped.
     pub(super) fn insert(&mut self, first: usize, mapping: Mapping) {
-        for behind in 0..mapping.granules() {
-            self.page_mut(first + behind).behind = behind as u32 + 1;
+        let (mut at, end) = (first, first + mapping.granules());
+        while at < end {
+            let pages = self.pages_mut(at, end);
+            if at == first {
+                pages[0].mapping = mapping;
+            }
+            for page in pages {
+                at += 1;
+                page.behind = (at - first) as u32;
+            }
         }
-        self.page_mut(first).mapping = mapping;
     }
 
     /// Forgets the mapping that starts at a granule.
     pub(super) fn remove(&mut self, first: usize) -> Option<Mapping> {
         let mapping = *self.get_mut(first)?;
-        for behind in 0..mapping.granules() {
-            self.page_mut(first + behind).behind = 0;
+        let (mut at, end) = (first, first + mapping.granules());
+        while at < end {
+            let pages = self.pages_mut(at, end);
+            at += pages.len();
+            pages.iter_mut().for_each(|page| page.behind = 0);
         }
         Some(mapping)
     }

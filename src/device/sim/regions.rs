@@ -78,6 +78,7 @@ impl Regions {
         self.places[*self.by_start.get(&start)?].as_mut()
     }
 
+    #[inline]
     fn place_of(&self, address: Address) -> Option<usize> {
         let over = |place: usize| {
             let range = &self.places.get(place)?.as_ref()?.range;

@@ -293,6 +293,7 @@ impl Memory {
 }
 
 /// The handle, if it is this device's and was not released.
+#[inline]
 fn live(handles: &mut Handles, device: usize, id: HandleId) -> Outcome<&mut Handle> {
     let number = id.0;
     match handles.get_mut(id) {
