@@ -249,9 +249,10 @@ fn copies_bytes_on_the_current_stream() {
 #[test]
 fn what_is_missing_names_the_method_and_the_allocator() {
     let none = || PluggableAllocator::new(|_, _, _| Ok(0), |_, _, _, _| ());
-    match none().expect("made").snapshot_segments() {
+    assert_eq!(none().expect("made").snapshot_segments().expect("known"), 0);
+    match none().expect("made").memory_info(0) {
         Err(Error::Unsupported { operation, by, .. }) => {
-            assert_eq!((operation.as_str(), by.as_str()), ("snapshot", "pluggable"));
+            assert_eq!((operation.as_str(), by.as_str()), ("getMemoryInfo", "pluggable"));
         }
         other => panic!("{other:?}"),
     }

@@ -105,8 +105,8 @@ fn take_what_sleeping_threads_cached(
         }
         while churning.load(Ordering::Relaxed) {
             allocator.base_allocation(walked[0]).unwrap();
-            // Lets others come to the lock.
-            thread::yield_now();
+            // Lets others come to the lock, and to the processor.
+            thread::sleep(Duration::from_millis(1));
         }
         churned.wait();
         walked.iter().for_each(|&block| allocator.free(block).unwrap());

@@ -17,7 +17,7 @@ const SCAN: usize = 8;
 /// Free blocks by size.
 #[derive(Debug)]
 pub(crate) struct FreeIndex {
-    heads: [Row; WORDS],
+    heads: Box<[Row; WORDS]>,
     words: [u64; WORDS],
     /// One bit a word that is not zero.
     summary: u64,
@@ -31,7 +31,7 @@ pub(crate) struct FreeIndex {
 impl FreeIndex {
     pub(crate) fn new() -> Self {
         FreeIndex {
-            heads: [[NONE; 64]; WORDS],
+            heads: Box::new([[NONE; 64]; WORDS]),
             words: [0; WORDS],
             summary: 0,
             count: 0,
