@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parking_lot::Mutex;
@@ -15,7 +16,11 @@ use crate::error::{
 use crate::units::{Address, DeviceId, PoolId, StreamId};
 
 thread_local! {
-    static LAST_ERROR: RefCell<Option<Error>> = const { RefCell::new(None) };
+    /// Never dropped, so that it is there for as long as the thread is: destructors of the
+    /// program's own values of a thread run in an order that nobody controls, and may call an
+    /// allocator. It is taken right after it was left.
+    static LAST_ERROR: RefCell<ManuallyDrop<Option<Error>>> =
+        const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
 /// The status of a call that went well.
@@ -79,7 +84,7 @@ fn keep_panic(panic: &(dyn Any + Send)) -> u32 {
 /// Leaves an error for `take_last_error` of this thread.
 #[cold]
 pub(crate) fn keep(error: Error) -> u32 {
-    LAST_ERROR.with(|last| *last.borrow_mut() = Some(error));
+    LAST_ERROR.with(|last| **last.borrow_mut() = Some(error));
     FAILED
 }
 

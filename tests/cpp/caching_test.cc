@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -156,6 +157,30 @@ TEST_CASE("ThreadsOnTheirOwnStreams") {
   std::for_each(threads.begin(), threads.end(), [](std::thread& thread) { thread.join(); });
   CHECK(allocator->getDeviceStats(0).allocation[0].allocated == 2000);
   CHECK(allocator->getDeviceStats(0).allocation[0].current == 0);
+}
+
+TEST_CASE("ErrorsAtTheEndOfAThreadAreExceptionsToo") {
+  const auto allocator = makeSim();
+  int caught = 0;
+  std::thread thread([&] {
+    struct Last {
+      std::function<void()> body;
+      ~Last() { body(); }
+    };
+    const auto fail = [&] {
+      try {
+        (void)allocator->raw_alloc(512 * kMiB);
+      } catch (const OutOfMemoryError&) {
+        ++caught;
+      }
+    };
+    // Made before the library has values of its own in this thread, so that it outlives them.
+    static thread_local Last last{fail};
+    (void)&last;
+    fail();
+  });
+  thread.join();
+  CHECK(caught == 2);
 }
 
 TEST_CASE("OptionsAreChecked") {
