@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <utility>
 
 #include "errors.h"
@@ -12,7 +13,8 @@
 
 PLUGALLOC_BEGIN_NAMESPACE
 
-struct __attribute__((visibility("hidden"))) PluggableAllocator::State {
+struct __attribute__((visibility("hidden"))) PluggableAllocator::State
+    : std::enable_shared_from_this<PluggableAllocator::State> {
   /// The user's functions: all that a copy takes over.
   struct Functions {
     AllocFn alloc;
@@ -36,6 +38,9 @@ struct __attribute__((visibility("hidden"))) PluggableAllocator::State {
 
   /// Forgets the pointer first: once `free` has it, another thread may be given it again.
   void release(void* pointer) {
+    // A pointer that is forgotten does not keep the functions any more, and the allocator may go
+    // while one of them runs: on another thread, or by what the function does.
+    const std::shared_ptr<State> self = shared_from_this();
     bridge::EntryRecord entry{};
     bridge::check(core->take(bridge::toNumber(pointer), entry));
     call.free(pointer, entry.bytes, entry.device, bridge::toStream(entry.stream));

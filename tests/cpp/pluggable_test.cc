@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -170,6 +171,25 @@ TEST_CASE("MemoryOutlivesItsAllocator") {
   CHECK(freed.empty());
   data.clear();
   CHECK(freed.size() == 1);
+}
+
+TEST_CASE("FunctionsOutliveTheCallThatIsInside") {
+  // The last free lets the allocator go while its function runs.
+  const auto witness = std::make_shared<int>(7);
+  std::shared_ptr<CUDAAllocator> allocator;
+  long uses = 0;
+  allocator = createCustomAllocator(
+      [](std::size_t size, int, cudaStream_t) { return std::malloc(size); },
+      [&allocator, &uses, witness](void* pointer, std::size_t, int, cudaStream_t) {
+        allocator.reset();
+        uses = witness.use_count();
+        std::free(pointer);
+      });
+  DataPtr data = allocator->allocate(16);
+  data.clear();
+  CHECK(allocator == nullptr);
+  CHECK(uses == 2);
+  CHECK(witness.use_count() == 1);
 }
 
 TEST_CASE("EmptyFunctionsAreRefused") {
