@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "deleter_registry.h"
 #include "errors.h"
 #include "handles.h"
 #include "plugalloc/caching_allocator.h"
@@ -19,7 +20,9 @@ struct __attribute__((visibility("hidden"))) CachingAllocator::State {
   /// The address that stands for an error.
   static constexpr std::uint64_t kFailed = 1;
 
-  bool owns(void* pointer) const noexcept { return core->owns(bridge::toNumber(pointer)); }
+  bridge::Claim claimOf(void* pointer) const noexcept {
+    return static_cast<bridge::Claim>(core->claim_of(bridge::toNumber(pointer)));
+  }
   bool isIdle() const noexcept { return core->is_idle(); }
   void* allocate(int device, std::size_t nbytes, cudaStream_t stream) {
     const std::uint64_t address = core->alloc(device, nbytes, bridge::toNumber(stream));

@@ -15,13 +15,22 @@
 namespace plugalloc {
 namespace bridge {
 
-/// Every allocator of one class that may own a pointer. `State` has `owns(void*)`,
+/// How much of a claim an allocator has to a pointer.
+enum class Claim {
+  None,      ///< It does not know the pointer.
+  Own,       ///< The pointer is in memory that it has.
+  Borrowed,  ///< The same, and it has that memory from another allocator, which knows it too.
+};
+
+/// Every allocator of one class that may own a pointer. `State` has `claimOf(void*)`,
 /// `release(void*)`, which may throw, and `isIdle()`.
 ///
 /// A process has one allocator of a class as a rule, and then a deleter costs one relaxed load more
 /// than `raw_delete`. That load needs no protection against the allocator going away: it goes only
 /// when it has no allocations, and whoever deletes a valid pointer has one. With several, each is
-/// asked under a shared lock; user functions are never called under it.
+/// asked under a shared lock; user functions are never called under it. Allocators may stand on
+/// each other, and then several know a pointer. It is that of the one on top, who borrowed; among
+/// equals the youngest, since an allocator is mostly made after those that it stands on.
 template <typename State>
 class DeleterRegistry {
  public:
@@ -61,10 +70,17 @@ class DeleterRegistry {
   static State& find(void* pointer) {
     const std::shared_lock<std::shared_mutex> lock(mutex());
     const auto& all = states();
-    const auto owner = std::find_if(all.begin(), all.end(),
-                                    [pointer](const auto& state) { return state->owns(pointer); });
-    if (owner != all.end()) {
-      return **owner;
+    State* owner = nullptr;
+    Claim claim = Claim::None;
+    for (auto state = all.rbegin(); state != all.rend(); ++state) {
+      const Claim its = (*state)->claimOf(pointer);
+      if (its > claim) {
+        claim = its;
+        owner = state->get();
+      }
+    }
+    if (owner != nullptr) {
+      return *owner;
     }
     if (all.empty()) {
       throw foreignPointer(pointer);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "deleter_registry.h"
 #include "errors.h"
 #include "handles.h"
 #include "plugalloc/pluggable_allocator.h"
@@ -33,7 +34,9 @@ struct __attribute__((visibility("hidden"))) PluggableAllocator::State
   explicit State(Functions functions)
       : call(std::move(functions)), core(bridge::new_pluggable_core()), history(core->history()) {}
 
-  bool owns(void* pointer) const noexcept { return core->owns(bridge::toNumber(pointer)); }
+  bridge::Claim claimOf(void* pointer) const noexcept {
+    return core->owns(bridge::toNumber(pointer)) ? bridge::Claim::Own : bridge::Claim::None;
+  }
   bool isIdle() const noexcept { return core->is_idle(); }
 
   /// Forgets the pointer first: once `free` has it, another thread may be given it again.

@@ -187,4 +187,9 @@ impl Allocator {
         self.engine(device)?.mark_capture_end();
         Ok(())
     }
+
+    /// The pool whose memory an address lies in.
+    pub(crate) fn pool_at(&self, address: Address) -> Option<PoolId> {
+        self.map.get(address).map(|(shard, _)| shard.pool_id())
+    }
 }

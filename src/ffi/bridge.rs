@@ -55,7 +55,7 @@ pub(crate) mod ffi {
         /// Whether anything was allocated, or `mark_initialized` called.
         fn is_initialized(self: &CachingCore) -> bool;
         fn mark_initialized(self: &CachingCore);
-        fn owns(self: &CachingCore, address: u64) -> bool;
+        fn claim_of(self: &CachingCore, address: u64) -> u8;
         fn is_idle(self: &CachingCore) -> bool;
         fn record_stream(self: &CachingCore, address: u64, stream: u64) -> u32;
         fn empty_cache(self: &CachingCore) -> u32;

@@ -1,7 +1,10 @@
 //! What C++ calls of the caching allocator.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
 
 use super::bridge::ffi::StatsRecord;
 use super::error::{guarded, guarded_hot, guarded_or, keep};
@@ -10,10 +13,11 @@ use crate::allocator::Allocator;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::open::{SimSize, open_allocator};
-use crate::units::{DeviceId, StreamId};
+use crate::units::{DeviceId, PoolId, StreamId};
 
-/// The engine as a C++ object holds it, and whether C++ declared it to be in use.
-pub(crate) struct CachingCore(pub(crate) Arc<Allocator>, AtomicBool);
+/// The engine as a C++ object holds it, whether C++ declared it to be in use, and the pools that
+/// other allocators ever gave memory.
+pub(crate) struct CachingCore(pub(crate) Arc<Allocator>, AtomicBool, RwLock<HashSet<PoolId>>);
 
 /// Opens devices and builds an engine over them. The error waits in the thread as well.
 pub(crate) fn open_caching(
@@ -43,7 +47,7 @@ impl CachingCore {
     }
 
     pub(crate) fn new(allocator: Arc<Allocator>) -> CachingCore {
-        CachingCore(allocator, AtomicBool::new(false))
+        CachingCore(allocator, AtomicBool::new(false), RwLock::default())
     }
 
     #[inline]
@@ -79,8 +83,18 @@ impl CachingCore {
         self.1.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn owns(&self, address: u64) -> bool {
-        guarded_or(false, || self.0.owns(address))
+    /// The number of a `Claim` to the address.
+    pub(crate) fn claim_of(&self, address: u64) -> u8 {
+        let borrowed = |pool| self.2.read().contains(&pool);
+        guarded_or(0, || match self.0.pool_at(address) {
+            Some(pool) if borrowed(pool) => 2,
+            _ => u8::from(self.0.owns(address)),
+        })
+    }
+
+    /// Notes that a pool gets memory of another allocator.
+    pub(crate) fn note_borrower(&self, pool: PoolId) {
+        self.2.write().insert(pool);
     }
 
     /// True where nothing is allocated, so that the engine can go.

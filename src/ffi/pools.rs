@@ -92,9 +92,12 @@ impl CachingCore {
         source: SharedPtr<ffi::CUDAAllocator>,
     ) -> u32 {
         guarded(|| {
-            let source = (!source.is_null())
-                .then(|| Arc::new(AllocatorSource(source)) as Arc<dyn SegmentSource>);
-            self.0.create_or_incref_pool(DeviceId(device), pool.into(), source)
+            let pool = pool.into();
+            let source = (!source.is_null()).then(|| {
+                self.note_borrower(pool);
+                Arc::new(AllocatorSource(source)) as Arc<dyn SegmentSource>
+            });
+            self.0.create_or_incref_pool(DeviceId(device), pool, source)
         })
     }
 

@@ -173,6 +173,26 @@ TEST_CASE("MemoryOutlivesItsAllocator") {
   CHECK(freed.size() == 1);
 }
 
+TEST_CASE("DeletersGiveToTheAllocatorOnTop") {
+  Freed freed;
+  PluggableAllocator below = makeNoting(freed);
+  int above = 0;
+  PluggableAllocator top(
+      [&below](std::size_t size, int, cudaStream_t stream) {
+        return below.raw_alloc_with_stream(size, stream);
+      },
+      [&](void* pointer, std::size_t, int, cudaStream_t) {
+        ++above;
+        below.raw_deleter()(pointer);
+      });
+  DataPtr data = top.allocate(8);
+  data.clear();
+  CHECK(above == 1);
+  CHECK(freed.size() == 1);
+  CHECK(top.getDeviceStats(0).allocation[0].current == 0);
+  CHECK(below.getDeviceStats(0).allocation[0].current == 0);
+}
+
 TEST_CASE("FunctionsOutliveTheCallThatIsInside") {
   // The last free lets the allocator go while its function runs.
   const auto witness = std::make_shared<int>(7);

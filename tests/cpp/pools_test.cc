@@ -119,6 +119,26 @@ TEST_CASE("APoolOverAnotherAllocator") {
   CHECK(segments.use_count() == 1);
 }
 
+TEST_CASE("DeletersGiveToThePoolAndNotToWhoLentItsMemory") {
+  // Whichever of the two is older.
+  const auto one = makeSim();
+  const auto two = makeSim();
+  for (const auto& [allocator, segments] : {std::pair(one, two), std::pair(two, one)}) {
+    allocator->createOrIncrefPool(0, kPool, segments);
+    allocator->beginAllocateToPool(0, kPool, always);
+    DataPtr data = allocator->allocate(1000);
+    allocator->endAllocateToPool(0, kPool);
+    CHECK(segments->getDeviceStats(0).allocation[0].current == 1);
+    data.clear();
+    CHECK(allocator->getDeviceStats(0).allocation[0].current == 0);
+    CHECK(segments->getDeviceStats(0).allocation[0].current == 1);
+    allocator->releasePool(0, kPool);
+    allocator->releasePool(0, kPool);
+    allocator->emptyCache(kPool);
+    CHECK(segments->getDeviceStats(0).allocation[0].current == 0);
+  }
+}
+
 TEST_CASE("UnsplitSegmentsAndUseBeforeFailing") {
   const auto allocator = makeSim(64 * kMiB);
   allocator->createOrIncrefPool(0, kPool);

@@ -43,8 +43,10 @@ class PLUGALLOC_API DeviceAllocator {
   [[nodiscard]] virtual bool is_simple_data_ptr(const DataPtr& pointer) const;
   /// The deleter of everything that `allocate` returns: the same function for every allocator of
   /// one class and for the whole life of the process. It finds the allocator that a pointer came
-  /// from by itself, never throws (see `setDeleterErrorHandler`) and ignores null. Null where bare
-  /// pointers are not supported (the default).
+  /// from by itself, never throws (see `setDeleterErrorHandler`) and ignores null. Where user
+  /// functions get their memory from another allocator of the class, make that one first: of two
+  /// that know a pointer it is the younger one's. Null where bare pointers are not supported (the
+  /// default).
   [[nodiscard]] virtual DeleterFnPtr raw_deleter() const;
   /// `allocate` as a bare pointer, which the caller gives to `raw_deallocate`.
   /// @throws UnsupportedError if the allocator's pointers are not their own contexts.
