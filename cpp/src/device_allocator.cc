@@ -3,6 +3,8 @@
 
 PLUGALLOC_BEGIN_NAMESPACE
 
+void deleteNothing(void*) noexcept {}
+
 DeviceAllocator::~DeviceAllocator() = default;
 
 DataPtr DeviceAllocator::clone(const void* data, std::size_t count) {

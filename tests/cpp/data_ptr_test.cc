@@ -8,6 +8,9 @@ using plugalloc::DataPtr;
 using plugalloc::Device;
 using plugalloc::DeviceType;
 
+/// Of other_library.cc.
+plugalloc::DataPtr borrowedElsewhere(void* data);
+
 namespace {
 
 int deleted = 0;
@@ -116,4 +119,11 @@ TEST_CASE("DeviceAndDataCanBeReset") {
   CHECK(pointer.get() == &two);
   DataPtr apart(&one, &two, &countDelete, kCuda0);
   CHECK_FALSE(apart.unsafe_reset_data_and_ctx(&one));
+}
+
+TEST_CASE("OwnsNothingIsToldInEveryLibrary") {
+  int value = 0;
+  DataPtr pointer = borrowedElsewhere(&value);
+  CHECK((pointer.get_deleter() == &plugalloc::deleteNothing));
+  CHECK(pointer.compare_exchange_deleter(&plugalloc::deleteNothing, &countDelete));
 }

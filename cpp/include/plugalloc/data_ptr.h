@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "plugalloc/export.h"
 #include "plugalloc/types.h"
 
 PLUGALLOC_BEGIN_NAMESPACE
@@ -30,8 +31,9 @@ struct Device {
   friend bool operator!=(const Device& a, const Device& b) noexcept { return !(a == b); }
 };
 
-/// The deleter of a pointer that owns nothing.
-inline void deleteNothing(void*) noexcept {}
+/// The deleter of a pointer that owns nothing. It has one address in the whole process, so that
+/// it can be compared with.
+PLUGALLOC_API void deleteNothing(void*) noexcept;
 
 /// A pointer to device memory together with the context that owns it.
 ///
