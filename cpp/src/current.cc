@@ -28,9 +28,11 @@ Current& current() {
 
 std::shared_ptr<CUDAAllocator> createCachingAllocator(const Options& options) {
   try {
-    rust::Box<bridge::CachingCore> core = bridge::open_caching(
-        {options.device.data(), options.device.size()}, {options.conf.data(), options.conf.size()},
-        options.sim_capacity, options.sim_devices);
+    // A byte that is no UTF-8 is as wrong as any other unknown letter.
+    const rust::String device = bridge::toRust(options.device);
+    const rust::String conf = bridge::toRust(options.conf);
+    rust::Box<bridge::CachingCore> core =
+        bridge::open_caching(device, conf, options.sim_capacity, options.sim_devices);
     return std::make_shared<CachingAllocator>(
         std::make_shared<CachingAllocator::State>(std::move(core)));
   } catch (const rust::Error&) {

@@ -187,7 +187,12 @@ TEST_CASE("OptionsAreChecked") {
   Options options;
   options.device = "abacus";
   CHECK_THROWS_AS((void)createCachingAllocator(options), InvalidArgumentError);
+  options.device = "\xff";
+  CHECK_THROWS_AS((void)createCachingAllocator(options), InvalidArgumentError);
   options.device = "sim";
+  options.conf = "\xff:1";
+  CHECK_THROWS_AS((void)createCachingAllocator(options), ConfigError);
+  options.conf.clear();
   options.sim_devices = -1;
   CHECK_THROWS_AS((void)createCachingAllocator(options), InvalidArgumentError);
   options.sim_devices = 1;
