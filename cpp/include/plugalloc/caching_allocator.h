@@ -70,9 +70,11 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
 
   /// Makes the pool if need be, and adds a use. The pool that was begun last is asked first. Where
   /// pools ended that graphs used, the device is waited for, so that this one can have their
-  /// memory. `filter` is called from every thread that allocates, several at a time; what it throws
-  /// comes out of the allocation. While a pool is open and one of its streams is being captured, or
-  /// none has allocated yet, no event of the device is asked and nothing is given back.
+  /// memory. `filter` is called from every thread that allocates, several at a time. Where it
+  /// throws the allocation fails: with the same error if it is of a kind of error.h, else with an
+  /// `InternalError` that has its text. While a pool is open and one of its streams is being
+  /// captured, or none has allocated yet, no event of the device is asked and nothing is given
+  /// back.
   void beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id,
                            std::function<bool(cudaStream_t)> filter) override;
   /// The use that `beginAllocateToPool` added stays until `releasePool`.
@@ -85,9 +87,9 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// 0 where there is no such pool.
   [[nodiscard]] int getPoolUseCount(DeviceIndex device, MempoolId_t mempool_id) override;
   /// `allocator` gives the pool whole segments (`raw_alloc_with_stream` on `device`, in multiples
-  /// of 2 MiB), which the pool divides and caches; null from it means that it has no memory. Its
-  /// segments must be aligned to 2 MiB. It is called with locks held: it must not call this
-  /// allocator.
+  /// of 2 MiB), which the pool divides and caches; null from it means that it has no memory, and
+  /// what it throws is treated as what a filter throws. Its segments must be aligned to 2 MiB. It
+  /// is called with locks held: it must not call this allocator.
   void createOrIncrefPool(DeviceIndex device, MempoolId_t mempool_id,
                           std::shared_ptr<CUDAAllocator> allocator = nullptr) override;
   /// Off is no error for a pool that is not there.

@@ -195,7 +195,8 @@ class PLUGALLOC_API AlreadyInitializedError : public Error {
 };
 
 /// One of the library's own invariants does not hold, or its Rust part panicked: a bug in
-/// plugalloc.
+/// plugalloc. Or, with `check` "C++ exception" and its text in `detail`: a filter or a source of
+/// segments of the program threw something that is none of the kinds of error of this header.
 class PLUGALLOC_API InternalError : public Error {
  public:
   /// An error about the invariant `check`, with what was found.
@@ -210,10 +211,13 @@ using DeleterErrorHandler = std::function<void(const Error&)>;
 
 /// Deleters never throw. An error inside one (a pointer freed twice, or an exception of a user's
 /// `free_fn`) goes to this handler, on the thread of the deleter, outside every lock; an exception
-/// from the handler itself is swallowed. Without a handler (the default, or an empty function) the
-/// first such error is kept, and thrown by the next `allocate`, `raw_alloc`,
-/// `raw_alloc_with_stream` or `emptyCache` of any allocator of the process, instead of its work.
-/// Thread-safe.
+/// from the handler itself is swallowed. So does what trackers, observers and gatherers of contexts
+/// throw; then the handler is called where they were, and may do no more than they: under a lock of
+/// the allocator for a tracker, whose exception it must not answer by calling that allocator.
+///
+/// Without a handler (the default, or an empty function) the first such exception is kept as it
+/// is, and thrown by the next `allocate`, `raw_alloc`, `raw_alloc_with_stream` or `emptyCache` of
+/// any allocator of the process, instead of its work. Thread-safe.
 PLUGALLOC_API void setDeleterErrorHandler(DeleterErrorHandler handler);
 
 PLUGALLOC_END_NAMESPACE

@@ -28,8 +28,9 @@ struct Options {
   /// "cuda": the GPUs of this machine. "sim": simulated ones, in host memory. "auto": the former
   /// where there is a driver and a GPU, else the latter.
   std::string device = "auto";
-  /// Options in the syntax of `PLUGALLOC_CONF`, such as "garbage_collection_threshold:0.8"; empty:
-  /// what the environment variable of that name says.
+  /// Options in the syntax of `PLUGALLOC_CONF`, such as "garbage_collection_threshold:0.8", in
+  /// place of those of the environment; empty: what the environment says, in `PLUGALLOC_CONF` or
+  /// the variables of PyTorch (docs/CONFIG.md).
   std::string conf;
   /// Bytes of each simulated device; 0: 80 GiB. Only what is used takes memory of the host.
   std::size_t sim_capacity = 0;
@@ -38,8 +39,9 @@ struct Options {
 };
 
 /// Makes a caching allocator, which shares nothing with others of the process.
-/// @throws DeviceError for "cuda" without driver or GPU, ConfigError for a `conf` that cannot be
-/// read, InvalidArgumentError for another `device` or a negative number.
+/// @throws DeviceError for "cuda" without driver or GPU, ConfigError for options that cannot be
+/// read, UnsupportedError for one that the device does not have, InvalidArgumentError for another
+/// `device` or a number of devices below 0 or above 255.
 [[nodiscard]] PLUGALLOC_API std::shared_ptr<CUDAAllocator> createCachingAllocator(
     const Options& options = {});
 
