@@ -6,12 +6,19 @@ set(plugalloc_exports "${CMAKE_CURRENT_SOURCE_DIR}/cpp/cmake/exports.map")
 set(plugalloc_anchor "${CMAKE_CURRENT_BINARY_DIR}/plugalloc_anchor.cc")
 file(CONFIGURE OUTPUT "${plugalloc_anchor}" CONTENT "// Everything is in the archive.\n")
 
+if(PROJECT_VERSION_MAJOR EQUAL 0)
+  set(plugalloc_so_version "0.${PROJECT_VERSION_MINOR}")
+else()
+  set(plugalloc_so_version "${PROJECT_VERSION_MAJOR}")
+endif()
+
 add_library(plugalloc SHARED "${plugalloc_anchor}")
 add_library(plugalloc::plugalloc ALIAS plugalloc)
 add_dependencies(plugalloc plugalloc_cargo)
 set_target_properties(plugalloc PROPERTIES
   VERSION "${PROJECT_VERSION}"
-  SOVERSION "${PROJECT_VERSION_MAJOR}"
+  # As find_package has it: before 1.0 a minor version may change what is promised.
+  SOVERSION "${plugalloc_so_version}"
   CXX_VISIBILITY_PRESET hidden
   LINK_DEPENDS "${plugalloc_archive};${plugalloc_exports}")
 target_compile_features(plugalloc PUBLIC cxx_std_17)

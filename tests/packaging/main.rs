@@ -142,6 +142,17 @@ fn the_library_exports_only_its_own_symbols() {
 }
 
 #[test]
+fn a_program_is_only_loaded_with_a_version_that_promises_the_same() {
+    let Some(package) = package() else { return };
+    // What the loader looks for is the name in this link.
+    let name = match env!("CARGO_PKG_VERSION_MAJOR") {
+        "0" => concat!("libplugalloc.so.0.", env!("CARGO_PKG_VERSION_MINOR")),
+        major => panic!("libplugalloc.so.{major} from here on"),
+    };
+    assert!(library(package).with_file_name(name).exists(), "{name}");
+}
+
+#[test]
 fn installed_headers_show_neither_cxx_nor_the_place_where_they_were_built() {
     let Some(package) = package() else { return };
     let mut folders = vec![package.prefix.clone()];
