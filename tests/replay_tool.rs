@@ -230,3 +230,33 @@ fn snapshots_are_written_where_they_are_wanted() {
     assert_eq!(status(&nowhere), 1);
     assert!(err(&nowhere).contains("/nowhere/at/all"), "{}", err(&nowhere));
 }
+
+#[test]
+fn a_snapshot_that_cannot_be_written_leaves_nothing() {
+    let trace = Scratch::trace("cut.csv", GOOD);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cut-snapshots");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).unwrap();
+    // A folder that is not empty stands in the place of the file.
+    let name = format!("{}-cut.pickle", std::process::id());
+    std::fs::create_dir_all(directory.join(name).join("full")).unwrap();
+    let output = replay(&["--snapshots", directory.to_str().unwrap(), trace.path()]);
+    assert_eq!(status(&output), 1, "{}", err(&output));
+    assert!(err(&output).contains("writing"), "{}", err(&output));
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+}
+
+#[test]
+fn snapshots_do_not_overwrite_each_other() {
+    let (one, two) = (Scratch::trace("x.v1.csv", GOOD), Scratch::trace("x.v2.csv", GOOD));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("apart-snapshots");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).unwrap();
+    let into = ["--snapshots", directory.to_str().unwrap()];
+    let output = replay(&[&into[..], &[one.path(), two.path()]].concat());
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+    let output = replay(&[&into[..], &[one.path(), one.path()]].concat());
+    assert_eq!(status(&output), 2);
+    assert!(err(&output).contains("same name"), "{}", err(&output));
+}

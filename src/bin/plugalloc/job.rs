@@ -176,9 +176,19 @@ impl Job<'_> {
         let path = directory.join(format!("{}.pickle", self.name));
         let bytes = allocator.snapshot(None, true).to_pickle(None);
         allocator.stop_history();
-        let error = std::fs::write(&path, bytes).err()?;
+        let error = write_whole(&path, &bytes).err()?;
         Some(format!("writing {}: {error}", path.display()))
     }
+}
+
+/// Writes a file that is there as a whole or not at all; one that was there before stays meanwhile.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let part = path.with_extension("pickle.part");
+    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written
 }
 
 /// What was not given back, although everything was freed and the cache is empty.

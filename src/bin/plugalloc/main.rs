@@ -16,6 +16,7 @@ mod trace;
 mod trace_error;
 mod trace_lines;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,9 @@ fn replay_all(arguments: &ReplayArguments) -> Result<bool, String> {
         [] => traces_of_the_tree(Path::new(TRACES))?,
         named => named.to_vec(),
     };
+    if arguments.snapshots.is_some() {
+        check_names(&traces)?;
+    }
     let progress = progress_bar(traces.len());
     let mut completed = true;
     let mut reports = Vec::new();
@@ -128,10 +132,23 @@ fn print_line(text: &str) -> bool {
     writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
 }
 
-/// The file name up to its first dot.
+/// The file name without what says that it is a trace.
 fn trace_name(path: &Path) -> String {
     let name = path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
-    name.split('.').next().unwrap_or_default().to_owned()
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    name.strip_suffix(".csv").unwrap_or(name).to_owned()
+}
+
+/// Fails where the snapshot of one trace would take the place of another's.
+fn check_names(traces: &[PathBuf]) -> Result<(), String> {
+    let mut seen = HashMap::new();
+    for path in traces {
+        if let Some(other) = seen.insert(trace_name(path), path) {
+            let (other, path) = (other.display(), path.display());
+            return Err(format!("the snapshots of {other} and {path} would have the same name"));
+        }
+    }
+    Ok(())
 }
 
 fn traces_of_the_tree(directory: &Path) -> Result<Vec<PathBuf>, String> {
