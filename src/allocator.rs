@@ -14,7 +14,7 @@ pub use pins::{ObserverId, Pin};
 pub use shared::{ImportedMemory, SharedMemory};
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::config::Config;
 use crate::device::{Clock, Device, MemoryInfo};
@@ -74,7 +74,13 @@ pub struct Allocator {
     /// Whether anything was allocated.
     used: AtomicBool,
     owners: Owners, // goes after the engines, which look at streams when they go
+    frees: Frees,
 }
+
+/// How many frees are under way off the hot path. Apart from what every call reads.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Frees(AtomicUsize);
 
 impl Allocator {
     /// An allocator over these devices, which are numbered by their place in the vector.
@@ -99,7 +105,7 @@ impl Allocator {
         let engines = devices.into_iter().enumerate().map(engine).collect::<Result<Vec<_>>>()?;
         let direct = AtomicBool::new(!config.caching);
         let (used, owners) = (AtomicBool::new(false), Owners::default());
-        Ok(Allocator { engines, map, config, clock, direct, used, owners })
+        Ok(Allocator { engines, map, config, clock, direct, used, owners, frees: Frees::default() })
     }
 
     /// Whether anything was ever allocated.
@@ -186,10 +192,25 @@ impl Allocator {
     /// A free to which there is more.
     #[cold]
     pub(crate) fn free_otherwise(&self, address: Address) -> Result<()> {
-        match self.owner(address) {
+        self.frees.0.fetch_add(1, Ordering::Relaxed);
+        let freed = match self.owner(address) {
             Some((engine, entry)) => engine.free(entry, address),
             None => self.free_outside(address),
-        }
+        };
+        // Nothing of the allocator is looked at after this.
+        self.frees.0.fetch_sub(1, Ordering::Release);
+        freed
+    }
+
+    /// Whether nothing is allocated and no free is under way, after which nobody who has only
+    /// pointers of this allocator can be inside of it: a free goes on after its block has ceased to
+    /// count. On the hot path it does not, since there the count is changed under the lock that is
+    /// given back last.
+    pub(crate) fn is_left(&self) -> bool {
+        let allocated = |engine: &Engine| engine.statistics().allocation.all.current;
+        // In this order: who has ended its last block is seen in the second.
+        self.engines.iter().all(|engine| allocated(engine) == 0)
+            && self.frees.0.load(Ordering::Acquire) == 0
     }
 
     #[cold]

@@ -97,11 +97,9 @@ impl CachingCore {
         self.2.write().insert(pool);
     }
 
-    /// True where nothing is allocated, so that the engine can go.
+    /// True where nothing is allocated and nobody is inside, so that the engine can go.
     pub(crate) fn is_idle(&self) -> bool {
-        let live = |device| self.0.statistics(device).map_or(1, |s| s.allocation.all.current);
-        let count = self.0.device_count() as i32;
-        guarded_or(false, || (0..count).map(DeviceId).all(|device| live(device) == 0))
+        guarded_or(false, || self.0.is_left())
     }
 
     pub(crate) fn record_stream(&self, address: u64, stream: u64) -> u32 {
