@@ -143,6 +143,7 @@ run_cpp() {
   rm -rf "$build"
   step "CMake configuration" count_one \
     cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DPLUGALLOC_STATIC=ON \
+    -DPLUGALLOC_BUILD_TESTS=ON \
     "-DPLUGALLOC_CARGO_TARGET_DIR=$CARGO_TARGET_DIR" || return
   step "CMake build" count_one cmake --build "$build" -j "$jobs" || return
   step "C++ lint" count_one check_cpp_tidy
