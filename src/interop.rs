@@ -203,29 +203,32 @@ impl<T> Slice<T> {
     /// Takes a `CudaSlice` back whose memory is the allocator's.
     ///
     /// # Errors
-    /// The slice itself and [`Error::InvalidPointer`], where its memory is not a live allocation of
-    /// `allocator`: `cudarc`'s own memory, for instance.
+    /// The slice itself, whose memory stays as it is, and [`Error::InvalidPointer`] where that is
+    /// not a live allocation of `allocator` (`cudarc`'s own memory, for instance), or what
+    /// [`Allocator::record_stream`] says of the slice's stream.
     pub fn from_cuda_slice(
         allocator: &Arc<Allocator>,
         slice: CudaSlice<T>,
     ) -> std::result::Result<Slice<T>, Box<(CudaSlice<T>, Error)>> {
         let address = slice_address(&slice);
-        let found = match allocator.adopt(address) {
-            Ok(allocation) => {
+        let found = allocator.adopt(address).and_then(|allocation| {
+            // A slice that reaches past its allocation is another's.
+            let usable: Result<()> = if (allocation.bytes() as usize) < slice.num_bytes() {
+                Err(InvalidPointer { address, fault: PointerFault::Foreign }.into())
+            } else {
                 let stream = slice.stream();
                 allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream));
-                allocation.record_stream(stream_id(stream)).map(|()| allocation)
+                allocation.record_stream(stream_id(stream))
+            };
+            match usable {
+                Ok(()) => Ok(allocation),
+                Err(error) => {
+                    // The slice goes back to the caller, and the memory with it.
+                    let _address = allocation.into_raw();
+                    Err(error)
+                }
             }
-            refused => refused,
-        };
-        let found = match found {
-            // A slice that reaches past its allocation is another's.
-            Ok(allocation) if (allocation.bytes() as usize) < slice.num_bytes() => {
-                let _address = allocation.into_raw();
-                Err(InvalidPointer { address, fault: PointerFault::Foreign }.into())
-            }
-            found => found,
-        };
+        });
         match found {
             Ok(allocation) => Ok(Slice {
                 slice: ManuallyDrop::new(slice),
