@@ -86,8 +86,9 @@ impl Allocator {
     /// An allocator over these devices, which are numbered by their place in the vector.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for more than 255 devices; [`Error::Device`] where a device does
-    /// not tell its memory.
+    /// [`Error::InvalidArgument`] for more than 255 devices; [`Error::Config`] for a field of the
+    /// configuration with a value that its key would refuse; [`Error::Device`] where a device does
+    /// not tell its memory; [`Error::Unsupported`] for an option that it does not have.
     pub fn new(devices: Vec<Arc<dyn Device>>, config: Config) -> Result<Allocator> {
         if devices.len() > MAX_DEVICES {
             return Err(Error::InvalidArgument {
@@ -96,6 +97,7 @@ impl Allocator {
                 expected: format!("at most {MAX_DEVICES}"),
             });
         }
+        config.check()?;
         let map = Arc::new(PageMap::new());
         let clock = Arc::new(Clock::default());
         let engine = |(index, device)| {

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use plugalloc::Config;
 use plugalloc::config::key_names;
 use plugalloc::error::ConfigError;
 use plugalloc::units::MIB;
+use plugalloc::{Allocator, Config, Error};
 
 fn parse(text: &str) -> Config {
     Config::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -340,6 +340,27 @@ fn documented_defaults_are_those_in_force() {
             let row = text.lines().find(|line| line.contains(&format!("| `{key}` |"))).unwrap();
             let shown = [format!("| {value} |"), format!("| `{value}` |")];
             assert!(shown.iter().any(|cell| row.contains(cell)), "default {value}: {row}");
+        }
+    }
+}
+
+#[test]
+fn a_field_that_no_text_could_set_is_refused_with_its_key() {
+    type Set = fn(&mut Config);
+    let wrong: [(&str, Set); 6] = [
+        ("max_handle_mb", |config| config.max_handle = 0),
+        ("max_handle_mb", |config| config.max_handle = 3 * MIB),
+        ("large_segment_size_mb", |config| config.large_segment_size = MIB),
+        ("roundup_power2_divisions", |config| config.roundup_power2_divisions[3] = 3),
+        ("garbage_collection_threshold", |config| config.garbage_collection_threshold = 5.0),
+        ("per_process_memory_fraction", |config| config.memory_fraction = f64::NAN),
+    ];
+    for (key, set) in wrong {
+        let mut config = Config::default();
+        set(&mut config);
+        match Allocator::new(Vec::new(), config) {
+            Err(Error::Config(error)) => assert_eq!(error.key, key, "{error}"),
+            other => panic!("{key}: {other:?}"),
         }
     }
 }

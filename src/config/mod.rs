@@ -14,7 +14,8 @@ use crate::units::{Bytes, MIB};
 ///
 /// They can be set one by one here, or read from a text such as
 /// `expandable_segments:True,garbage_collection_threshold:0.8`, in the syntax of PyTorch's
-/// `PYTORCH_CUDA_ALLOC_CONF`, whose keys are understood. The table of keys is in [`parse`].
+/// `PYTORCH_CUDA_ALLOC_CONF`, whose keys are understood. The table of keys is in [`parse`]. What a
+/// key would refuse is refused here, too, when an allocator is made.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {

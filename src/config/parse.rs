@@ -148,6 +148,11 @@ impl Config {
         });
         pairs.collect::<Vec<_>>().join(",")
     }
+
+    /// Fails where a field holds a value that its key would refuse: fields can be set to anything.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        read_pairs(&self.to_text(), &mut Config::default()).map(|_| ())
+    }
 }
 
 /// Reads every pair of the text into `config`.
