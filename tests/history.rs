@@ -49,6 +49,23 @@ fn an_allocation_and_its_free_are_three_events() {
 }
 
 #[test]
+fn a_tracker_that_panics_stops_nothing() {
+    let rig = Rig::of(64 * MIB);
+    let before = rig.allocate(1000, A);
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    rig.allocator.track_events(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        panic!("a tracker that panics");
+    });
+    rig.free(before);
+    let block = rig.allocate(3 * MIB, B);
+    rig.free(block);
+    assert!(told.load(Ordering::Relaxed) > 3);
+    rig.finish();
+}
+
+#[test]
 fn a_free_is_completed_when_other_streams_are_done() {
     let rig = Rig::of(64 * MIB);
     record(&rig, 100);

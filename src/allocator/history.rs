@@ -1,5 +1,6 @@
 //! The history of what happens, snapshots, and whoever is told of events.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::allocator::Allocator;
@@ -80,9 +81,15 @@ impl Allocator {
     /// Calls `tracker` for every event of every device as it happens, from now on and for the life
     /// of the allocator, whether a history is recorded or not, and also for those that a history
     /// would skip. It is called with locks held: it must not call the allocator, nor wait for a
-    /// thread that does. Calls leave the hot path from now on.
+    /// thread that does. A panic in it ends there, since the allocator is in the middle of what it
+    /// tells of. Calls leave the hot path from now on.
     pub fn track_events(&self, tracker: impl Fn(&TraceEntry) + Send + Sync + 'static) {
-        let tracker: Arc<dyn Fn(&TraceEntry) + Send + Sync> = Arc::new(tracker);
+        let tracker: Arc<dyn Fn(&TraceEntry) + Send + Sync> = Arc::new(move |event| {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tracker(event))) {
+                // It has been printed; dropping its value could panic again.
+                std::mem::forget(panic);
+            }
+        });
         self.engines.iter().for_each(|engine| engine.track(Arc::clone(&tracker)));
     }
 
