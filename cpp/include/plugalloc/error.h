@@ -60,7 +60,8 @@ class PLUGALLOC_API OutOfMemoryError : public Error, public OutOfMemoryNumbers {
   ~OutOfMemoryError() override;
 };
 
-/// The request is larger than any device could ever serve (1 EiB or more).
+/// The request is larger than any device could ever serve (1 EiB or more). No device was looked at:
+/// of the numbers of `OutOfMemoryError` there is `requested` alone.
 class PLUGALLOC_API SizeTooLargeError : public OutOfMemoryError {
  public:
   /// An error about a request of `requested` bytes where `max` is the largest that is looked at.
