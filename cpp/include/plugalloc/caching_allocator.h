@@ -19,9 +19,10 @@ PLUGALLOC_BEGIN_NAMESPACE
 /// `CUDAAllocator` over the engine. Make it with `createCachingAllocator` (plugalloc.h).
 ///
 /// An allocator that dies while some of its allocations live keeps its engine: they stay usable and
-/// can be given back with `raw_deleter()`, and the engine's memory stays with the process. One that
+/// can be given back with `raw_deleter()`, and the engine's memory stays with the process. So does
+/// that of one that dies while the last of them is being given back on another thread. One that
 /// dies without any gives everything back. At process exit memory is abandoned, not freed. No
-/// method may run while the allocator is being destroyed.
+/// method may run while the allocator is being destroyed; deleters may.
 class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
  public:
   struct State;

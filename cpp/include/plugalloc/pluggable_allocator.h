@@ -24,7 +24,7 @@ using FreeFn = std::function<void(void* ptr, std::size_t size, int device, cudaS
 /// Every request reaches `alloc_fn` and every free `free_fn` (pass-through). What PyTorch's class
 /// refuses is answered from the metadata kept anyway: statistics, resets, the size of an
 /// allocation, history and snapshots. Functions and hooks are called outside every lock and may
-/// call the allocator.
+/// call the allocator; `free_fn` may also let it go.
 ///
 /// Hooks are set before the allocator is used by several threads; everything else is thread-safe.
 /// An allocator that dies while some of its allocations live leaves its functions and metadata
