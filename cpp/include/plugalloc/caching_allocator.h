@@ -59,6 +59,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   void enable(bool value) override;
   [[nodiscard]] bool isEnabled() const override;
   void cacheInfo(DeviceIndex device, std::size_t* largest_block) override;
+  /// Of memory that is cached, too: nothing needs to live at `ptr`.
   void* getBaseAllocation(void* ptr, std::size_t* size) override;
 
   /// @name Pools

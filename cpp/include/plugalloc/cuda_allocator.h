@@ -68,7 +68,7 @@ class PLUGALLOC_API CUDAAllocator : public DeviceAllocator {
   /// it is first set to the driver's free bytes, then raised to the largest cached block.
   virtual void cacheInfo(DeviceIndex device, std::size_t* largest_block) = 0;
   /// The start of the segment around `ptr`; its bytes go to `*size`, if that is not null.
-  /// @throws InvalidPointerError if nothing live is there.
+  /// @throws InvalidPointerError if it is in no memory of this allocator.
   virtual void* getBaseAllocation(void* ptr, std::size_t* size) = 0;
   /// What is mapped by stream and kind of pool, in growable segments of `device`.
   [[nodiscard]] virtual std::vector<StreamSegmentSize> getExpandableSegmentSizes(

@@ -108,6 +108,7 @@ class PLUGALLOC_API PluggableAllocator final : public CUDAAllocator {
   void cacheInfo(DeviceIndex device, std::size_t* largest_block) override;
   /// The hook's answer; without one, `ptr` itself. The size is that of the allocation at `ptr`
   /// unless the hook writes another.
+  /// @throws InvalidPointerError without a hook, if `ptr` is not the start of a live allocation.
   void* getBaseAllocation(void* ptr, std::size_t* size) override;
 
   /// Calls the hook, if any.

@@ -39,7 +39,7 @@ enum struct RecordContext {
 struct BlockInfo {
   std::size_t size = 0;            ///< As served.
   std::size_t requested_size = 0;  ///< As asked for.
-  std::int32_t gc_counter = 0;     ///< Age for garbage collection.
+  std::int32_t gc_counter = 0;     ///< Always 0: blocks have no age here.
   bool allocated = false;          ///< In use.
   bool active = false;             ///< In use, or freed and waiting for streams.
   std::shared_ptr<GatheredContext> context_when_allocated;  ///< May be null.
@@ -99,7 +99,7 @@ struct AnnotationEntry {
 /// The options in force.
 struct AllocatorConfigInfo {
   double garbage_collection_threshold = 0;            ///< A share; 0: off.
-  std::size_t max_split_size = 0;                     ///< Bytes.
+  std::size_t max_split_size = 0;                     ///< Bytes; the largest number: no limit.
   bool expandable_segments = false;                   ///< Virtual memory in use.
   bool graph_capture_record_stream_reuse = false;     ///< As configured.
   std::string last_allocator_settings;                ///< The options as text, every key.
@@ -120,8 +120,9 @@ enum class SnapshotFormat {
   Json,    ///< The same as text.
 };
 
-/// Told when a request fails for want of memory, before the exception: device, bytes of the
-/// request, the limit or the device's total, the driver's free bytes. Called without any lock.
+/// Told when a request fails for want of memory, before the exception: device, how many bytes would
+/// have been taken from it for the request (which may be fewer), the limit or the device's total,
+/// the driver's free bytes. Called without any lock.
 using OutOfMemoryObserver = std::function<void(std::int64_t device, std::size_t allocated,
                                                std::size_t device_total, std::size_t device_free)>;
 /// Told when a request is refused at the limit before the driver is asked: device, bytes of the
