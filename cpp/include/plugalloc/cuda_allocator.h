@@ -23,7 +23,8 @@ PLUGALLOC_BEGIN_NAMESPACE
 /// Work on any other stream is announced with `recordStream` before the memory is freed.
 ///
 /// Methods that are not pure throw `UnsupportedError` unless their text says otherwise; an
-/// allocator overrides those that it has.
+/// allocator overrides those that it has. Compile derived classes with run-time type information
+/// (not with -fno-rtti): `DeviceStream` asks an allocator for its class.
 class PLUGALLOC_API CUDAAllocator : public DeviceAllocator {
  public:
   ~CUDAAllocator() override;

@@ -132,7 +132,8 @@ using OomRejectionObserver = std::function<void(std::int64_t device, std::size_t
 /// Told of every event. Called under a lock of the allocator, which it must not call back.
 using AllocatorTraceTracker = std::function<void(const TraceEntry&)>;
 
-/// A pool's allocations at one moment (`getCheckpointState`).
+/// A pool's allocations at one moment (`getCheckpointState`). Compile derived classes with run-time
+/// type information: `setCheckpointPoolState` asks for the class.
 struct PLUGALLOC_API AllocatorState {
   virtual ~AllocatorState();
 };
