@@ -27,7 +27,7 @@ pub(crate) use owners::Owner;
 use owners::Owners;
 
 /// The most devices that one allocator serves.
-const MAX_DEVICES: usize = 255;
+pub(crate) const MAX_DEVICES: usize = 255;
 
 /// What an allocator knows of one live allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::allocator::Allocator;
+use crate::allocator::{Allocator, MAX_DEVICES};
 use crate::config::Config;
 use crate::device::sim::{SimMachine, SimOptions};
 use crate::device::{Device, cuda};
@@ -24,11 +24,11 @@ impl SimSize {
         let capacity = if self.capacity == 0 { 80 * GIB } else { self.capacity };
         match usize::try_from(self.devices) {
             Ok(0) => Ok((capacity, 1)),
-            Ok(devices) => Ok((capacity, devices)),
-            Err(_) => Err(Error::InvalidArgument {
+            Ok(devices) if devices <= MAX_DEVICES => Ok((capacity, devices)),
+            _ => Err(Error::InvalidArgument {
                 argument: "sim_devices",
                 value: self.devices.to_string(),
-                expected: "a number of devices, or 0 for one".to_owned(),
+                expected: format!("a number of devices up to {MAX_DEVICES}, or 0 for one"),
             }),
         }
     }
@@ -98,7 +98,10 @@ mod tests {
     fn simulated_machines_have_defaults_and_limits() {
         let devices = open_devices("sim", SimSize::default()).unwrap();
         assert_eq!((devices.len(), devices[0].memory_info().unwrap().total), (1, 80 * GIB));
-        assert!(open_devices("sim", SimSize { capacity: 0, devices: -1 }).is_err());
+        for devices in [-1, 256, i32::MAX] {
+            let refused = open_devices("sim", SimSize { capacity: 0, devices }).err();
+            assert!(matches!(refused, Some(Error::InvalidArgument { .. })), "{refused:?}");
+        }
         assert!(open_devices("abacus", SimSize::default()).is_err());
     }
 }
