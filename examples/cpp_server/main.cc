@@ -73,6 +73,10 @@ int run(server::Options options) {
   const server::Setting setting{options.allocator, machine->kind(), machine->name(),
                                 source.reserved_peak()};
   (options.json ? server::printJson : server::printText)(setting, options.load, result);
+  if (std::fflush(stdout) != 0) {
+    std::fputs("cpp_server: the result cannot be written\n", stderr);
+    return EXIT_FAILURE;
+  }
   if (result.wrong > 0 || result.not_given_back != 0) {
     std::fprintf(stderr, "cpp_server: %llu wrong results, %lld allocations left\n",
                  static_cast<unsigned long long>(result.wrong),
