@@ -31,8 +31,8 @@ struct Device {
   friend bool operator!=(const Device& a, const Device& b) noexcept { return !(a == b); }
 };
 
-/// The deleter of a pointer that owns nothing. It has one address in the whole process, so that
-/// it can be compared with.
+/// The deleter of a pointer that owns nothing. It has one address for all who use one copy of the
+/// library, so that it can be compared with.
 PLUGALLOC_API void deleteNothing(void*) noexcept;
 
 /// A pointer to device memory together with the context that owns it.
