@@ -51,12 +51,12 @@ pub(crate) struct Policy {
     /// microseconds: what a heap at work leaves unused for a moment it needs again, and heaps that
     /// took it from each other in turn would do little else.
     pub(crate) rest_us: u64,
-    /// How many microseconds may be spent on moving from the start, and which share of the time
-    /// that a program does not spend on allocations, of which each is taken to last so many
+    /// How many microseconds may be spent on moving from the start, and how many percent of the
+    /// time that a program does not spend on allocations, of which each is taken to last so many
     /// nanoseconds. Of that so much is kept, besides the burst, as moving all live memory so many
     /// times takes.
     pub(crate) moving_burst_us: u64,
-    pub(crate) moving_share: u64,
+    pub(crate) moving_percent: u64,
     pub(crate) allocation_ns: u64,
     pub(crate) moving_turns: u64,
     /// Streams wait for each other rather than take more memory from the device once it is beyond
@@ -109,7 +109,7 @@ impl Policy {
             move_us: 30,
             rest_us: 3_000,
             moving_burst_us: 10_000,
-            moving_share: 3,
+            moving_percent: config.moving_percent,
             allocation_ns: 200,
             moving_turns: 2,
             waiting_share: 10,
