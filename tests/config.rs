@@ -37,8 +37,8 @@ fn every_key_sets_its_field() {
         "backend:native,large_segment_size_mb:32,max_split_size_mb:64,max_non_split_rounding_mb:48,\
          roundup_power2_divisions:8,garbage_collection_threshold:0.8,expandable_segments:False,\
          per_process_memory_fraction:0.5,throw_on_cudamalloc_oom:True,\
-         graph_capture_record_stream_reuse:True,caching:False,steal:False,max_handle_mb:16,\
-         release_idle_ms:250,gpu_direct_rdma:True",
+         graph_capture_record_stream_reuse:True,caching:False,steal:False,moving_percent:8,\
+         max_handle_mb:16,release_idle_ms:250,gpu_direct_rdma:True",
     );
     assert_eq!(config.large_segment_size, 32 * MIB);
     assert_eq!(config.max_split_size, Some(64 * MIB));
@@ -47,6 +47,7 @@ fn every_key_sets_its_field() {
     assert_eq!(config.garbage_collection_threshold, 0.8);
     assert_eq!(config.memory_fraction, 0.5);
     assert_eq!((config.max_handle, config.release_idle_ms), (16 * MIB, 250));
+    assert_eq!(config.moving_percent, 8);
     assert!(config.fail_at_limit && config.graph_capture_record_stream_reuse);
     assert!(config.gpu_direct_rdma);
     assert!(!config.expandable_segments && !config.caching && !config.steal);
@@ -272,6 +273,7 @@ impl Random {
             config.garbage_collection_threshold = (1 + self.below(999)) as f64 / 1000.0;
         }
         config.memory_fraction = self.below(1 << 50) as f64 / (1u64 << 50) as f64;
+        config.moving_percent = self.below(101);
         config.max_handle = (2 << self.below(20)) * MIB;
         config.release_idle_ms = self.below(1 << 40);
         for flag in [

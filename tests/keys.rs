@@ -183,6 +183,26 @@ fn without_caching_freed_memory_goes_back_at_once() {
     rig.finish();
 }
 
+#[test]
+fn beyond_the_share_of_time_for_moving_memory_is_taken_from_the_device() {
+    for (percent, taken) in [(33, 0), (0, 20 * MIB)] {
+        let rig = rig(capacity(4 * GIB), &format!("moving_percent:{percent},max_handle_mb:2"));
+        let blocks: Vec<_> = (0..800).map(|_| rig.allocate(2 * MIB, A)).collect();
+        let (idle, live): (Vec<_>, Vec<_>) =
+            blocks.iter().enumerate().partition(|(at, _)| at % 2 == 1);
+        idle.into_iter().for_each(|(_, &block)| rig.free(block));
+        // Every other handle is idle. To move these takes longer than may be spent at once.
+        let large = rig.allocate(700 * MIB, B);
+        rig.allocator.clock().set_us(60_000_000);
+        let before = rig.ledger().used;
+        let small = rig.allocate(20 * MIB, B);
+        assert_eq!(rig.ledger().used - before, taken, "{percent} percent");
+        live.into_iter().for_each(|(_, &block)| rig.free(block));
+        [large, small].into_iter().for_each(|block| rig.free(block));
+        rig.finish();
+    }
+}
+
 /// Lets so many milliseconds pass for the allocator, and gives it the chance to look.
 fn rest(rig: &Rig, now_ms: &mut u64, milliseconds: u64) {
     *now_ms += milliseconds;

@@ -121,6 +121,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key("caching", Value::Flag(Some(|c| &mut c.caching))),
     key("steal", Value::Flag(Some(|c| &mut c.steal))),
+    key("moving_percent", Value::Count(Rule::AtMost(100), Some(|c| &mut c.moving_percent))),
     key("max_handle_mb", Value::Mebibytes(HANDLE_RULE, Some(|c| &mut c.max_handle))),
     key("release_idle_ms", Value::Count(Rule::AtMost(1 << 40), Some(|c| &mut c.release_idle_ms))),
     key("gpu_direct_rdma", Value::Flag(Some(|c| &mut c.gpu_direct_rdma))),

@@ -58,6 +58,11 @@ pub struct Config {
     pub caching: bool,
     /// Whether idle memory of one stream serves another before more is taken. Key `steal`.
     pub steal: bool,
+    /// How many percent of the time that a program does not spend on allocations may go to moving
+    /// idle memory from stream to stream by calls of the driver; beyond that, memory is taken from
+    /// the device instead. Fewer make the slowest requests of several streams at work faster, for
+    /// more memory. Key `moving_percent`.
+    pub moving_percent: u64,
     /// The largest physical handle that is made, in bytes. Key `max_handle_mb`.
     pub max_handle: Bytes,
     /// Memory that was idle throughout so many milliseconds goes back to the device; 0: off. Key
@@ -83,6 +88,7 @@ impl Default for Config {
             graph_capture_record_stream_reuse: false,
             caching: true,
             steal: true,
+            moving_percent: 33,
             max_handle: 16 * MIB,
             release_idle_ms: 0,
             gpu_direct_rdma: false,

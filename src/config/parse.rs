@@ -24,6 +24,7 @@
 //! | `graph_capture_record_stream_reuse` | boolean | `False` | no effect: [`Config::graph_capture_record_stream_reuse`] |
 //! | `caching` | boolean | `True` | [`Config::caching`] |
 //! | `steal` | boolean | `True` | [`Config::steal`] |
+//! | `moving_percent` | a whole number up to 100 | 33 | [`Config::moving_percent`] |
 //! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 16 | [`Config::max_handle`] |
 //! | `release_idle_ms` | a whole number up to 2^40 | 0 | [`Config::release_idle_ms`] |
 //! | `gpu_direct_rdma` | boolean | `False` | [`Config::gpu_direct_rdma`] |

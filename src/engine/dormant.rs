@@ -4,8 +4,9 @@
 use super::{Engine, Growth};
 use crate::device::DeviceResult;
 
-/// How many are unmapped at once: about a millisecond of driver time.
-const BATCH: usize = 32;
+/// How many are unmapped at once: about a third of a millisecond of driver time, during which other
+/// requests wait.
+const BATCH: usize = 8;
 
 impl Engine {
     /// Unmaps the oldest dormant views where there are too many. With observers, who have to be

@@ -89,3 +89,24 @@ fn a_run_that_is_too_short_is_continued_on_a_mostly_empty_device() {
         engine.is_valid().unwrap();
     }
 }
+
+/// Where streams share memory, and calls of the driver take much of all time, handles are longer.
+#[test]
+fn handles_are_longer_where_streams_share_memory_and_the_driver_is_busy() {
+    // Whether another stream has memory, the time then, and the handles of another 64 MiB.
+    for (shared, now_us, made) in [(false, 1, 8), (true, 1, 4), (true, 200_000, 8)] {
+        let engine = engine(4 * GIB, Config::default());
+        let mut live = vec![engine.allocate(GIB, STREAM).unwrap()];
+        if shared {
+            live.push(engine.allocate(GIB, StreamId(2)).unwrap());
+        }
+        engine.clock.set_us(now_us);
+        let before = engine.growth.lock().store.active();
+        live.push(engine.allocate(64 * MIB, STREAM).unwrap());
+        let after = engine.growth.lock().store.active();
+        assert_eq!(after - before, made, "shared {shared}, at {now_us} us");
+        live.into_iter().for_each(|block| free(&engine, block));
+        engine.is_quiescent().unwrap();
+        engine.is_valid().unwrap();
+    }
+}

@@ -34,7 +34,7 @@ impl Engine {
             return Ok(Some(number));
         }
         if supply.ready >= GRANULE {
-            let size = self.policy.handle_size(request.bytes, remaining, supply.grain);
+            let size = self.policy.handle_size(remaining, supply.made);
             if size <= supply.ready
                 && let Some(number) = growth.store.create(size)?
             {
@@ -140,7 +140,7 @@ impl Engine {
         spare.sort_by_key(|&number| growth.store.handle(number).map(|handle| handle.bytes));
         let mut spare = spare.into_iter();
         loop {
-            let mut size = self.policy.handle_size(request.bytes, remaining, supply.grain);
+            let mut size = self.policy.handle_size(remaining, supply.made);
             while size >= GRANULE {
                 if size <= supply.most
                     && let Some(number) = growth.store.create(size)?

@@ -20,8 +20,8 @@ pub(super) struct Supply {
     /// Memory of handles that were given back to be made into shorter ones.
     pub(super) cut: Bytes,
     pub(super) effort: Effort,
-    /// How short new handles may be.
-    pub(super) grain: Bytes,
+    /// The longest new handle.
+    pub(super) made: Bytes,
     /// The longest handle that moves whole.
     pub(super) longest: Bytes,
     /// See [`Means::roomy`]. The idle views from which handles are taken first come last then.
@@ -37,7 +37,7 @@ pub(super) struct Means {
     pub(super) may_wait: bool,
     pub(super) ready: Bytes,
     pub(super) most: Bytes,
-    pub(super) grain: Bytes,
+    pub(super) made: Bytes,
     pub(super) longest: Bytes,
     /// Other streams have memory, too, that the heap may use, in few handles, and most of the
     /// device is empty.
@@ -49,9 +49,9 @@ pub(super) struct Means {
 impl Means {
     /// What it comes to; idle memory is added once it is known what of it is needed.
     pub(super) fn supply(self, most: Bytes, effort: Effort) -> Supply {
-        let Means { ready, grain, longest, roomy, .. } = self;
+        let Means { ready, made, longest, roomy, .. } = self;
         let (idle, longest_idle) = (Vec::new(), Bytes::MAX);
-        Supply { idle, longest_idle, ready, most, cut: 0, effort, grain, longest, roomy }
+        Supply { idle, longest_idle, ready, most, cut: 0, effort, made, longest, roomy }
     }
 }
 
@@ -83,14 +83,16 @@ impl Engine {
         }
         let ready = ready.min(most);
         let grain = self.policy.grain(request.bytes, live_peak, growth.store.spent_us, now);
-        let longest = self.policy.longest_moved(live_peak, grain);
         let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
         let shares = self.shares_memory(request.shard);
+        let busy = shares && self.policy.is_busy(growth.store.spent_us, now);
+        let made = self.policy.longest_made(request.bytes, grain, busy);
+        let longest = self.policy.longest_moved(live_peak, grain, busy);
         let capacity = growth.store.limit.min(self.total);
         let few = growth.store.active() <= self.policy.few_handles;
         let roomy = shares && few && self.policy.is_roomy(reserved, capacity);
         let near_peak = !roomy || self.policy.may_lend_in_room(live as Bytes, live_peak);
         let lends = shares && may_move && few && near_peak;
-        Ok(Means { may_move, may_wait, ready, most, grain, longest, roomy, lends })
+        Ok(Means { may_move, may_wait, ready, most, made, longest, roomy, lends })
     }
 }

@@ -53,7 +53,8 @@ impl MovingTime {
         let turn_us = (live / GRANULE).saturating_mul(policy.move_us);
         let most_us = turn_us.saturating_mul(policy.moving_turns);
         let most = nanoseconds(most_us.saturating_add(policy.moving_burst_us));
-        let left = self.left_ns.saturating_add(elsewhere / signed(policy.moving_share));
+        let share = (elsewhere / 100).saturating_mul(signed(policy.moving_percent));
+        let left = self.left_ns.saturating_add(share);
         self.left_ns = left.min(most);
         self.seen_us = self.seen_us.max(now_us);
         (self.last, self.served_us) = (Some(heap), 0);
@@ -117,12 +118,21 @@ mod tests {
         );
         moving.left_ns = 0;
         moving.refill(&policy, 3 * SECOND, (0, 0), MUCH);
-        let share_us = 3 * SECOND / policy.moving_share;
+        let share_us = 3 * SECOND / 100 * policy.moving_percent;
         assert_eq!(moves_left(&mut moving, &policy), share_us.div_ceil(policy.move_us));
         // The same time is not counted twice, nor where the clock goes back.
         moving.refill(&policy, 3 * SECOND, (0, 0), MUCH);
         moving.refill(&policy, SECOND, (0, 0), MUCH);
         moving.refill(&policy, 3 * SECOND, (0, 0), MUCH);
+        assert!(!moving.is_left());
+    }
+
+    #[test]
+    fn with_no_percent_nothing_is_moved_after_the_burst() {
+        let policy = Policy::new(&Config { moving_percent: 0, ..Config::default() });
+        let mut moving = MovingTime::new(&policy);
+        assert!(moves_left(&mut moving, &policy) > 0);
+        moving.refill(&policy, 3600 * SECOND, (0, 0), MUCH);
         assert!(!moving.is_left());
     }
 
@@ -150,7 +160,7 @@ mod tests {
             moving.refill(&policy, SECOND, (7, u64::MAX), MUCH);
             moving.finish(2 * SECOND);
             moving.refill(&policy, 2 * SECOND, (next, 0), MUCH);
-            let left_us = policy.moving_burst_us + counted / policy.moving_share;
+            let left_us = policy.moving_burst_us + counted / 100 * policy.moving_percent;
             assert_eq!(moving.left_ns / 1000, left_us as i64, "heap {next} after heap 7");
         }
     }
