@@ -137,7 +137,13 @@ fn numbers_have_no_sign_no_garbage_and_no_overflow() {
 
 #[test]
 fn ranges_are_checked() {
-    assert_refused("large_segment_size_mb:10", "large_segment_size_mb", 22, "at least 11");
+    assert_refused(
+        "large_segment_size_mb:10",
+        "large_segment_size_mb",
+        22,
+        "a whole number from 11 to 1048576",
+    );
+    assert_refused("large_segment_size_mb:1048577", "large_segment_size_mb", 22, "to 1048576");
     for fraction in ["0", "1", "1.5", "0.0"] {
         let text = format!("garbage_collection_threshold:{fraction}");
         assert_refused(&text, "garbage_collection_threshold", 29, "above 0 and below 1");

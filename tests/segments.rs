@@ -182,6 +182,22 @@ fn unused_pieces_of_divided_segments_are_counted() {
     rig.finish();
 }
 
+/// The segment for a request below the limit may be as long as the limit, or longer.
+#[test]
+fn segments_at_the_split_limit_serve_those_who_take_them() {
+    for (limit, bytes, segment) in [(20, 5, 20), (21, 5, 20), (64, 63, 64), (21, 10, 10)] {
+        let rig = Rig::new(plain(256 * MIB), config(|c| c.max_split_size = Some(limit * MIB)));
+        let first = rig.allocate(bytes * MIB, A);
+        assert_eq!(rig.statistics().reserved_bytes.all.current, (segment * MIB) as i64);
+        rig.free(first);
+        let again = rig.allocate(bytes * MIB, A);
+        assert_eq!(again, first, "what it has left joined serves the next");
+        assert_eq!(rig.allocator.block(again).unwrap().bytes, bytes * MIB, "it is split");
+        rig.free(again);
+        rig.finish();
+    }
+}
+
 #[test]
 fn blocks_above_the_split_limit_are_handed_out_whole() {
     let settings = config(|c| {

@@ -48,6 +48,8 @@ pub(super) enum Rule {
     Any,
     /// No less than this.
     AtLeast(u64),
+    /// Between these, both included.
+    Between(u64, u64),
     /// No more than this.
     AtMost(u64),
     /// A power of two between these, both included.
@@ -60,6 +62,7 @@ impl Rule {
         match self {
             Rule::Any => true,
             Rule::AtLeast(least) => number >= least,
+            Rule::Between(least, most) => (least..=most).contains(&number),
             Rule::AtMost(most) => number <= most,
             Rule::PowerOfTwo { least, most } => {
                 number.is_power_of_two() && (least..=most).contains(&number)
@@ -73,6 +76,7 @@ impl std::fmt::Display for Rule {
         match self {
             Rule::Any => write!(f, "a whole number"),
             Rule::AtLeast(least) => write!(f, "a whole number of at least {least}"),
+            Rule::Between(least, most) => write!(f, "a whole number from {least} to {most}"),
             Rule::AtMost(most) => write!(f, "a whole number of at most {most}"),
             Rule::PowerOfTwo { least, most } => {
                 write!(f, "a power of two from {least} to {most}")
@@ -94,6 +98,8 @@ pub(super) const LARGE_SEGMENT: &str = "large_segment_size_mb";
 pub(super) const MAX_SPLIT: &str = "max_split_size_mb";
 pub(super) const MAX_ROUNDING: &str = "max_non_split_rounding_mb";
 
+/// PyTorch's least; a segment above 1 TiB could not be had from any device.
+const SEGMENT_RULE: Rule = Rule::Between(11, 1 << 20);
 /// A handle above 1 TiB could not be made by any device.
 const HANDLE_RULE: Rule = Rule::PowerOfTwo { least: 2, most: 1 << 20 };
 const THREADS_RULE: Rule = Rule::PowerOfTwo { least: 1, most: 128 };
@@ -101,7 +107,7 @@ const THREADS_RULE: Rule = Rule::PowerOfTwo { least: 1, most: 128 };
 /// Every key, in the order in which a configuration is shown.
 pub(super) const KEYS: &[Key] = &[
     key("backend", Value::Backend),
-    key(LARGE_SEGMENT, Value::Mebibytes(Rule::AtLeast(11), Some(|c| &mut c.large_segment_size))),
+    key(LARGE_SEGMENT, Value::Mebibytes(SEGMENT_RULE, Some(|c| &mut c.large_segment_size))),
     key(MAX_SPLIT, Value::MebibyteLimit(|c| &mut c.max_split_size)),
     key(MAX_ROUNDING, Value::Mebibytes(Rule::Any, Some(|c| &mut c.max_non_split_rounding))),
     key("roundup_power2_divisions", Value::Divisions(|c| &mut c.roundup_power2_divisions)),

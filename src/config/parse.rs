@@ -13,7 +13,7 @@
 //! | key | value | default | meaning |
 //! |---|---|---|---|
 //! | `backend` | `native` | `native` | accepted for PyTorch's sake; `cudaMallocAsync` is refused |
-//! | `large_segment_size_mb` | MiB, at least 11 | 20 | [`Config::large_segment_size`] |
+//! | `large_segment_size_mb` | MiB, 11 to 1048576 | 20 | [`Config::large_segment_size`] |
 //! | `max_split_size_mb` | MiB, at least the large segment's | no limit | [`Config::max_split_size`] |
 //! | `max_non_split_rounding_mb` | MiB, at least the large segment's | the large segment's | [`Config::max_non_split_rounding`] |
 //! | `roundup_power2_divisions` | 0, a power of two, or `[256:1,512:2,>:8]` | 0 | [`Config::roundup_power2_divisions`] |

@@ -65,7 +65,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::config::Config;
 use crate::device::{Clock, Device};
 use crate::error::{Error, Result};
-use crate::heap::{ArenaKind, Divisions, IdleList};
+use crate::heap::{ArenaKind, Divisions, IdleList, Whole};
 use crate::nvtx::Announcer;
 use crate::observe::history::History;
 use crate::page_map::PageMap;
@@ -204,7 +204,8 @@ impl Engine {
         }
         // As in PyTorch, only segments know blocks that are not to be split.
         let limit = config.max_split_size.filter(|_| !virtual_memory);
-        let whole = limit.map(|limit| (limit, config.max_non_split_rounding));
+        let (rounding, shared) = (config.max_non_split_rounding, config.large_segment_size);
+        let whole = limit.map(|limit| Whole { limit, rounding, shared });
         let mut store = Store::new(Arc::clone(&device), Bytes::MAX);
         store.rdma = config.gpu_direct_rdma;
         store.announcer = announcer.clone();

@@ -7,23 +7,17 @@ use super::shards::Shard;
 use super::watch::Segment;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Heap};
+use crate::heap::{ArenaKind, Heap, large_segment};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
-use crate::units::{Address, Bytes, GRANULE, MIB, PoolId, align_up};
-
-/// Large requests below this share segments of the configured size.
-const OWN_SEGMENT: Bytes = 10 * MIB;
+use crate::units::{Address, Bytes, MIB, PoolId};
 
 impl Engine {
     /// The segment that a request of `bytes` takes.
     pub(super) fn segment_size(&self, bytes: Bytes, kind: ArenaKind) -> Bytes {
         match kind {
             ArenaKind::Small => 2 * MIB,
-            ArenaKind::Large if bytes < OWN_SEGMENT => {
-                align_up(self.config.large_segment_size.max(bytes), GRANULE)
-            }
-            ArenaKind::Large => align_up(bytes, GRANULE),
+            ArenaKind::Large => large_segment(bytes, self.config.large_segment_size),
         }
     }
 

@@ -11,10 +11,10 @@ use parking_lot::RwLock;
 
 use super::padded::Padded;
 use super::pool_memory::Pool;
-use crate::heap::Heap;
+use crate::heap::{Heap, Whole};
 use crate::lock;
 use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering};
-use crate::units::{Bytes, PoolId, StreamId, boxed};
+use crate::units::{PoolId, StreamId, boxed};
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
 /// a heap's own calls write.
@@ -116,11 +116,11 @@ pub(crate) struct Shards {
     /// The device's place among the allocator's devices.
     device: u32,
     /// What heaps are told of blocks that are not to be split.
-    whole: Option<(Bytes, Bytes)>,
+    whole: Option<Whole>,
 }
 
 impl Shards {
-    pub(crate) fn new(device: u32, whole: Option<(Bytes, Bytes)>) -> Self {
+    pub(crate) fn new(device: u32, whole: Option<Whole>) -> Self {
         Shards {
             device,
             whole,

@@ -4,8 +4,8 @@ use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
 use super::idle::idle_between;
 use super::size::{
-    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, bin_of_class, class_bytes, class_of,
-    classes_near, rounded_large,
+    ArenaKind, LARGE_CLASS, LARGE_UNIT, SMALL_MAX, Whole, bin_of_class, class_bytes, class_of,
+    classes_near, large_segment, rounded_large,
 };
 use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST};
 
@@ -231,8 +231,12 @@ impl Heap {
     fn taken(&self, id: BlockId, bytes: Bytes) -> Option<Bytes> {
         let size = self.blocks[id].bytes;
         match self.whole {
-            Some((limit, rounding)) if size >= limit => {
-                (bytes >= limit && size < bytes + rounding).then_some(size)
+            Some(Whole { limit, rounding, .. }) if size >= limit && bytes >= limit => {
+                (size < bytes.saturating_add(rounding)).then_some(size)
+            }
+            // But the segment that would be taken for the request may be as long as that.
+            Some(Whole { limit, shared, .. }) if size >= limit => {
+                (size <= large_segment(bytes, shared)).then_some(bytes)
             }
             _ => Some(bytes),
         }

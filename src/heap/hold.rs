@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Heap;
+use super::{Heap, Whole};
 use crate::units::{Address, Bytes};
 
 /// What a heap must not let go of.
@@ -100,7 +100,7 @@ impl Heap {
 
     /// From now on blocks are handed out whole, to any request that fits: none is split.
     pub(crate) fn split_no_more(&mut self) {
-        self.whole = Some((0, Bytes::MAX / 2));
+        self.whole = Some(Whole { limit: 0, rounding: Bytes::MAX / 2, shared: 0 });
     }
 
     /// Whether any memory belongs to the heap, and whether any of that is in use.

@@ -50,7 +50,9 @@ pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use restore::{Fate, Obstacle};
-pub(crate) use size::{ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, class_of, rounded};
+pub(crate) use size::{
+    ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, Whole, class_of, large_segment, rounded,
+};
 pub(crate) use slots::LARGE_PAGE;
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
 
@@ -109,9 +111,8 @@ pub(crate) struct Heap {
     vacant_views: Vec<ViewId>,
     /// How often the memory of a view was moved away.
     moves: usize,
-    /// Blocks of the first size or more are handed out whole, to requests that leave less than the
-    /// second unused.
-    whole: Option<(Bytes, Bytes)>,
+    /// Which blocks are handed out whole.
+    whole: Option<Whole>,
     /// How many marks were set on the stream: the number of the next.
     marks: u64,
     /// What is neither moved nor given back.
@@ -133,9 +134,8 @@ const _: () = {
 };
 
 impl Heap {
-    /// A heap without memory. With `whole`, blocks of its first size or more are never split: they
-    /// serve requests of that size or more that leave less than its second size unused.
-    pub(crate) fn new(whole: Option<(Bytes, Bytes)>) -> Self {
+    /// A heap without memory, which hands some blocks out whole.
+    pub(crate) fn new(whole: Option<Whole>) -> Self {
         let arena =
             || Arena { free: FreeIndex::new(), gaps: Gaps::default(), ceded: ByAddress::default() };
         Heap {

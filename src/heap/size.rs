@@ -2,6 +2,9 @@
 
 use crate::units::{Bytes, GRANULE, KIB, MIB, align_up};
 
+/// Large requests below this share segments of one size.
+const OWN_SEGMENT: Bytes = 10 * MIB;
+
 /// Requests of at most this many bytes live in the small arena, as in PyTorch (`kSmallSize`).
 pub(crate) const SMALL_MAX: Bytes = MIB;
 /// The unit of the small arena, PyTorch's `kMinBlockSize`.
@@ -9,6 +12,23 @@ pub(crate) const SMALL_UNIT: Bytes = 512;
 /// The unit of the large arena. A request there is longer than 1 MiB, so that rounding costs under
 /// 0.4 %, and a page of the start table takes 2 KiB of host memory for 2 MiB of the device's.
 pub(crate) const LARGE_UNIT: Bytes = 4 * KIB;
+
+/// The segment that a large request of `bytes` takes, where requests that share one have segments of
+/// `shared` bytes. The sizes are PyTorch's.
+pub(crate) fn large_segment(bytes: Bytes, shared: Bytes) -> Bytes {
+    align_up(if bytes < OWN_SEGMENT { shared.max(bytes) } else { bytes }, GRANULE)
+}
+
+/// Which blocks are not split, where memory comes as whole segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Whole {
+    /// Blocks of so many bytes or more: they serve requests of as many bytes,
+    pub(crate) limit: Bytes,
+    /// which leave less than this unused.
+    pub(crate) rounding: Bytes,
+    /// The segments that requests share, which may be as long as the limit and are split.
+    pub(crate) shared: Bytes,
+}
 
 /// Where requests of one kind live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
