@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::heap_lock::HeapLock;
 use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::Heap;
@@ -35,7 +36,7 @@ pub(crate) struct Shard {
     lane_numbers: [AtomicU32; LANES],
     /// The private pool that it belongs to; the default pool's heaps have none.
     pool: RwLock<Option<Arc<Pool>>>,
-    pub(crate) heap: Padded<lock::Mutex<Heap>>,
+    pub(crate) heap: Padded<HeapLock>,
 }
 
 /// The most lanes of a stream.
@@ -46,9 +47,9 @@ const COLLISIONS: u32 = if MODEL { 1 } else { 64 };
 impl Shard {
     fn new(device: u32, number: u32, stream: StreamId, heap: Heap) -> Self {
         let mut heap = heap;
-        heap.turn.number = number;
+        heap.number = number;
         Shard {
-            heap: Padded(lock::Mutex::new(heap)),
+            heap: Padded(HeapLock::new(heap)),
             stream,
             device,
             number,

@@ -267,57 +267,77 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
     out
 }
 
-/// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`), and whether
-/// its calls take the hot path.
-#[derive(Debug, Default)]
-pub(crate) struct Turn {
-    /// Whether the hot path may free here: nothing keeps it out, and the heap is a holder.
-    pub(crate) ready: bool,
-    /// Whether its leases may be above its values.
-    holder: bool,
-    /// What keeps the hot path out, as bits.
-    barred: u8,
-    /// The heap's number among those of its device.
-    pub(crate) number: u32,
-}
+/// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`), whether its
+/// calls take the hot path, and what lies at hand: in one word, so that most calls ask once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Turn(u32);
 
+/// The hot path may free here: nothing keeps it out, and the heap is a holder.
+const READY: u32 = 1;
+/// Its leases may be above its values.
+const HOLDER: u32 = 2;
 /// The stream is about to be destroyed, or was: the next allocation is to be seen to be one of a
-/// new stream.
-const RETIRED: u8 = 1;
-/// Calls are recorded.
-const RECORDED: u8 = 2;
+/// new stream. This keeps the hot path out.
+const RETIRED: u32 = 4;
+/// Calls are recorded. This does, too.
+const RECORDED: u32 = 8;
+const BARRED: u32 = RETIRED | RECORDED;
+/// Where the units of the block at hand begin.
+const HELD: u32 = 16;
 
 impl Turn {
     /// Whether the hot path may allocate here. What is no holder has no lease to spare, and becomes
     /// one as its lease is extended.
     #[inline(always)]
-    pub(crate) fn allocates(&self) -> bool {
-        self.barred == 0
+    pub(crate) fn allocates(self) -> bool {
+        self.0 & BARRED == 0
     }
 
-    pub(crate) fn is_retired(&self) -> bool {
-        self.barred & RETIRED != 0
+    /// The same, where no block is at hand.
+    #[inline(always)]
+    pub(crate) fn allocates_with_none_at_hand(self) -> bool {
+        self.0 & (BARRED | u32::MAX << HELD) == 0
     }
 
-    pub(crate) fn is_holder(&self) -> bool {
-        self.holder
+    /// Whether the hot path may free here.
+    #[inline(always)]
+    pub(crate) fn is_ready(self) -> bool {
+        self.0 & READY != 0
+    }
+
+    /// The length of the block at hand, in units of the arena of small requests; 0: there is none.
+    #[inline(always)]
+    pub(super) fn held(self) -> u32 {
+        self.0 >> HELD
+    }
+
+    #[inline(always)]
+    pub(super) fn set_held(&mut self, units: u32) {
+        self.0 = self.0 & ((1 << HELD) - 1) | units << HELD;
+    }
+
+    pub(crate) fn is_retired(self) -> bool {
+        self.0 & RETIRED != 0
+    }
+
+    pub(crate) fn is_holder(self) -> bool {
+        self.0 & HOLDER != 0
     }
 
     pub(crate) fn set_holder(&mut self, holder: bool) {
-        self.holder = holder;
-        self.ready = holder && self.barred == 0;
+        self.set(HOLDER, holder);
     }
 
     pub(crate) fn set_retired(&mut self, retired: bool) {
-        self.bar(RETIRED, retired);
+        self.set(RETIRED, retired);
     }
 
     pub(crate) fn set_recorded(&mut self, recorded: bool) {
-        self.bar(RECORDED, recorded);
+        self.set(RECORDED, recorded);
     }
 
-    fn bar(&mut self, reason: u8, bars: bool) {
-        self.barred = self.barred & !reason | if bars { reason } else { 0 };
-        self.ready = self.holder && self.barred == 0;
+    fn set(&mut self, bit: u32, is_set: bool) {
+        let bits = self.0 & !(bit | READY) | if is_set { bit } else { 0 };
+        self.0 = bits | if bits & (HOLDER | BARRED) == HOLDER { READY } else { 0 };
     }
 }
