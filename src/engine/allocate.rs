@@ -38,7 +38,7 @@ impl Engine {
             return Look::Nothing;
         }
         let class = if LARGE { 0 } else { class_of(bytes) };
-        let Some(shard) = self.shards.find(stream).filter(|first| !first.is_spread()) else {
+        let Some(shard) = self.shards.find_alone(stream) else {
             return Look::Nothing;
         };
         let Some(mut heap) = shard.heap.try_lock_as_left() else {
