@@ -49,8 +49,6 @@ const COLLISIONS: u32 = if MODEL { 1 } else { 64 };
 
 impl Shard {
     fn new(device: u32, number: u32, stream: StreamId, heap: Heap) -> Self {
-        let mut heap = heap;
-        heap.number = number;
         Shard {
             heap: Padded(HeapLock::new(heap)),
             stream,
@@ -219,6 +217,7 @@ impl Shards {
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let mut heap = Heap::new(self.whole);
         heap.turn.set_recorded(recorded);
+        heap.number = index as u32;
         let shard = Arc::new(Shard::new(self.device, index as u32, stream, heap));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
