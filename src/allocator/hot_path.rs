@@ -35,6 +35,7 @@ impl Allocator {
             Look::Found(address) => address,
             Look::Higher(heap, address) => settle(engine, heap, address),
             Look::Locked(heap) => self.search_small(engine, heap, bytes, stream, otherwise),
+            Look::Held(heap) => self.search_held(engine, heap, bytes, stream, otherwise),
             Look::Nothing => self.search(device, bytes, stream, otherwise),
         }
     }
@@ -53,6 +54,7 @@ impl Allocator {
             Look::Locked(heap) => {
                 self.search_locked::<true>(engine, heap, bytes, stream, otherwise)
             }
+            Look::Held(heap) => self.search_held(engine, heap, bytes, stream, otherwise),
             Look::Nothing => self.search(engine.id(), bytes, stream, otherwise),
         }
     }
@@ -88,6 +90,24 @@ impl Allocator {
     }
 
     #[inline(never)]
+    fn search_held(
+        &self,
+        engine: &Engine,
+        mut heap: MutexGuard<'_, Heap>,
+        bytes: Bytes,
+        stream: StreamId,
+        otherwise: Otherwise,
+    ) -> Address {
+        match engine.search_heap(&mut heap, bytes) {
+            0 => {
+                drop(heap);
+                otherwise(self, engine.id(), bytes, stream)
+            }
+            address => address,
+        }
+    }
+
+    #[inline(never)]
     fn search(
         &self,
         device: DeviceId,
@@ -114,10 +134,10 @@ impl Allocator {
         if slot & LARGE_PAGE != 0 {
             return self.free_large_or(shard, slot, address, otherwise);
         }
-        let Some(mut heap) = shard.heap.try_lock() else {
+        let Some(mut heap) = shard.heap.try_lock_as_left() else {
             return otherwise(self, address);
         };
-        if !(heap.turn.ready && heap.keep_small(slot, address)) {
+        if !(heap.turn.is_ready() && heap.keep_small(slot, address)) {
             drop(heap);
             return otherwise(self, address);
         }
@@ -132,10 +152,10 @@ impl Allocator {
         address: Address,
         otherwise: fn(&Allocator, Address) -> bool,
     ) -> bool {
-        let Some(mut heap) = shard.heap.try_lock() else {
+        let Some(mut heap) = shard.heap.try_lock_as_left() else {
             return otherwise(self, address);
         };
-        if !(heap.turn.ready && heap.keep_large(slot, address)) {
+        if !(heap.turn.is_ready() && heap.keep_large(slot, address)) {
             drop(heap);
             return otherwise(self, address);
         }
@@ -147,4 +167,45 @@ impl Allocator {
 fn settle(engine: &Engine, mut heap: MutexGuard<'_, Heap>, address: Address) -> Address {
     engine.settle(&mut heap);
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::device::sim::{SimMachine, SimOptions};
+    use crate::error::{Error, InvalidPointer, PointerFault};
+
+    fn allocator() -> Allocator {
+        let machine = SimMachine::new(SimOptions::default()).unwrap();
+        Allocator::new(machine.as_devices(), Config::default()).unwrap()
+    }
+
+    /// A block that is at hand (see `heap::hand`) is for all others what it would be else.
+    #[test]
+    fn a_block_at_hand_is_told_of_as_any_other() {
+        let allocator = allocator();
+        let take = |bytes| allocator.allocate(DeviceId(0), bytes, StreamId(64)).unwrap();
+        let address = take(1000);
+        for bytes in [1000, 900, 800, 700] {
+            allocator.free(address).unwrap();
+            assert_eq!(take(bytes), address);
+            let block = allocator.block(address).unwrap();
+            assert_eq!((block.bytes, block.requested, block.stream), (1024, bytes, StreamId(64)));
+        }
+        // Nobody looks in between, so that it is at hand when it is freed twice.
+        allocator.free(address).unwrap();
+        assert_eq!(take(600), address);
+        allocator.free(address).unwrap();
+        match allocator.free(address) {
+            Err(Error::InvalidPointer(InvalidPointer {
+                fault: PointerFault::DoubleFree, ..
+            })) => {}
+            other => panic!("{other:?}"),
+        }
+        let now = allocator.statistics(DeviceId(0)).unwrap();
+        assert_eq!(now.requested_bytes.all.current, 0);
+        assert_eq!(now.allocation.all.allocated, 6);
+        assert_eq!((now.allocation.all.peak, now.requested_bytes.all.peak), (1, 1000));
+    }
 }

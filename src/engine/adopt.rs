@@ -262,7 +262,7 @@ mod tests {
                 at += bytes;
             }
             let mut heaps = [(); 3].map(|()| Heap::new(None));
-            heaps.iter_mut().zip(1..).for_each(|(heap, number)| heap.turn.number = number);
+            heaps.iter_mut().zip(1..).for_each(|(heap, number)| heap.number = number);
             let mut idle = IdleList::default();
             let mut large = Vec::new();
             blocks.sort_by_key(|&(_, order, ..)| order);
@@ -302,7 +302,7 @@ mod tests {
         heap.attach(65 * GRANULE, GRANULE, 1).unwrap();
         heap.allocate(GRANULE * 3 / 4, GRANULE * 3 / 4).unwrap();
         let mut idle = IdleList::default();
-        heap.turn.number = 1;
+        heap.number = 1;
         heap.add_idle(&mut idle);
         heap.cede(KIND, 65 * GRANULE, 66 * GRANULE).unwrap();
         let runs = by_address(idle.all(), KIND);

@@ -6,7 +6,7 @@ use super::shards::thread_number;
 use super::{Engine, PageEntry, flag};
 use crate::device::DeviceResult;
 use crate::error::{Error, InvalidPointer, PointerFault, Result};
-use crate::heap::{BlockView, Heap, Lookup, class_of};
+use crate::heap::{BlockView, Heap, Lookup, class_bytes_of, class_of};
 use crate::lock::MutexGuard;
 use crate::streams::{Deferred, Guest, Ticket};
 use crate::units::{Address, Bytes, DeviceId, MAX_REQUEST, StreamId};
@@ -19,6 +19,8 @@ pub(crate) enum Look<'a> {
     Higher(MutexGuard<'a, Heap>, Address),
     /// To the heap, where no block of the size is kept aside.
     Locked(MutexGuard<'a, Heap>),
+    /// To the heap, which has a block at hand that does not serve.
+    Held(MutexGuard<'a, Heap>),
     /// Not even there: [`allocate`](Engine::allocate) does or explains what there is to it.
     Nothing,
 }
@@ -35,20 +37,26 @@ impl Engine {
         if beyond || self.flags.load(Ordering::Relaxed) != 0 {
             return Look::Nothing;
         }
-        let Some(shard) = self.shards.find(stream).filter(|first| !first.is_spread()) else {
+        let class = if LARGE { 0 } else { class_of(bytes) };
+        let Some(shard) = self.shards.find_alone(stream) else {
             return Look::Nothing;
         };
-        let Some(mut heap) = shard.heap.try_lock() else {
+        let Some(mut heap) = shard.heap.try_lock_as_left() else {
             return Look::Nothing;
         };
-        if !heap.turn.allocates() {
-            return Look::Nothing;
+        if !heap.turn.allocates_with_none_at_hand() {
+            if !heap.turn.allocates() {
+                return Look::Nothing;
+            }
+            let held = if LARGE { None } else { heap.take_at_hand(class_bytes_of(class), bytes) };
+            return match held {
+                Some((address, false)) => Look::Found(address),
+                Some((address, true)) => Look::Higher(heap, address),
+                None => Look::Held(heap),
+            };
         }
-        let kept = if LARGE {
-            heap.take_kept_large(bytes, bytes)
-        } else {
-            heap.take_kept(class_of(bytes), bytes)
-        };
+        let kept =
+            if LARGE { heap.take_kept_large(bytes, bytes) } else { heap.take_kept(class, bytes) };
         match kept {
             Some((address, false)) => Look::Found(address),
             Some((address, true)) => Look::Higher(heap, address),
@@ -65,14 +73,16 @@ impl Engine {
         let Some(first) = self.shards.find_any(stream) else {
             return 0;
         };
-        let Some(mut heap) = self.shards.lane(first).heap.try_lock() else {
-            return 0;
-        };
-        if !heap.turn.allocates() {
-            return 0;
+        match self.shards.lane(first).heap.try_lock_as_left() {
+            Some(mut heap) if heap.turn.allocates() => self.search_heap(&mut heap, bytes),
+            _ => 0,
         }
-        let found = heap.allocate(bytes, bytes).unwrap_or(0);
-        self.peaks.leave(&self.shards, &mut heap);
+    }
+
+    /// What a heap that allocates and is locked has, at hand or else; or 0.
+    pub(crate) fn search_heap(&self, heap: &mut Heap, bytes: Bytes) -> Address {
+        let found = heap.allocate_held(bytes).unwrap_or(0);
+        self.peaks.leave(&self.shards, heap);
         found
     }
 

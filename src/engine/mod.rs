@@ -23,6 +23,7 @@ mod extend;
 mod fill;
 mod grow;
 mod handles;
+mod heap_lock;
 mod idle;
 mod ipc;
 mod ipc_format;

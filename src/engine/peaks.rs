@@ -103,7 +103,7 @@ impl Peaks {
     /// Called with the heap locked, before it changes. False where its stream is retired.
     #[inline]
     pub(crate) fn enter(&self, heap: &mut Heap) -> bool {
-        if !heap.turn.ready && !heap.turn.is_holder() {
+        if !heap.turn.is_ready() && !heap.turn.is_holder() {
             self.state.lock().register(heap);
         }
         !heap.turn.is_retired()
@@ -128,7 +128,7 @@ impl Peaks {
         let mut state = self.state.lock();
         if heap.turn.is_holder() {
             state.take_surplus(heap);
-            state.holders.retain(|&number| number != heap.turn.number);
+            state.holders.retain(|&number| number != heap.number);
         }
     }
 
@@ -141,7 +141,7 @@ impl Peaks {
             crowd = state.at_the_same_time();
             let start = crowd.then(Instant::now);
             if start.is_none_or(|start| start >= state.rest_until) {
-                exact = state.reclaim(shards, heap.turn.number);
+                exact = state.reclaim(shards, heap.number);
             }
             if let Some(start) = start.filter(|_| exact) {
                 let end = Instant::now();
@@ -206,7 +206,7 @@ impl Peaks {
         for heap in heaps {
             let (leases, values) = (heap.tally.leases(), heap.tally.currents());
             add(&mut total, leases);
-            let number = heap.turn.number;
+            let number = heap.number;
             if values.iter().zip(leases).any(|(value, lease)| value > lease) {
                 return Some(format!("heap {number} has {values:?} on leases of {leases:?}"));
             }
@@ -226,7 +226,7 @@ impl State {
     fn register(&mut self, heap: &mut Heap) {
         if !heap.turn.is_holder() {
             heap.turn.set_holder(true);
-            self.holders.push(heap.turn.number);
+            self.holders.push(heap.number);
         }
     }
 
@@ -279,7 +279,7 @@ impl State {
         let metric = metric::BYTES;
         let surplus = |heap: &Heap| heap.tally.leases()[metric] - heap.tally.current(metric);
         let mut now = self.total[metric] - surplus(heap);
-        for &number in self.holders.iter().filter(|&&number| number != heap.turn.number) {
+        for &number in self.holders.iter().filter(|&&number| number != heap.number) {
             now -= surplus(&*patiently(shards, number)?);
         }
         Some(now)
@@ -324,7 +324,7 @@ impl State {
 fn patiently(shards: &Shards, number: u32) -> Option<MutexGuard<'_, Heap>> {
     let shard = shards.get(number)?;
     (0..TRIES).find_map(|_| {
-        let locked = shard.heap.try_lock();
+        let locked = shard.heap.try_lock_as_left();
         if locked.is_none() {
             std::hint::spin_loop();
         }
@@ -404,7 +404,8 @@ mod tests {
             (0..100).for_each(|heap| rig.change(heap, 1));
             (0..100).for_each(|heap| rig.change(heap, -1));
         }
-        let ready = rig.shards.iter().filter(|(_, shard)| shard.heap.lock().turn.ready).count();
+        let ready =
+            rig.shards.iter().filter(|(_, shard)| shard.heap.lock().turn.is_ready()).count();
         assert_eq!(ready, 100);
         assert_eq!(rig.peak(), 1000);
     }

@@ -5,16 +5,20 @@
 //! gets more, its *lanes*, among which threads are spread: they are heaps of one stream, so that
 //! memory moves between them with nothing to wait for.
 
+mod directory;
+
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::heap_lock::HeapLock;
 use super::padded::Padded;
 use super::pool_memory::Pool;
 use crate::heap::{Heap, Whole};
 use crate::lock;
 use crate::sync::{AtomicU32, AtomicUsize, MODEL, Mutex, MutexGuard, OnceLock, Ordering};
-use crate::units::{PoolId, StreamId, boxed};
+use crate::units::{PoolId, StreamId};
+use directory::Directory;
 
 /// A heap with its lock, and whose it is. What every thread of a stream reads lies apart from what
 /// a heap's own calls write.
@@ -35,7 +39,7 @@ pub(crate) struct Shard {
     lane_numbers: [AtomicU32; LANES],
     /// The private pool that it belongs to; the default pool's heaps have none.
     pool: RwLock<Option<Arc<Pool>>>,
-    pub(crate) heap: Padded<lock::Mutex<Heap>>,
+    pub(crate) heap: Padded<HeapLock>,
 }
 
 /// The most lanes of a stream.
@@ -45,10 +49,8 @@ const COLLISIONS: u32 = if MODEL { 1 } else { 64 };
 
 impl Shard {
     fn new(device: u32, number: u32, stream: StreamId, heap: Heap) -> Self {
-        let mut heap = heap;
-        heap.turn.number = number;
         Shard {
-            heap: Padded(lock::Mutex::new(heap)),
+            heap: Padded(HeapLock::new(heap)),
             stream,
             device,
             number,
@@ -167,14 +169,14 @@ impl Shards {
         (0..self.len()).filter_map(|index| self.get(index).map(|shard| (index, shard.as_ref())))
     }
 
-    /// The first heap of `stream`, if it is found at the first look: nearly always, where a program
-    /// has no more than some thousand streams.
-    #[inline]
-    pub(crate) fn find(&self, stream: StreamId) -> Option<&Shard> {
+    /// The heap of `stream`, if it has one lane and is found at the first look: nearly always,
+    /// where a program has no more than some thousand streams.
+    #[inline(always)]
+    pub(crate) fn find_alone(&self, stream: StreamId) -> Option<&Shard> {
         self.directory.first_look(stream)
     }
 
-    /// The same, if it has one at all.
+    /// The first heap of `stream`, if it has one at all.
     pub(crate) fn find_any(&self, stream: StreamId) -> Option<&Shard> {
         self.directory.find(stream)
     }
@@ -215,6 +217,7 @@ impl Shards {
             .get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
         let mut heap = Heap::new(self.whole);
         heap.turn.set_recorded(recorded);
+        heap.number = index as u32;
         let shard = Arc::new(Shard::new(self.device, index as u32, stream, heap));
         chunk[index % CHUNK].set(Arc::clone(&shard)).ok()?;
         self.count.store(index + 1, Ordering::Release);
@@ -263,6 +266,7 @@ impl Shards {
             place.store(lane.number, Ordering::Relaxed);
         }
         first.lanes.store(2 * lanes as u32, Ordering::Release);
+        self.directory.set_spread(first.stream);
     }
 }
 
@@ -277,105 +281,6 @@ thread_local! {
 #[inline]
 pub(crate) fn thread_number() -> usize {
     THREAD.with(|&number| number)
-}
-
-/// A hash table from streams to heaps, read without a lock. It is written under the lock of
-/// `Shards`, and only grows.
-///
-/// Most streams are found in `front`, where each has one place, which it may find taken. The rest
-/// moves to a table of twice the size when half full; old tables stay, for readers that are still
-/// in them.
-#[derive(Debug)]
-struct Directory {
-    front: Box<[Entry; FRONT]>,
-    tables: [OnceLock<Box<[Entry]>>; 20],
-    current: AtomicUsize,
-    used: AtomicUsize,
-}
-
-/// A stream's first heap. It is filled under the lock of `Shards`.
-type Entry = OnceLock<Arc<Shard>>;
-
-const FRONT_BITS: u32 = if MODEL { 1 } else { 12 };
-const FRONT: usize = 1 << FRONT_BITS;
-const FIRST_TABLE: usize = if MODEL { 2 } else { 64 };
-
-impl Directory {
-    fn new() -> Self {
-        let tables: [OnceLock<Box<[Entry]>>; 20] = std::array::from_fn(|_| OnceLock::new());
-        tables[0].get_or_init(|| (0..FIRST_TABLE).map(|_| Entry::new()).collect());
-        let front = boxed((0..FRONT).map(|_| Entry::new()));
-        Directory { front, tables, current: AtomicUsize::new(0), used: AtomicUsize::new(0) }
-    }
-
-    #[inline]
-    fn first_look(&self, stream: StreamId) -> Option<&Shard> {
-        let shard = self.front[front_place(stream)].get()?;
-        (shard.stream == stream).then_some(shard)
-    }
-
-    fn find(&self, stream: StreamId) -> Option<&Shard> {
-        if let Some(found) = self.first_look(stream) {
-            return Some(found);
-        }
-        let table = self.tables.get(self.current.load(Ordering::Acquire))?.get()?;
-        let mut at = hash(stream) as usize;
-        loop {
-            let shard = table[at & (table.len() - 1)].get()?;
-            if shard.stream == stream {
-                return Some(shard);
-            }
-            at += 1;
-        }
-    }
-
-    fn insert(&self, stream: StreamId, shard: Arc<Shard>) {
-        let Err(shard) = self.front[front_place(stream)].set(shard) else {
-            return;
-        };
-        let current = self.current.load(Ordering::Relaxed);
-        let Some(table) = self.tables[current].get() else {
-            return;
-        };
-        let used = self.used.fetch_add(1, Ordering::Relaxed) + 1;
-        if used * 2 <= table.len() || current + 1 == self.tables.len() {
-            insert_into(table, shard);
-            return;
-        }
-        let next = self.tables[current + 1]
-            .get_or_init(|| (0..table.len() * 2).map(|_| Entry::new()).collect());
-        for entry in table.iter() {
-            if let Some(old) = entry.get() {
-                insert_into(next, Arc::clone(old));
-            }
-        }
-        insert_into(next, shard);
-        self.current.store(current + 1, Ordering::Release);
-    }
-}
-
-fn insert_into(table: &[Entry], shard: Arc<Shard>) {
-    let mut at = hash(shard.stream) as usize;
-    while table[at & (table.len() - 1)].get().is_some() {
-        at += 1;
-    }
-    // Nobody else inserts.
-    let _ = table[at & (table.len() - 1)].set(shard);
-}
-
-/// Where a stream is looked for first: the upper bits of its hash.
-#[inline(always)]
-fn front_place(stream: StreamId) -> usize {
-    (stream.0.wrapping_mul(GOLDEN) >> (64 - FRONT_BITS)) as usize
-}
-
-/// 2^64 over the golden ratio, for Fibonacci hashing (Knuth, TAOCP 6.4): stream handles are
-/// addresses, equal in their low bits.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-#[inline]
-fn hash(stream: StreamId) -> u64 {
-    stream.0.wrapping_mul(GOLDEN) >> 40
 }
 
 #[cfg(all(test, loom))]
@@ -404,12 +309,14 @@ mod tests {
         let shards = Shards::new(0, None);
         let first = shards.for_stream(StreamId(7)).unwrap();
         assert_eq!(shards.lane(first).number, first.number);
+        assert_eq!(shards.find_alone(StreamId(7)).unwrap().number, first.number);
         for expected in [1, 2, 4, 8, 16, 16] {
             assert_eq!(first.lanes().count(), expected);
             (0..COLLISIONS + 2).for_each(|turn| shards.collide(first, 1 + turn as usize % 2));
         }
         let numbers: std::collections::HashSet<u32> = first.lanes().collect();
         assert_eq!(numbers.len(), LANES);
+        assert!(shards.find_alone(StreamId(7)).is_none(), "calls are to look for a lane");
         assert!(numbers.iter().all(|&n| shards.get(n).unwrap().stream == StreamId(7)));
         let mine = shards.lane(first).number;
         assert!(numbers.contains(&mine));

@@ -232,6 +232,12 @@ impl BlockTable {
         self.blocks.get_mut(id as usize)
     }
 
+    /// The block that was last taken from those kept aside.
+    #[inline(always)]
+    pub(super) fn recent_mut(&mut self) -> Option<&mut Block> {
+        self.blocks.get_mut(self.recent as usize)
+    }
+
     pub(crate) fn remove(&mut self, id: BlockId) {
         self.blocks[id as usize].bin_next = self.vacant;
         self.vacant = id;

@@ -16,6 +16,7 @@ impl Heap {
     /// Serves a request from memory that is there, or says that none fits. `requested` is what the
     /// caller asked for, at least one byte, and `bytes` what it comes to, which is rounded up here.
     pub(crate) fn allocate(&mut self, requested: Bytes, bytes: Bytes) -> Option<Address> {
+        debug_assert!(!self.has_at_hand());
         if bytes > SMALL_MAX {
             return self.allocate_large(requested, bytes);
         }

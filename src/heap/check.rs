@@ -49,6 +49,12 @@ impl Heap {
             let detail = format!("{:#x} noted, {recent:x?} there", self.recent_start);
             return broken("the block taken last starts where that is noted", detail);
         }
+        if self.has_at_hand() {
+            return broken(
+                "no block is at hand while the heap is looked at",
+                format!("{recent:x?}"),
+            );
+        }
         self.check_quick()?;
         self.check_gaps()?;
         self.check_starts()?;

@@ -11,18 +11,39 @@ impl Heap {
     /// Frees the allocation that starts at `address`, in the granule of `slot`, if it is live and
     /// no other stream uses it. Else nothing changes, and it says false.
     pub(crate) fn free(&mut self, slot: u32, address: Address) -> bool {
+        debug_assert!(!self.has_at_hand());
         match slot & LARGE_PAGE {
-            0 => self.keep_small(slot, address),
-            _ => self.keep_large(slot, address),
+            0 => match self.live_at(ArenaKind::Small, slot, address) {
+                Some(id) => self.keep_aside(id),
+                None => return false,
+            },
+            _ => return self.keep_large(slot, address),
+        }
+        true
+    }
+
+    /// Does so in a page of small requests; or it leaves it to [`free`](Heap::free), as it does
+    /// where the block is not to be at hand. There may be one at hand.
+    #[inline(always)]
+    pub(crate) fn keep_small(&mut self, slot: u32, address: Address) -> bool {
+        if self.recent_start == address {
+            return self.keep_at_hand();
+        }
+        let Some(id) = self.starting_at(ArenaKind::Small, slot, address) else {
+            return false;
+        };
+        match self.blocks.get(id) {
+            Some(block) if block.start == address && block.state == State::Live => {
+                self.keep_aside(id);
+                true
+            }
+            _ => false,
         }
     }
 
-    /// Does so in a page of small requests.
+    /// Keeps a small block aside that was live.
     #[inline(always)]
-    pub(crate) fn keep_small(&mut self, slot: u32, address: Address) -> bool {
-        let Some(id) = self.live_at(ArenaKind::Small, slot, address) else {
-            return false;
-        };
+    fn keep_aside(&mut self, id: BlockId) {
         let block = &mut self.blocks[id];
         let class = block.class;
         debug_assert!(class < LARGE_CLASS);
@@ -30,7 +51,6 @@ impl Heap {
         block.bin_next = self.quick.first(class);
         self.quick.set_first(class, id);
         self.tally.free_small(block.bytes, block.requested);
-        true
     }
 
     /// Does so in a page of large requests, of which the last block alone is kept.

@@ -178,7 +178,7 @@ impl Heap {
 
     fn add_idle_in(&self, block: &Block, idle: (Address, Address), list: &mut IdleList) {
         let mut run = IdleRun {
-            heap: self.turn.number,
+            heap: self.number,
             kind: block.arena,
             settled: true,
             start: idle.0,

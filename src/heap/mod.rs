@@ -29,6 +29,7 @@ mod check;
 mod free;
 mod free_index;
 mod gaps;
+mod hand;
 mod hold;
 mod idle;
 mod layout;
@@ -51,7 +52,8 @@ pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, Plan, PlanRules};
 pub(crate) use restore::{Fate, Obstacle};
 pub(crate) use size::{
-    ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, Whole, class_of, large_segment, rounded,
+    ArenaKind, Divisions, LARGE_UNIT, SMALL_MAX, Whole, class_bytes_of, class_of, large_segment,
+    rounded,
 };
 pub(crate) use slots::LARGE_PAGE;
 pub(crate) use tally::{METRICS, Tally, Turn, metric};
@@ -96,11 +98,13 @@ pub(crate) struct BlockView {
 pub(crate) struct Heap {
     /// Its part in finding the device's peaks.
     pub(crate) turn: Turn,
+    /// What was asked for of the block at hand: 0 if it is free.
+    held_requested: u32,
     slots: Vec<PageSlot>,
     blocks: BlockTable,
     /// Where the block starts that was last taken from those kept aside: what is freed next is
-    /// often that one, and is found with no look at tables of addresses. Beyond all if it went
-    /// back.
+    /// often that one, and is found with no look at tables of addresses. It may be at hand (see
+    /// `hand`). Beyond all if it went back.
     recent_start: Address,
     /// What is in use, counted.
     pub(crate) tally: Tally,
@@ -124,14 +128,12 @@ pub(crate) struct Heap {
     outside: Tally,
     /// How many allocations were served when it was last asked.
     counted: u64,
+    /// The heap's number among those of its device.
+    pub(crate) number: u32,
 }
 
-/// The lock takes a word in front.
-const _: () = {
-    assert!(std::mem::offset_of!(Heap, blocks) + 8 + size_of::<Vec<Block>>() == 64);
-    let hot = std::mem::offset_of!(Heap, tally) + 8;
-    assert!(hot / 64 == (hot + Tally::HOT - 1) / 64);
-};
+/// The lock takes a word in front, and both begin a pair of lines.
+const _: () = assert!(8 + std::mem::offset_of!(Heap, tally) + Tally::HOT == 128);
 
 impl Heap {
     /// A heap without memory, which hands some blocks out whole.
@@ -157,6 +159,8 @@ impl Heap {
             outside: Tally::default(),
             counted: 0,
             turn: Turn::default(),
+            held_requested: 0,
+            number: 0,
         }
     }
 

@@ -92,13 +92,32 @@ pub(crate) fn class_of(bytes: Bytes) -> u8 {
 
 /// The size of the blocks of a class, in bytes.
 #[inline]
-pub(crate) fn class_bytes(class: u8) -> Bytes {
-    let class = u64::from(class);
+pub(crate) const fn class_bytes(class: u8) -> Bytes {
+    let class = class as u64;
     if class < 32 {
         return (class + 1) * SMALL_UNIT;
     }
     let shift = class / 16 - 1;
     ((class - shift * 16 + 1) << shift) * SMALL_UNIT
+}
+
+/// The same by a look-up, which for the hot path costs less.
+#[inline(always)]
+pub(crate) fn class_bytes_of(class: u8) -> Bytes {
+    Bytes::from(BYTES_OF_CLASS[usize::from(class)])
+}
+
+/// A class is a byte, so that none is out of bounds.
+static BYTES_OF_CLASS: [u32; 256] = bytes_of_classes();
+
+const fn bytes_of_classes() -> [u32; 256] {
+    let mut bytes = [0; 256];
+    let mut class = 0;
+    while class < CLASSES {
+        bytes[class] = class_bytes(class as u8) as u32;
+        class += 1;
+    }
+    bytes
 }
 
 /// How many of the next larger classes have blocks that are at most an eighth longer.
@@ -210,6 +229,7 @@ mod tests {
             let exact = align_up(bytes, SMALL_UNIT);
             assert!((served - exact) * 16 <= exact, "{bytes} bytes in blocks of {served}");
             assert_eq!(class_of(served), class);
+            assert_eq!(class_bytes_of(class), served);
             assert!(bin_of(served - SMALL_UNIT) < bin_of(served), "a class begins a bin");
             assert_eq!(bin_of_class(class), bin_of(served));
         }

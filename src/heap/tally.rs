@@ -17,6 +17,14 @@ pub(crate) mod metric {
     pub(crate) const ACTIVE_BYTES: usize = 12;
 }
 
+/// One quantity of the small pool. The two stand side by side, rather than each with those of other
+/// quantities, since compilers would add those as vectors, which takes longer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Small {
+    room: i64,
+    added: i64,
+}
+
 /// One quantity of the large pool.
 #[derive(Clone, Copy, Debug, Default)]
 struct Large {
@@ -38,8 +46,7 @@ struct Large {
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub(crate) struct Tally {
-    room: [i64; 3],
-    added: [i64; 3],
+    small: [Small; 3],
     large: [Large; 3],
     limit: [i64; 3],
     /// What the small pool, and what both pools together may come to.
@@ -77,9 +84,9 @@ impl Tally {
         let values = [1, bytes as i64, requested as i64];
         let mut signs = 0;
         for k in 0..3 {
-            self.added[k] += values[k];
-            self.room[k] -= values[k];
-            signs |= self.room[k];
+            self.small[k].added += values[k];
+            self.small[k].room -= values[k];
+            signs |= self.small[k].room;
         }
         signs < 0
     }
@@ -103,9 +110,9 @@ impl Tally {
     #[inline(always)]
     fn find_room(&mut self, k: usize) -> i64 {
         let limit = self.limit_small[k].min(self.limit_all[k] - self.large[k].live);
-        self.room[k] += limit - self.limit[k];
+        self.small[k].room += limit - self.limit[k];
         self.limit[k] = limit;
-        self.room[k]
+        self.small[k].room
     }
 
     /// Looks into it, where an allocation may have exceeded a lease: mostly there is room after all
@@ -138,7 +145,7 @@ impl Tally {
                 };
             let live = self.live_small(k);
             let limit = limit_small.min(limit_all - self.large[k].live);
-            (self.limit[k], self.room[k]) = (limit, limit - live);
+            (self.limit[k], self.small[k].room) = (limit, limit - live);
             (self.limit_small[k], self.limit_all[k]) = (limit_small, limit_all);
             self.large[k].limit = limit_large;
             self.exceeded |= live > limit || self.large[k].live > limit_large;
@@ -165,9 +172,9 @@ impl Tally {
     /// Counts the end of an allocation of the small pool.
     #[inline(always)]
     pub(crate) fn free_small(&mut self, bytes: Bytes, requested: Bytes) {
-        self.room[0] += 1;
-        self.room[1] += bytes as i64;
-        self.room[2] += requested as i64;
+        self.small[0].room += 1;
+        self.small[1].room += bytes as i64;
+        self.small[2].room += requested as i64;
     }
 
     /// Counts the end of an allocation of the large pool.
@@ -184,7 +191,7 @@ impl Tally {
     fn subtract(&mut self, arena: ArenaKind, values: [i64; 3]) {
         for (k, value) in values.into_iter().enumerate() {
             match arena {
-                ArenaKind::Small => self.room[k] += value,
+                ArenaKind::Small => self.small[k].room += value,
                 ArenaKind::Large => self.large[k].live -= value,
             }
         }
@@ -196,7 +203,7 @@ impl Tally {
     }
 
     fn live_small(&self, k: usize) -> i64 {
-        self.limit[k] - self.room[k]
+        self.limit[k] - self.small[k].room
     }
 
     /// What is live of one pool.
@@ -239,13 +246,13 @@ impl Tally {
 
     /// How many allocations were ever counted.
     pub(crate) fn allocations(&self) -> u64 {
-        (self.added[0] + self.large[0].added) as u64
+        (self.small[0].added + self.large[0].added) as u64
     }
 
     /// Everything ever added, by quantity.
     pub(crate) fn added(&self) -> [i64; METRICS] {
         let [count, bytes, requested] = [0, 1, 2].map(|k| {
-            let (small, large) = (self.added[k], self.large[k].added);
+            let (small, large) = (self.small[k].added, self.large[k].added);
             [small + large, small, large]
         });
         gather([count, bytes, requested, count, bytes])
@@ -260,57 +267,77 @@ fn gather(parts: [[i64; 3]; 5]) -> [i64; METRICS] {
     out
 }
 
-/// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`), and whether
-/// its calls take the hot path.
-#[derive(Debug, Default)]
-pub(crate) struct Turn {
-    /// Whether the hot path may free here: nothing keeps it out, and the heap is a holder.
-    pub(crate) ready: bool,
-    /// Whether its leases may be above its values.
-    holder: bool,
-    /// What keeps the hot path out, as bits.
-    barred: u8,
-    /// The heap's number among those of its device.
-    pub(crate) number: u32,
-}
+/// What a heap keeps of its part in finding the device's peaks (see `engine::peaks`), whether its
+/// calls take the hot path, and what lies at hand: in one word, so that most calls ask once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Turn(u32);
 
+/// The hot path may free here: nothing keeps it out, and the heap is a holder.
+const READY: u32 = 1;
+/// Its leases may be above its values.
+const HOLDER: u32 = 2;
 /// The stream is about to be destroyed, or was: the next allocation is to be seen to be one of a
-/// new stream.
-const RETIRED: u8 = 1;
-/// Calls are recorded.
-const RECORDED: u8 = 2;
+/// new stream. This keeps the hot path out.
+const RETIRED: u32 = 4;
+/// Calls are recorded. This does, too.
+const RECORDED: u32 = 8;
+const BARRED: u32 = RETIRED | RECORDED;
+/// Where the units of the block at hand begin.
+const HELD: u32 = 16;
 
 impl Turn {
     /// Whether the hot path may allocate here. What is no holder has no lease to spare, and becomes
     /// one as its lease is extended.
     #[inline(always)]
-    pub(crate) fn allocates(&self) -> bool {
-        self.barred == 0
+    pub(crate) fn allocates(self) -> bool {
+        self.0 & BARRED == 0
     }
 
-    pub(crate) fn is_retired(&self) -> bool {
-        self.barred & RETIRED != 0
+    /// The same, where no block is at hand.
+    #[inline(always)]
+    pub(crate) fn allocates_with_none_at_hand(self) -> bool {
+        self.0 & (BARRED | u32::MAX << HELD) == 0
     }
 
-    pub(crate) fn is_holder(&self) -> bool {
-        self.holder
+    /// Whether the hot path may free here.
+    #[inline(always)]
+    pub(crate) fn is_ready(self) -> bool {
+        self.0 & READY != 0
+    }
+
+    /// The length of the block at hand, in units of the arena of small requests; 0: there is none.
+    #[inline(always)]
+    pub(super) fn held(self) -> u32 {
+        self.0 >> HELD
+    }
+
+    #[inline(always)]
+    pub(super) fn set_held(&mut self, units: u32) {
+        self.0 = self.0 & ((1 << HELD) - 1) | units << HELD;
+    }
+
+    pub(crate) fn is_retired(self) -> bool {
+        self.0 & RETIRED != 0
+    }
+
+    pub(crate) fn is_holder(self) -> bool {
+        self.0 & HOLDER != 0
     }
 
     pub(crate) fn set_holder(&mut self, holder: bool) {
-        self.holder = holder;
-        self.ready = holder && self.barred == 0;
+        self.set(HOLDER, holder);
     }
 
     pub(crate) fn set_retired(&mut self, retired: bool) {
-        self.bar(RETIRED, retired);
+        self.set(RETIRED, retired);
     }
 
     pub(crate) fn set_recorded(&mut self, recorded: bool) {
-        self.bar(RECORDED, recorded);
+        self.set(RECORDED, recorded);
     }
 
-    fn bar(&mut self, reason: u8, bars: bool) {
-        self.barred = self.barred & !reason | if bars { reason } else { 0 };
-        self.ready = self.holder && self.barred == 0;
+    fn set(&mut self, bit: u32, is_set: bool) {
+        let bits = self.0 & !(bit | READY) | if is_set { bit } else { 0 };
+        self.0 = bits | if bits & (HOLDER | BARRED) == HOLDER { READY } else { 0 };
     }
 }

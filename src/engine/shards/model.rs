@@ -10,6 +10,7 @@ use std::sync::Arc;
 use loom::model::Builder;
 use loom::thread;
 
+use super::directory::front_place;
 use super::*;
 
 /// Every order in which threads are interrupted up to three times: few faults need more, and
@@ -115,10 +116,13 @@ fn lanes_are_different_heaps_of_the_stream_whenever_they_are_looked_at() {
             let (shards, first) = other;
             assert_lanes(&shards, &first);
             assert_eq!(shards.lane_of(&first, 1).stream, first.stream);
+            let alone = shards.find_alone(first.stream);
+            assert!(alone.is_none_or(|found| found.number == first.number));
         });
         (0..=COLLISIONS).for_each(|turn| shards.collide(&first, 1 + turn as usize % 2));
         thread.join().unwrap();
         assert_eq!(assert_lanes(&shards, &first), 2);
+        assert!(shards.find_alone(first.stream).is_none());
         assert_eq!(shards.lane_of(&first, 1).number, 1);
         assert_eq!(shards.lane_of(&first, 2).number, 0);
     });
