@@ -125,6 +125,38 @@ fn a_stream_under_a_retired_name_is_waited_for_itself() {
     rig.finish();
 }
 
+/// The name was retired before it had memory, or before it had any in the pool.
+#[test]
+fn memory_of_a_stream_under_a_retired_name_is_taken_in_its_order() {
+    for in_pool in [false, true] {
+        let rig = Rig::of(8 * MIB);
+        let (name, pool) = (StreamId(0x77), PoolId(0, 1));
+        if in_pool {
+            let before = rig.allocate(MIB, name);
+            rig.free(before);
+        }
+        rig.allocator.retire_stream(GPU, name).unwrap();
+        if in_pool {
+            rig.allocator.empty_cache().unwrap();
+            rig.allocator.begin_allocate_to_pool(GPU, pool, move |on| on == name).unwrap();
+        }
+        let old = rig.allocate(8 * MIB, name);
+        rig.device().hold(name).unwrap();
+        rig.fill(old, 0xaa, 8 * MIB, name);
+        rig.free(old);
+        if in_pool {
+            rig.allocator.end_allocate_to_pool(GPU, pool).unwrap();
+            rig.allocator.release_pool(GPU, pool).unwrap();
+        }
+        let new = rig.allocate(8 * MIB, B);
+        rig.fill(new, 0xbb, 8 * MIB, B);
+        rig.device().resume(name).unwrap();
+        rig.assert_filled(new, 0xbb, 8 * MIB);
+        rig.free(new);
+        rig.finish();
+    }
+}
+
 /// A real driver may fault at the name of a stream that is gone.
 #[test]
 fn nothing_is_asked_of_streams_that_were_retired() {
