@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{A, B, GPU, Rig, capacity};
+use common::{A, B, C, GPU, Rig, capacity};
 use plugalloc::cpp::CachingAllocator;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimMachine, SimOptions};
@@ -155,6 +155,34 @@ fn memory_of_a_stream_under_a_retired_name_is_taken_in_its_order() {
         rig.free(new);
         rig.finish();
     }
+}
+
+/// A stream is destroyed with work held back, and the driver gives its name to the next one, which
+/// ends without having used any memory.
+#[test]
+fn a_name_that_is_retired_twice_still_stands_for_what_the_first_stream_left() {
+    let rig = Rig::of(8 * MIB);
+    let last = rig.device().stream_create().unwrap();
+    let name = StreamId(last.0 + 0x100);
+    let old = rig.allocate(8 * MIB, name);
+    let event = rig.device().event_create().unwrap();
+    rig.device().hold(C).unwrap();
+    rig.device().event_record(event, C).unwrap();
+    rig.device().stream_wait_event(name, event).unwrap();
+    rig.fill(old, 0xaa, 8 * MIB, name);
+    rig.free(old);
+    rig.allocator.retire_stream(GPU, name).unwrap();
+    rig.device().stream_destroy(name).unwrap();
+    assert_eq!(rig.device().stream_create().unwrap(), name);
+    rig.allocator.retire_stream(GPU, name).unwrap();
+    rig.device().stream_destroy(name).unwrap();
+    let new = rig.allocate(8 * MIB, B);
+    rig.fill(new, 0xbb, 8 * MIB, B);
+    rig.device().resume(C).unwrap();
+    rig.assert_filled(new, 0xbb, 8 * MIB);
+    rig.free(new);
+    rig.device().event_destroy(event).unwrap();
+    rig.finish();
 }
 
 /// A real driver may fault at the name of a stream that is gone.
