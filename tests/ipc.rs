@@ -258,6 +258,35 @@ fn memory_is_opened_in_its_own_process_where_it_has_descriptors() {
     finish(&device, &allocator);
 }
 
+/// The descriptors of the second allocation have the numbers that those of the first one had.
+#[test]
+fn what_is_shared_later_is_not_taken_for_what_is_still_open() {
+    // A process of its own: other tests open files at the same time.
+    let test = "what_is_shared_later_is_not_taken_for_what_is_still_open";
+    if std::env::var(CHILD).is_ok_and(|name| name == test) {
+        let (device, allocator) = open(capacity(GIB));
+        let (user, opener) = open(capacity(GIB));
+        let blocks = [0x11, 0x22].map(|value| {
+            let block = allocator.allocate(GPU, 16 * MIB, A).unwrap();
+            device.fill_async(block, value, 16 * MIB, A).unwrap();
+            (block, value)
+        });
+        let opened = blocks.map(|(block, value)| {
+            let shared = allocator.share(block).unwrap();
+            let opened = opener.open_shared(GPU, &shared.handle).unwrap();
+            assert_filled(&user, opened.address() + shared.offset, value, 16 * MIB);
+            allocator.free(block).unwrap();
+            opened
+        });
+        drop(opened);
+        finish(&user, &opener);
+        finish(&device, &allocator);
+        println!("\nENDED");
+        return;
+    }
+    Sharer::start(test).end();
+}
+
 #[test]
 fn what_is_no_shared_memory_is_refused() {
     let (device, allocator) = open(capacity(GIB));

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::allocate::foreign;
 use super::ipc_format::{Piece, Shared};
@@ -31,6 +32,9 @@ struct Export {
     /// File descriptors stay open, since their numbers are what was shared.
     _open: Vec<ShareableHandle>,
 }
+
+/// How many exports this process has made, of all its allocators.
+static EXPORTS: AtomicU64 = AtomicU64::new(0);
 
 /// Memory of another process.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +69,8 @@ impl Engine {
         let shared = self.export(at, pinned).and_then(|(shared, open)| {
             // A free of the allocation passes by `end_export` from now on.
             set_shared(at, start)?;
-            Ok(Export { pinned, bytes: shared.to_bytes(), _open: open })
+            let bytes = shared.to_bytes(EXPORTS.fetch_add(1, Ordering::Relaxed));
+            Ok(Export { pinned, bytes, _open: open })
         });
         let export = match shared {
             Ok(export) => export,
