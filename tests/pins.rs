@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
 use plugalloc::error::{DriverCall, Error, PointerFault};
-use plugalloc::units::{Address, Bytes, GIB, MIB};
+use plugalloc::units::{Address, Bytes, GIB, MIB, PoolId};
 use plugalloc::{Allocator, Config, MappingChange};
 
 fn open(options: SimOptions, config: Config) -> (Arc<SimDevice>, Arc<Allocator>) {
@@ -390,4 +390,43 @@ fn observers_come_and_go_while_memory_is_put_aside() {
     allocator.free(block).unwrap();
     finish(&device, &allocator);
     assert!(seen.lock().spans.is_empty());
+}
+
+#[test]
+fn what_could_not_be_given_back_is_told_before_the_call_ends() {
+    let pool = PoolId(0, 1);
+    for way in ["pool", "idle", "direct"] {
+        let (device, allocator) = open(plain(64 * MIB), config(|c| c.release_idle_ms = 10));
+        let seen = observe(&allocator, &device);
+        if way == "pool" {
+            allocator.begin_allocate_to_pool(GPU, pool, |on| on == A).unwrap();
+        }
+        let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+        allocator.free(block).unwrap();
+        if way == "pool" {
+            allocator.end_allocate_to_pool(GPU, pool).unwrap();
+            allocator.release_pool(GPU, pool).unwrap();
+        }
+        device.fail_nth(DriverCall::Free, 1);
+        match way {
+            "pool" => allocator.empty_pool(pool).unwrap_err(),
+            "idle" => {
+                let look = |ms: u64| {
+                    allocator.clock().set_us(ms * 1000);
+                    allocator.process_events()
+                };
+                [11, 22].into_iter().find_map(|ms| look(ms).err()).unwrap()
+            }
+            _ => {
+                allocator.set_caching(false);
+                let error = allocator.allocate(GPU, 60 * MIB, B).unwrap_err();
+                allocator.set_caching(true);
+                error
+            }
+        };
+        let counts = |seen: &Seen| (seen.mapped, seen.unmapped);
+        assert_eq!(counts(&seen.lock()), (2, 1), "{way}");
+        finish(&device, &allocator);
+        assert!(seen.lock().spans.is_empty());
+    }
 }
