@@ -8,7 +8,7 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use common::{A, B, GPU, capacity, fault, plain};
@@ -285,6 +285,28 @@ fn what_is_shared_later_is_not_taken_for_what_is_still_open() {
         return;
     }
     Sharer::start(test).end();
+}
+
+/// Whoever gets a handle may have sent it already when another thread shares the same.
+#[test]
+fn threads_that_share_an_allocation_get_the_same_handle() {
+    let (device, allocator) = open(capacity(64 * MIB));
+    for _ in 0..1500 {
+        let block = allocator.allocate(GPU, MIB, A).unwrap();
+        let start = Barrier::new(3);
+        let share = || {
+            start.wait();
+            allocator.share(block).unwrap()
+        };
+        let shared = std::thread::scope(|scope| {
+            let threads = [(); 3].map(|()| scope.spawn(share));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let last = allocator.share(block).unwrap();
+        assert!(shared.iter().all(|one| *one == last), "{shared:?}, then {last:?}");
+        allocator.free(block).unwrap();
+    }
+    finish(&device, &allocator);
 }
 
 #[test]

@@ -79,12 +79,16 @@ impl Engine {
                 return Err(error);
             }
         };
-        let found = (export.bytes.clone(), address - pinned.address);
-        if let Some(other) = self.ipc.lock().exports.insert(start, export) {
-            // Another thread shared it meanwhile; both forms are good as long as they are kept.
-            self.unpin(other.pinned.number)?;
+        let (bytes, number) = {
+            let mut ipc = self.ipc.lock();
+            // What another thread shared meanwhile stays, since that may be on its way already.
+            let kept = ipc.exports.entry(start).or_insert(export);
+            (kept.bytes.clone(), kept.pinned.number)
+        };
+        if number != pinned.number {
+            self.unpin(pinned.number)?;
         }
-        Ok(found)
+        Ok((bytes, address - pinned.address))
     }
 
     /// Exports what is pinned, which is a segment or whole handles.
