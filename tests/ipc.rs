@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::{A, B, GPU, capacity, fault, plain};
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
-use plugalloc::error::{Error, PointerFault};
+use plugalloc::error::{DriverCall, Error, PointerFault};
 use plugalloc::units::{Address, Bytes, GIB, GRANULE, MIB};
 use plugalloc::{Allocator, Config, SharedMemory};
 
@@ -339,7 +339,7 @@ fn a_failed_import_leaves_nothing_behind() {
     let handle = allocator.share(block).unwrap().handle;
     drop(allocator.open_shared(GPU, &handle).unwrap());
     let used = device.ledger().used;
-    use plugalloc::error::DriverCall::{ImportHandle, Map, Reserve, SetAccess};
+    use DriverCall::{ImportHandle, Map, Reserve, SetAccess};
     for (call, nth) in [(Reserve, 1), (ImportHandle, 2), (Map, 1), (Map, 3), (SetAccess, 2)] {
         device.fail_nth(call, nth);
         allocator.open_shared(GPU, &handle).unwrap_err();
@@ -351,4 +351,23 @@ fn a_failed_import_leaves_nothing_behind() {
     drop(opened);
     allocator.free(block).unwrap();
     finish(&device, &allocator);
+}
+
+/// The handle itself cannot be given back then, but nothing stays mapped to it.
+#[test]
+fn an_import_whose_handle_cannot_be_given_back_leaves_no_addresses_behind() {
+    let (device, allocator) = open(capacity(GIB));
+    let block = allocator.allocate(GPU, 40 * MIB, A).unwrap();
+    let handle = allocator.share(block).unwrap().handle;
+    for nth in [1, 2] {
+        device.fail_nth(DriverCall::Release, nth);
+        match allocator.open_shared(GPU, &handle).unwrap_err() {
+            Error::Device(error) => assert_eq!(error.call, DriverCall::Release, "{error}"),
+            error => panic!("{error}"),
+        }
+    }
+    drop(allocator.open_shared(GPU, &handle).unwrap());
+    allocator.free(block).unwrap();
+    allocator.is_quiescent().unwrap();
+    allocator.is_valid().unwrap();
 }

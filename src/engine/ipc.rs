@@ -206,8 +206,11 @@ impl Engine {
             opened
         });
         // Mapped memory does not need its handle.
-        self.device.release(handle)?;
-        mapped
+        let released = self.device.release(handle);
+        if mapped.is_ok() && released.is_err() {
+            self.device.unmap(at, bytes)?;
+        }
+        mapped.and(released)
     }
 
     /// Closes one opening. The last one waits for the device, and unmaps.
