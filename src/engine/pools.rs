@@ -256,9 +256,12 @@ impl Engine {
         if let Some(&number) = pools.entry(pool.id)?.heaps.get(&stream) {
             return Ok(number);
         }
+        // Segments go back to where their own pool has them from.
         let fits = |number: u32| {
-            let left = self.shards.get(number).map(|shard| shard.heap.lock().has_memory());
-            left == Some(false) || !pool.takes_segments()
+            self.shards.get(number).is_some_and(|shard| {
+                !(pool.takes_segments() || shard.takes_segments())
+                    || !shard.heap.lock().has_memory()
+            })
         };
         let left = pools.vacant.iter().position(|&(of, number)| of == stream && fits(number));
         let number = match left.map(|at| pools.vacant.swap_remove(at).1) {
@@ -272,8 +275,9 @@ impl Engine {
             shard.set_pool(Arc::clone(pool));
             let mut heap = shard.heap.lock();
             heap.hold_all(true);
-            if pool.no_split.load(Ordering::Relaxed) {
-                heap.split_no_more();
+            match pool.no_split.load(Ordering::Relaxed) {
+                true => heap.split_no_more(),
+                false => heap.split_as(self.whole),
             }
         }
         pools.entry(pool.id)?.heaps.insert(stream, number);
