@@ -400,3 +400,20 @@ fn segments_of_a_source_go_back_there_whatever_pool_comes_next() {
     assert!(source.live.lock().is_empty());
     rig.finish();
 }
+
+#[test]
+fn pools_that_come_and_go_do_not_each_leave_a_heap_behind() {
+    let rig = Rig::of(GIB);
+    for number in 1..1000 {
+        let pool = PoolId(0, number);
+        rig.begin(pool, &[A]);
+        let block = rig.allocate(5 * MIB, A);
+        rig.free(block);
+        rig.end(pool);
+        rig.release(pool);
+    }
+    let shown = format!("{:?}", rig.allocator);
+    let heaps = shown.split("streams: ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(heaps.parse::<u32>().unwrap() < 100, "{heaps} heaps");
+    rig.finish();
+}
