@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::heap::{ArenaKind, Heap};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
-use crate::units::{Address, Bytes, GRANULE, MIB, PoolId, align_up};
+use crate::units::{Address, Bytes, GRANULE, MAX_REQUEST, MIB, PoolId, align_up};
 
 /// Large requests below this share segments of the configured size.
 const OWN_SEGMENT: Bytes = 10 * MIB;
@@ -21,7 +21,7 @@ impl Engine {
         match kind {
             ArenaKind::Small => 2 * MIB,
             ArenaKind::Large if bytes < OWN_SEGMENT => {
-                align_up(self.config.large_segment_size.max(bytes), GRANULE)
+                align_up(self.config.large_segment_size.min(MAX_REQUEST).max(bytes), GRANULE)
             }
             ArenaKind::Large => align_up(bytes, GRANULE),
         }

@@ -232,7 +232,7 @@ impl Heap {
         let size = self.blocks[id].bytes;
         match self.whole {
             Some((limit, rounding)) if size >= limit => {
-                (bytes >= limit && size < bytes + rounding).then_some(size)
+                (bytes >= limit && size - bytes < rounding).then_some(size)
             }
             _ => Some(bytes),
         }
