@@ -8,13 +8,13 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use common::{A, B, GPU, capacity, fault, plain};
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
-use plugalloc::error::{Error, PointerFault};
+use plugalloc::error::{DriverCall, Error, PointerFault};
 use plugalloc::units::{Address, Bytes, GIB, GRANULE, MIB};
 use plugalloc::{Allocator, Config, SharedMemory};
 
@@ -258,6 +258,57 @@ fn memory_is_opened_in_its_own_process_where_it_has_descriptors() {
     finish(&device, &allocator);
 }
 
+/// The descriptors of the second allocation have the numbers that those of the first one had.
+#[test]
+fn what_is_shared_later_is_not_taken_for_what_is_still_open() {
+    // A process of its own: other tests open files at the same time.
+    let test = "what_is_shared_later_is_not_taken_for_what_is_still_open";
+    if std::env::var(CHILD).is_ok_and(|name| name == test) {
+        let (device, allocator) = open(capacity(GIB));
+        let (user, opener) = open(capacity(GIB));
+        let blocks = [0x11, 0x22].map(|value| {
+            let block = allocator.allocate(GPU, 16 * MIB, A).unwrap();
+            device.fill_async(block, value, 16 * MIB, A).unwrap();
+            (block, value)
+        });
+        let opened = blocks.map(|(block, value)| {
+            let shared = allocator.share(block).unwrap();
+            let opened = opener.open_shared(GPU, &shared.handle).unwrap();
+            assert_filled(&user, opened.address() + shared.offset, value, 16 * MIB);
+            allocator.free(block).unwrap();
+            opened
+        });
+        drop(opened);
+        finish(&user, &opener);
+        finish(&device, &allocator);
+        println!("\nENDED");
+        return;
+    }
+    Sharer::start(test).end();
+}
+
+/// Whoever gets a handle may have sent it already when another thread shares the same.
+#[test]
+fn threads_that_share_an_allocation_get_the_same_handle() {
+    let (device, allocator) = open(capacity(64 * MIB));
+    for _ in 0..1500 {
+        let block = allocator.allocate(GPU, MIB, A).unwrap();
+        let start = Barrier::new(3);
+        let share = || {
+            start.wait();
+            allocator.share(block).unwrap()
+        };
+        let shared = std::thread::scope(|scope| {
+            let threads = [(); 3].map(|()| scope.spawn(share));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let last = allocator.share(block).unwrap();
+        assert!(shared.iter().all(|one| *one == last), "{shared:?}, then {last:?}");
+        allocator.free(block).unwrap();
+    }
+    finish(&device, &allocator);
+}
+
 #[test]
 fn what_is_no_shared_memory_is_refused() {
     let (device, allocator) = open(capacity(GIB));
@@ -288,7 +339,7 @@ fn a_failed_import_leaves_nothing_behind() {
     let handle = allocator.share(block).unwrap().handle;
     drop(allocator.open_shared(GPU, &handle).unwrap());
     let used = device.ledger().used;
-    use plugalloc::error::DriverCall::{ImportHandle, Map, Reserve, SetAccess};
+    use DriverCall::{ImportHandle, Map, Reserve, SetAccess};
     for (call, nth) in [(Reserve, 1), (ImportHandle, 2), (Map, 1), (Map, 3), (SetAccess, 2)] {
         device.fail_nth(call, nth);
         allocator.open_shared(GPU, &handle).unwrap_err();
@@ -300,4 +351,23 @@ fn a_failed_import_leaves_nothing_behind() {
     drop(opened);
     allocator.free(block).unwrap();
     finish(&device, &allocator);
+}
+
+/// The handle itself cannot be given back then, but nothing stays mapped to it.
+#[test]
+fn an_import_whose_handle_cannot_be_given_back_leaves_no_addresses_behind() {
+    let (device, allocator) = open(capacity(GIB));
+    let block = allocator.allocate(GPU, 40 * MIB, A).unwrap();
+    let handle = allocator.share(block).unwrap().handle;
+    for nth in [1, 2] {
+        device.fail_nth(DriverCall::Release, nth);
+        match allocator.open_shared(GPU, &handle).unwrap_err() {
+            Error::Device(error) => assert_eq!(error.call, DriverCall::Release, "{error}"),
+            error => panic!("{error}"),
+        }
+    }
+    drop(allocator.open_shared(GPU, &handle).unwrap());
+    allocator.free(block).unwrap();
+    allocator.is_quiescent().unwrap();
+    allocator.is_valid().unwrap();
 }

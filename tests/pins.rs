@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimDevice, SimMachine, SimOptions};
 use plugalloc::error::{DriverCall, Error, PointerFault};
-use plugalloc::units::{Address, Bytes, GIB, MIB};
-use plugalloc::{Allocator, Config};
+use plugalloc::units::{Address, Bytes, GIB, MIB, PoolId};
+use plugalloc::{Allocator, Config, MappingChange};
 
 fn open(options: SimOptions, config: Config) -> (Arc<SimDevice>, Arc<Allocator>) {
     let machine = SimMachine::new(options).unwrap();
@@ -287,5 +287,146 @@ fn who_comes_late_hears_nothing_of_what_is_about_to_go() {
     allocator.is_valid().unwrap();
     for seen in [early, late, last] {
         assert!(seen.lock().spans.is_empty(), "{:?}", seen.lock().spans);
+    }
+}
+
+/// What an observer gives back is told later, and is there until then.
+#[test]
+fn what_an_observer_gives_back_disappears_after_it_was_told() {
+    for options in [plain(256 * MIB), capacity(256 * MIB)] {
+        let (device, allocator) = open(options, Config::default());
+        let seen = observe(&allocator, &device);
+        let [first, second] = [A, B].map(|on| allocator.allocate(GPU, 30 * MIB, on).unwrap());
+        let weak = Arc::downgrade(&allocator);
+        let left = Mutex::new(Some(second));
+        let id = allocator.observe_mappings(move |event| {
+            let Some(allocator) = weak.upgrade() else { return };
+            if event.change == MappingChange::Unmapping {
+                let block = left.lock().take();
+                block.into_iter().for_each(|block| allocator.free(block).unwrap());
+                allocator.empty_cache().unwrap();
+            }
+        });
+        allocator.free(first).unwrap();
+        allocator.empty_cache().unwrap();
+        allocator.is_valid().unwrap();
+        assert!(allocator.unobserve_mappings(id));
+        finish(&device, &allocator);
+        assert!(seen.lock().spans.is_empty());
+    }
+}
+
+#[test]
+fn nothing_goes_where_a_capture_begins_while_observers_are_told() {
+    for options in [plain(256 * MIB), capacity(256 * MIB)] {
+        let (device, allocator) = open(options, Config::default());
+        let seen = observe(&allocator, &device);
+        let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+        let weak = Arc::downgrade(&allocator);
+        let begun = Mutex::new(false);
+        let id = allocator.observe_mappings(move |event| {
+            let Some(allocator) = weak.upgrade() else { return };
+            if event.change == MappingChange::Unmapping
+                && !std::mem::replace(&mut *begun.lock(), true)
+            {
+                allocator.mark_capture_begin(GPU).unwrap();
+            }
+        });
+        allocator.free(block).unwrap();
+        allocator.empty_cache().unwrap();
+        let ledger = device.ledger();
+        assert_eq!((ledger.calls(DriverCall::Free), ledger.calls(DriverCall::Unmap)), (0, 0));
+        assert_eq!(allocator.allocate(GPU, 30 * MIB, A).unwrap(), block);
+        assert!(seen.lock().covers(block, 30 * MIB));
+        allocator.mark_capture_end(GPU).unwrap();
+        allocator.free(block).unwrap();
+        assert!(allocator.unobserve_mappings(id));
+        finish(&device, &allocator);
+        assert!(seen.lock().spans.is_empty());
+    }
+}
+
+#[test]
+fn an_observer_that_comes_during_a_call_of_another_hears_everything_once() {
+    for change in [MappingChange::Mapped, MappingChange::Unmapping] {
+        let (device, allocator) = open(capacity(64 * MIB), Config::default());
+        let (weak, machine) = (Arc::downgrade(&allocator), Arc::clone(&device));
+        let late = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&late);
+        let id = allocator.observe_mappings(move |event| {
+            let Some(allocator) = weak.upgrade() else { return };
+            if event.change == change && place.lock().is_none() {
+                *place.lock() = Some(observe(&allocator, &machine));
+            }
+        });
+        // Of several handles, each of which is told by itself.
+        let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+        allocator.free(block).unwrap();
+        allocator.empty_cache().unwrap();
+        let seen = late.lock().take().unwrap();
+        assert!(seen.lock().mapped > 1 && seen.lock().spans.is_empty());
+        assert!(allocator.unobserve_mappings(id));
+        finish(&device, &allocator);
+    }
+}
+
+/// What nobody is left to be told of does not keep the next observer from coming.
+#[test]
+fn observers_come_and_go_while_memory_is_put_aside() {
+    let (device, allocator) = open(plain(256 * MIB), config(|c| c.release_idle_ms = 10));
+    let id = allocator.observe_mappings(|_| {});
+    let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    for (stream, ms) in [(B, 11), (C, 22)] {
+        allocator.clock().set_us(ms * 1000);
+        let block = allocator.allocate(GPU, 12 * MIB, stream).unwrap();
+        allocator.free(block).unwrap();
+    }
+    assert!(allocator.unobserve_mappings(id));
+    allocator.empty_cache().unwrap();
+    let seen = observe(&allocator, &device);
+    let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+    assert!(seen.lock().covers(block, 30 * MIB));
+    allocator.free(block).unwrap();
+    finish(&device, &allocator);
+    assert!(seen.lock().spans.is_empty());
+}
+
+#[test]
+fn what_could_not_be_given_back_is_told_before_the_call_ends() {
+    let pool = PoolId(0, 1);
+    for way in ["pool", "idle", "direct"] {
+        let (device, allocator) = open(plain(64 * MIB), config(|c| c.release_idle_ms = 10));
+        let seen = observe(&allocator, &device);
+        if way == "pool" {
+            allocator.begin_allocate_to_pool(GPU, pool, |on| on == A).unwrap();
+        }
+        let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+        allocator.free(block).unwrap();
+        if way == "pool" {
+            allocator.end_allocate_to_pool(GPU, pool).unwrap();
+            allocator.release_pool(GPU, pool).unwrap();
+        }
+        device.fail_nth(DriverCall::Free, 1);
+        match way {
+            "pool" => allocator.empty_pool(pool).unwrap_err(),
+            "idle" => {
+                let look = |ms: u64| {
+                    allocator.clock().set_us(ms * 1000);
+                    allocator.process_events()
+                };
+                [11, 22].into_iter().find_map(|ms| look(ms).err()).unwrap()
+            }
+            _ => {
+                allocator.set_caching(false);
+                let error = allocator.allocate(GPU, 60 * MIB, B).unwrap_err();
+                allocator.set_caching(true);
+                error
+            }
+        };
+        let counts = |seen: &Seen| (seen.mapped, seen.unmapped);
+        assert_eq!(counts(&seen.lock()), (2, 1), "{way}");
+        finish(&device, &allocator);
+        assert!(seen.lock().spans.is_empty());
     }
 }

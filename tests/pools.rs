@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::{A, B, C, GPU, Rig, capacity, config, plain};
+use plugalloc::device::sim::SimOptions;
 use plugalloc::error::{DriverCall, Error, Result};
 use plugalloc::units::{Address, DeviceId, GIB, MIB, PoolId, StreamId};
 use plugalloc::{Config, SegmentSource};
@@ -342,5 +343,77 @@ fn threads_allocate_in_and_outside_of_a_pool_at_once() {
     assert!(rig.holds(OWN, &[]));
     rig.end(OWN);
     rig.release(OWN);
+    rig.finish();
+}
+
+/// A pool that does not split leaves its heap to one that does.
+#[test]
+fn a_pool_splits_blocks_whatever_pool_had_its_heap_before() {
+    for virtual_memory in [true, false] {
+        for emptied in [true, false] {
+            let options = SimOptions { virtual_memory, ..capacity(256 * MIB) };
+            let rig = Rig::new(options, Config::default());
+            rig.begin(OWN, &[A]);
+            rig.allocator.set_no_split(GPU, OWN).unwrap();
+            let block = rig.allocate(30 * MIB, A);
+            rig.free(block);
+            rig.end(OWN);
+            rig.release(OWN);
+            match emptied {
+                true => rig.allocator.empty_cache().unwrap(),
+                // That of another pool gives nothing of this one back.
+                false => rig.allocator.empty_pool(GRAPHS).unwrap(),
+            }
+            rig.begin(OTHER, &[A]);
+            for bytes in [30 * MIB, 2 * MIB] {
+                let block = rig.allocate(bytes, A);
+                assert_eq!(rig.allocator.block(block).unwrap().bytes, bytes);
+                rig.free(block);
+            }
+            rig.end(OTHER);
+            rig.release(OTHER);
+            rig.finish();
+        }
+    }
+}
+
+#[test]
+fn segments_of_a_source_go_back_there_whatever_pool_comes_next() {
+    let rig = Rig::of(GIB);
+    let source = Counted::new(rig.device(), 32 * MIB);
+    let as_source: Arc<dyn SegmentSource> = source.clone();
+    rig.allocator.create_or_incref_pool(GPU, OWN, Some(as_source)).unwrap();
+    rig.begin(OWN, &[A]);
+    let block = rig.allocate(5 * MIB, A);
+    rig.free(block);
+    rig.end(OWN);
+    rig.release(OWN);
+    rig.release(OWN);
+    // That of another pool gives nothing of this one back.
+    rig.allocator.empty_pool(GRAPHS).unwrap();
+    rig.begin(OTHER, &[A]);
+    let block = rig.allocate(5 * MIB, A);
+    rig.free(block);
+    rig.end(OTHER);
+    rig.release(OTHER);
+    rig.allocator.empty_cache().unwrap();
+    assert!(source.live.lock().is_empty());
+    rig.finish();
+}
+
+#[test]
+fn pools_that_come_and_go_do_not_each_leave_a_heap_behind() {
+    let rig = Rig::of(GIB);
+    for number in 1..1000 {
+        let pool = PoolId(0, number);
+        rig.begin(pool, &[A]);
+        let block = rig.allocate(5 * MIB, A);
+        rig.free(block);
+        rig.end(pool);
+        rig.release(pool);
+    }
+    let shown = format!("{:?}", rig.allocator);
+    let heaps = shown.split("streams: ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(heaps.parse::<u32>().unwrap() < 100, "{heaps} heaps");
     rig.finish();
 }

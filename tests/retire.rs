@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{A, B, GPU, Rig, capacity};
+use common::{A, B, C, GPU, Rig, capacity};
 use plugalloc::cpp::CachingAllocator;
 use plugalloc::device::Device;
 use plugalloc::device::sim::{SimMachine, SimOptions};
@@ -122,6 +122,66 @@ fn a_stream_under_a_retired_name_is_waited_for_itself() {
     rig.device().resume(name).unwrap();
     rig.allocator.process_events().unwrap();
     assert_eq!(rig.statistics().active.all.current, 0);
+    rig.finish();
+}
+
+/// The name was retired before it had memory, or before it had any in the pool.
+#[test]
+fn memory_of_a_stream_under_a_retired_name_is_taken_in_its_order() {
+    for in_pool in [false, true] {
+        let rig = Rig::of(8 * MIB);
+        let (name, pool) = (StreamId(0x77), PoolId(0, 1));
+        if in_pool {
+            let before = rig.allocate(MIB, name);
+            rig.free(before);
+        }
+        rig.allocator.retire_stream(GPU, name).unwrap();
+        if in_pool {
+            rig.allocator.empty_cache().unwrap();
+            rig.allocator.begin_allocate_to_pool(GPU, pool, move |on| on == name).unwrap();
+        }
+        let old = rig.allocate(8 * MIB, name);
+        rig.device().hold(name).unwrap();
+        rig.fill(old, 0xaa, 8 * MIB, name);
+        rig.free(old);
+        if in_pool {
+            rig.allocator.end_allocate_to_pool(GPU, pool).unwrap();
+            rig.allocator.release_pool(GPU, pool).unwrap();
+        }
+        let new = rig.allocate(8 * MIB, B);
+        rig.fill(new, 0xbb, 8 * MIB, B);
+        rig.device().resume(name).unwrap();
+        rig.assert_filled(new, 0xbb, 8 * MIB);
+        rig.free(new);
+        rig.finish();
+    }
+}
+
+/// A stream is destroyed with work held back, and the driver gives its name to the next one, which
+/// ends without having used any memory.
+#[test]
+fn a_name_that_is_retired_twice_still_stands_for_what_the_first_stream_left() {
+    let rig = Rig::of(8 * MIB);
+    let last = rig.device().stream_create().unwrap();
+    let name = StreamId(last.0 + 0x100);
+    let old = rig.allocate(8 * MIB, name);
+    let event = rig.device().event_create().unwrap();
+    rig.device().hold(C).unwrap();
+    rig.device().event_record(event, C).unwrap();
+    rig.device().stream_wait_event(name, event).unwrap();
+    rig.fill(old, 0xaa, 8 * MIB, name);
+    rig.free(old);
+    rig.allocator.retire_stream(GPU, name).unwrap();
+    rig.device().stream_destroy(name).unwrap();
+    assert_eq!(rig.device().stream_create().unwrap(), name);
+    rig.allocator.retire_stream(GPU, name).unwrap();
+    rig.device().stream_destroy(name).unwrap();
+    let new = rig.allocate(8 * MIB, B);
+    rig.fill(new, 0xbb, 8 * MIB, B);
+    rig.device().resume(C).unwrap();
+    rig.assert_filled(new, 0xbb, 8 * MIB);
+    rig.free(new);
+    rig.device().event_destroy(event).unwrap();
     rig.finish();
 }
 

@@ -217,3 +217,20 @@ fn blocks_above_the_split_limit_are_handed_out_whole() {
     [short, much_shorter, nearly].into_iter().for_each(|address| rig.free(address));
     rig.finish();
 }
+
+#[test]
+fn limits_that_are_no_limits_are_taken_at_their_word() {
+    let most = u64::MAX / MIB;
+    let text = format!("max_split_size_mb:20,max_non_split_rounding_mb:{most}");
+    let rig = Rig::new(plain(GIB), Config::parse(&text).unwrap());
+    let block = rig.allocate(60 * MIB, A);
+    rig.free(block);
+    assert_eq!(rig.allocate(40 * MIB, A), block, "any block serves");
+    rig.free(block);
+    rig.finish();
+    let rig = Rig::new(plain(GIB), Config::parse("large_segment_size_mb:1048576").unwrap());
+    assert!(rig.try_allocate(2 * MIB, A).unwrap_err().is_out_of_memory());
+    let block = rig.allocate(10 * MIB, A);
+    rig.free(block);
+    rig.finish();
+}

@@ -65,8 +65,8 @@ impl Allocator {
 
     /// Sends allocations to the pool, which is made if need be and gets one more use: those on
     /// streams for which `filter` is true, from any thread. Where several pools are open, the one
-    /// that was opened last is asked first. Where pools ended that graphs used, the device is
-    /// waited for, so that this one can have their memory.
+    /// that was opened last is asked first. Where pools ended that graphs used, or 64 others, the
+    /// device is waited for, so that this one can have their memory.
     ///
     /// While a pool is open and one of its streams is being captured, or none has allocated yet, no
     /// event of the device is asked, frees that wait for other streams go on waiting, and nothing

@@ -36,6 +36,17 @@ impl Engine {
         requested: Bytes,
         stream: StreamId,
     ) -> Result<Address> {
+        let result = self.allocate_direct_untold(shard, requested, stream);
+        self.tell_observers();
+        result
+    }
+
+    fn allocate_direct_untold(
+        &self,
+        shard: u32,
+        requested: Bytes,
+        stream: StreamId,
+    ) -> Result<Address> {
         let (kind, bytes) = self.size_of(requested);
         let mut growth = self.growth.lock();
         let mut address = self.take_direct(&growth, bytes)?;
@@ -59,7 +70,6 @@ impl Engine {
         self.record_outside(address, block, None);
         drop(growth);
         self.count_direct(shard, |heap| heap.allocate_outside(kind, bytes, requested));
-        self.tell_observers();
         Ok(address)
     }
 

@@ -82,10 +82,9 @@ impl Engine {
             return Ok(Some(address));
         }
         let mut heap = shard.heap.lock();
-        if heap.turn.is_retired() {
-            self.deferred.lock().revive(shard.stream)?;
-            heap.turn.set_retired(false);
-        }
+        // A heap that was made since its stream's name was retired has not been told of that.
+        self.deferred.lock().revive(shard.stream)?;
+        heap.turn.set_retired(false);
         self.peaks.enter(&mut heap);
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {

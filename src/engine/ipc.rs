@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::allocate::foreign;
 use super::ipc_format::{Piece, Shared};
@@ -31,6 +32,9 @@ struct Export {
     /// File descriptors stay open, since their numbers are what was shared.
     _open: Vec<ShareableHandle>,
 }
+
+/// How many exports this process has made, of all its allocators.
+static EXPORTS: AtomicU64 = AtomicU64::new(0);
 
 /// Memory of another process.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +69,8 @@ impl Engine {
         let shared = self.export(at, pinned).and_then(|(shared, open)| {
             // A free of the allocation passes by `end_export` from now on.
             set_shared(at, start)?;
-            Ok(Export { pinned, bytes: shared.to_bytes(), _open: open })
+            let bytes = shared.to_bytes(EXPORTS.fetch_add(1, Ordering::Relaxed));
+            Ok(Export { pinned, bytes, _open: open })
         });
         let export = match shared {
             Ok(export) => export,
@@ -74,12 +79,16 @@ impl Engine {
                 return Err(error);
             }
         };
-        let found = (export.bytes.clone(), address - pinned.address);
-        if let Some(other) = self.ipc.lock().exports.insert(start, export) {
-            // Another thread shared it meanwhile; both forms are good as long as they are kept.
-            self.unpin(other.pinned.number)?;
+        let (bytes, number) = {
+            let mut ipc = self.ipc.lock();
+            // What another thread shared meanwhile stays, since that may be on its way already.
+            let kept = ipc.exports.entry(start).or_insert(export);
+            (kept.bytes.clone(), kept.pinned.number)
+        };
+        if number != pinned.number {
+            self.unpin(pinned.number)?;
         }
-        Ok(found)
+        Ok((bytes, address - pinned.address))
     }
 
     /// Exports what is pinned, which is a segment or whole handles.
@@ -197,8 +206,11 @@ impl Engine {
             opened
         });
         // Mapped memory does not need its handle.
-        self.device.release(handle)?;
-        mapped
+        let released = self.device.release(handle);
+        if mapped.is_ok() && released.is_err() {
+            self.device.unmap(at, bytes)?;
+        }
+        mapped.and(released)
     }
 
     /// Closes one opening. The last one waits for the device, and unmaps.

@@ -7,13 +7,16 @@
 //!   6  2  0
 //!   8  4  process that has the file descriptors; 0 for the other kinds
 //!  12  4  number of handles
-//!  16     for each handle: 8 bytes length, then
+//!  16  8  which export of the process it is
+//!  24     for each handle: 8 bytes length, then
 //!           'e'   8  the number of the file descriptor in that process
 //!           'f'  64  the fabric handle
 //!           'c'  64  the legacy handle (cudaIpcMemHandle_t) of a whole segment
 //! ```
 //!
-//! Integers are little-endian. The memory of the handles is contiguous in this order.
+//! Integers are little-endian. The memory of the handles is contiguous in this order. File
+//! descriptors have the numbers of earlier ones that were closed, so that only the number of the
+//! export tells memory from what was shared before and may still be open.
 
 use crate::device::IpcHandle;
 use crate::error::{Error, Result};
@@ -48,7 +51,7 @@ fn invalid(value: String) -> Error {
 }
 
 impl Shared {
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(super) fn to_bytes(&self, export: u64) -> Vec<u8> {
         let (kind, process, count) = match self {
             Shared::Descriptors(process, pieces) => (b'e', *process, pieces.len()),
             Shared::Fabric(pieces) => (b'f', 0, pieces.len()),
@@ -58,6 +61,7 @@ impl Shared {
         out.extend([VERSION, kind, 0, 0]);
         out.extend(process.to_le_bytes());
         out.extend((count as u32).to_le_bytes());
+        out.extend(export.to_le_bytes());
         match self {
             Shared::Descriptors(_, pieces) => pieces.iter().for_each(|piece| {
                 out.extend(piece.bytes.to_le_bytes());
@@ -87,6 +91,7 @@ impl Shared {
         }
         let process = u32::from_le_bytes(take(&mut rest).ok_or_else(cut)?);
         let count = u32::from_le_bytes(take(&mut rest).ok_or_else(cut)?) as usize;
+        take::<8>(&mut rest).ok_or_else(cut)?;
         let shared = match kind {
             b'e' => {
                 let number = |raw: [u8; 8]| i32::try_from(i64::from_le_bytes(raw)).ok();
@@ -145,18 +150,18 @@ mod tests {
     #[test]
     fn what_is_shared_survives_the_journey() {
         for shared in all() {
-            assert_eq!(Shared::from_bytes(&shared.to_bytes()).unwrap(), shared);
+            assert_eq!(Shared::from_bytes(&shared.to_bytes(9)).unwrap(), shared);
         }
     }
 
     #[test]
     fn bytes_that_are_cut_or_wrong_are_refused_and_never_more_than_that() {
         for shared in all() {
-            let bytes = shared.to_bytes();
+            let bytes = shared.to_bytes(9);
             for end in 0..bytes.len() {
                 assert!(Shared::from_bytes(&bytes[..end]).is_err(), "{end} bytes of {shared:?}");
             }
-            for at in 0..24 {
+            for at in 0..32 {
                 for bit in 0..8 {
                     let mut wrong = bytes.clone();
                     wrong[at] ^= 1 << bit;

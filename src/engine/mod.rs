@@ -152,6 +152,8 @@ pub(crate) struct Engine {
     policy: Policy,
     /// Whether memory comes through virtual memory management.
     virtual_memory: bool,
+    /// What heaps are told of blocks that are not to be split.
+    whole: Option<Whole>,
     /// The device's whole memory.
     total: Bytes,
     map: Arc<PageMap<Shard>>,
@@ -224,6 +226,7 @@ impl Engine {
             announcer,
             policy,
             virtual_memory,
+            whole,
             total,
             map,
             clock,

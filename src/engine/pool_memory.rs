@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::MutexGuard;
+
 use super::grow::Request;
 use super::shards::Shard;
 use super::{Engine, Growth};
@@ -90,16 +92,19 @@ impl Engine {
         if pool == PoolId::DEFAULT {
             return self.empty_cache();
         }
-        let mut growth = self.growth.lock();
+        let result = self.give_pool_back(&mut self.growth.lock(), pool);
+        self.tell_observers();
+        result
+    }
+
+    fn give_pool_back(&self, growth: &mut MutexGuard<'_, Growth>, pool: PoolId) -> Result<()> {
         self.settle_pools();
         self.wait_for_deferred()?;
-        self.release_segments(&mut growth, Bytes::MAX, Some(pool))?;
-        self.release_idle(&mut growth, Bytes::MAX, Some(pool))?;
-        if self.announce(&mut growth)? {
-            self.release_idle(&mut growth, Bytes::MAX, Some(pool))?;
+        self.release_segments(growth, Bytes::MAX, Some(pool))?;
+        self.release_idle(growth, Bytes::MAX, Some(pool))?;
+        if self.announce(growth)? {
+            self.release_idle(growth, Bytes::MAX, Some(pool))?;
         }
-        drop(growth);
-        self.tell_observers();
         Ok(())
     }
 

@@ -34,6 +34,9 @@ struct Entry {
     heaps: BTreeMap<StreamId, u32>,
 }
 
+/// How many pools that no graph used may have ended since the device was waited for.
+const MOST_ENDED: usize = 64;
+
 /// Where allocations go while a pool is open.
 struct Diversion {
     pool: PoolId,
@@ -136,8 +139,7 @@ impl Engine {
         if self.pools.read().is_open(pool) {
             return Err(invalid(pool, "a pool to which allocations do not go already"));
         }
-        // So that what earlier graphs used can be had in this one.
-        if self.pools.read().ended.iter().any(|entry| entry.pool.graphs.load(Ordering::Relaxed)) {
+        if self.has_to_settle() {
             self.settle_pools();
         }
         self.create_or_incref_pool(pool, None)?;
@@ -151,6 +153,19 @@ impl Engine {
         pools.diversions.push(Diversion { pool, filter });
         self.flags.fetch_or(flag::DIVERTED, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether the device is to be waited for before a pool opens: so that what earlier graphs used
+    /// can be had in this one, and that pools which come and go do not each leave heaps behind.
+    fn has_to_settle(&self) -> bool {
+        let pools = self.pools.read();
+        let in_use = |number: &u32| {
+            let shard = self.shards.get(*number);
+            shard.is_some_and(|shard| shard.heap.lock().tally.current(metric::ACTIVE) > 0)
+        };
+        let is_over = |entry: &&Entry| !entry.heaps.values().any(in_use);
+        pools.ended.iter().any(|entry| entry.pool.graphs.load(Ordering::Relaxed))
+            || pools.ended.iter().filter(is_over).count() >= MOST_ENDED
     }
 
     /// Ends that. The use stays.
@@ -256,9 +271,12 @@ impl Engine {
         if let Some(&number) = pools.entry(pool.id)?.heaps.get(&stream) {
             return Ok(number);
         }
+        // Segments go back to where their own pool has them from.
         let fits = |number: u32| {
-            let left = self.shards.get(number).map(|shard| shard.heap.lock().has_memory());
-            left == Some(false) || !pool.takes_segments()
+            self.shards.get(number).is_some_and(|shard| {
+                !(pool.takes_segments() || shard.takes_segments())
+                    || !shard.heap.lock().has_memory()
+            })
         };
         let left = pools.vacant.iter().position(|&(of, number)| of == stream && fits(number));
         let number = match left.map(|at| pools.vacant.swap_remove(at).1) {
@@ -272,8 +290,9 @@ impl Engine {
             shard.set_pool(Arc::clone(pool));
             let mut heap = shard.heap.lock();
             heap.hold_all(true);
-            if pool.no_split.load(Ordering::Relaxed) {
-                heap.split_no_more();
+            match pool.no_split.load(Ordering::Relaxed) {
+                true => heap.split_no_more(),
+                false => heap.split_as(self.whole),
             }
         }
         pools.entry(pool.id)?.heaps.insert(stream, number);

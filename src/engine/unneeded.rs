@@ -16,10 +16,11 @@ impl Engine {
         self.poll_deferred()?;
         if self.config.release_idle_ms > 0 {
             let mut growth = self.growth.lock();
-            self.release_unneeded(&mut growth)?;
-            self.announce(&mut growth)?;
+            let released = self.release_unneeded(&mut growth);
+            let announced = released.and_then(|()| self.announce(&mut growth));
             drop(growth);
             self.tell_observers();
+            announced?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! ([`announce`](Engine::announce)).
 
 use std::cell::Cell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,7 +49,10 @@ pub(crate) type MappingObserver = Arc<dyn Fn(&MappingEvent) + Send + Sync>;
 pub(crate) struct Watch {
     present: AtomicBool,
     observers: RwLock<Vec<(u64, MappingObserver)>>,
+    /// What is being told stays the first until that is done.
     queue: Mutex<VecDeque<MappingEvent>>,
+    /// Whether that is so; by the thread whose turn it is.
+    telling: AtomicBool,
     /// Held by the thread that calls observers; true while it does.
     turn: ReentrantMutex<Cell<bool>>,
 }
@@ -60,6 +63,7 @@ impl Default for Watch {
             present: AtomicBool::new(false),
             observers: RwLock::default(),
             queue: Mutex::default(),
+            telling: AtomicBool::new(false),
             turn: ReentrantMutex::new(Cell::new(false)),
         }
     }
@@ -70,7 +74,8 @@ impl Default for Watch {
 pub(crate) struct Parting {
     /// Spans that observers have to be told of before they can be unmapped.
     wanted: Vec<(Address, Bytes)>,
-    /// Spans that are mapped and that observers take for gone, or never heard of.
+    /// Spans that are mapped and that observers take for gone, or never heard of; or will, once
+    /// they are told what stands in the queue.
     announced: HashSet<Address>,
     /// Segments that were taken out of their heaps.
     segments: Vec<Segment>,
@@ -92,6 +97,23 @@ impl Parting {
     }
 }
 
+/// An event that is being told: out of the queue after that, whatever an observer does.
+struct Telling<'a>(&'a Watch);
+
+impl<'a> Telling<'a> {
+    fn begin(watch: &'a Watch) -> Self {
+        watch.telling.store(true, Ordering::Relaxed);
+        Telling(watch)
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.telling.store(false, Ordering::Relaxed);
+        self.0.queue.lock().pop_front();
+    }
+}
+
 /// Ends a thread's turn, whatever an observer does.
 struct Turn<'a>(&'a Cell<bool>);
 
@@ -109,8 +131,11 @@ impl Engine {
         let nested = turn.get();
         let mut growth = self.growth.lock();
         while !nested && !self.watch.queue.lock().is_empty() {
-            // For the others: this one sees the outcome.
-            MutexGuard::unlocked(&mut growth, || self.tell_observers());
+            // For the others: this one sees the outcome. Where there are none it is for nobody.
+            match self.is_watched() {
+                true => MutexGuard::unlocked(&mut growth, || self.tell_observers()),
+                false => self.watch.queue.lock().clear(),
+            }
         }
         let mut known = Vec::new();
         for (_, handle) in growth.store.handles() {
@@ -124,7 +149,12 @@ impl Engine {
         known.extend(direct.map(|(address, block)| (address, block.bytes)));
         let parted = growth.parting.segments.iter();
         known.extend(parted.map(|segment| (segment.base, segment.bytes)));
-        known.retain(|(address, _)| !growth.parting.announced.contains(address));
+        let pending = self.pending();
+        known.retain(|(address, _)| match pending.get(address) {
+            // It is told of what others are still to be told, like them.
+            Some(first) => *first == MappingChange::Unmapping,
+            None => !growth.parting.announced.contains(address),
+        });
         known.sort_unstable();
         self.watch.observers.write().push((number, Arc::clone(observer)));
         self.watch.present.store(true, Ordering::Release);
@@ -148,6 +178,14 @@ impl Engine {
         observers.retain(|(other, _)| *other != number);
         self.watch.present.store(!observers.is_empty(), Ordering::Release);
         observers.len() < before
+    }
+
+    /// The first change at each address that stands in the queue behind what is being told.
+    fn pending(&self) -> HashMap<Address, MappingChange> {
+        let queue = self.watch.queue.lock();
+        let told = usize::from(self.watch.telling.load(Ordering::Relaxed));
+        let later_first = queue.iter().skip(told).rev();
+        later_first.map(|event| (event.address, event.change)).collect()
     }
 
     fn event(&self, change: MappingChange, address: Address, bytes: Bytes) -> MappingEvent {
@@ -196,13 +234,22 @@ impl Engine {
 
     /// Whether a span may be unmapped now; if not, it can be once it was announced.
     pub(super) fn may_unmap(&self, growth: &mut Growth, address: Address, bytes: Bytes) -> bool {
-        if !self.is_watched() || growth.parting.announced.contains(&address) {
+        if !self.is_watched() {
             return true;
+        }
+        if growth.parting.announced.contains(&address) {
+            return !self.is_unmapping_untold(|event| event.address == address);
         }
         if !growth.parting.wanted.contains(&(address, bytes)) {
             growth.parting.wanted.push((address, bytes));
         }
         false
+    }
+
+    /// Whether observers have still to be told that something disappears.
+    fn is_unmapping_untold(&self, what: impl Fn(&MappingEvent) -> bool) -> bool {
+        let queue = self.watch.queue.lock();
+        queue.iter().any(|event| event.change == MappingChange::Unmapping && what(event))
     }
 
     /// The same of a handle at an address.
@@ -240,7 +287,9 @@ impl Engine {
     /// Tells the observers what is about to disappear, with the lock let go of meanwhile. True
     /// where something can be unmapped now that could not before.
     pub(super) fn announce(&self, growth: &mut MutexGuard<'_, Growth>) -> Result<bool> {
-        if growth.parting.wanted.is_empty() || self.is_observing() {
+        // What another thread is about to tell can be unmapped once it has.
+        let elsewhere = || self.is_watched() && self.is_unmapping_untold(|_| true);
+        if self.is_observing() || (growth.parting.wanted.is_empty() && !elsewhere()) {
             return Ok(false);
         }
         let wanted = std::mem::take(&mut growth.parting.wanted);
@@ -250,23 +299,37 @@ impl Engine {
             self.watch.queue.lock().push_back(event);
         }
         MutexGuard::unlocked(growth, || self.tell_observers());
-        let segments = std::mem::take(&mut growth.parting.segments);
-        for (at, &segment) in segments.iter().enumerate() {
-            if let Err(error) = self.free_parted(growth, segment) {
-                for &left in &segments[at..] {
-                    self.take_back(growth, left);
-                }
-                return Err(error);
-            }
-        }
+        self.free_all_parted(growth)?;
         Ok(true)
+    }
+
+    /// Gives back the segments that were put aside and that observers have been told of.
+    fn free_all_parted(&self, growth: &mut Growth) -> Result<()> {
+        let parted = std::mem::take(&mut growth.parting.segments);
+        let (told, left): (Vec<_>, Vec<_>) = parted
+            .into_iter()
+            .partition(|segment| self.may_unmap(growth, segment.base, segment.bytes));
+        growth.parting.segments = left;
+        let mut given = 0;
+        let result = match self.captures.may_be_under_way(self.device.as_ref()) {
+            // One that has begun since would be spoilt.
+            Ok(true) => Ok(()),
+            Ok(false) => told.iter().try_for_each(|&segment| {
+                self.free_parted(growth, segment)?;
+                given += 1;
+                Ok(())
+            }),
+            Err(error) => Err(error.into()),
+        };
+        told[given..].iter().for_each(|&segment| self.take_back(growth, segment));
+        result
     }
 
     fn free_parted(&self, growth: &mut Growth, segment: Segment) -> Result<()> {
         if let Some(shard) = self.shards.get(segment.shard) {
             self.give_segment(growth, shard, segment.base, segment.bytes)?;
         }
-        growth.parting.announced.remove(&segment.base);
+        self.note_unmapped(growth, segment.base);
         self.count_given(growth, (segment.base, segment.bytes), segment.kind);
         Ok(())
     }
@@ -297,8 +360,9 @@ impl Engine {
         }
         let _turn = Turn(&turn);
         loop {
-            let next = self.watch.queue.lock().pop_front();
+            let next = self.watch.queue.lock().front().copied();
             let Some(event) = next else { return };
+            let _telling = Telling::begin(&self.watch);
             let observers: Vec<MappingObserver> =
                 self.watch.observers.read().iter().map(|(_, each)| Arc::clone(each)).collect();
             observers.iter().for_each(|observer| observer(&event));

@@ -103,6 +103,11 @@ impl Heap {
         self.whole = Some(Whole { limit: 0, rounding: Bytes::MAX / 2, shared: 0 });
     }
 
+    /// Ends that: the heap is as one that was made with this (see [`Heap::new`]).
+    pub(crate) fn split_as(&mut self, whole: Option<Whole>) {
+        self.whole = whole;
+    }
+
     /// Whether any memory belongs to the heap, and whether any of that is in use.
     pub(crate) fn has_memory(&self) -> bool {
         self.segment_bytes() > 0 || self.views().any(|(_, view)| view.active)

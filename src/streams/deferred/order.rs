@@ -7,8 +7,12 @@ use crate::units::StreamId;
 
 impl Deferred {
     /// Takes note that `stream` is about to be destroyed: what it leaves is ordered by an event
-    /// from now on, and nothing more is asked of it.
+    /// from now on, and nothing more is asked of it. Where another one of that name left something
+    /// before, the event stands for what both left.
     pub(crate) fn retire(&mut self, stream: StreamId) -> DeviceResult<()> {
+        if let Some(&earlier) = self.retired.get(&stream) {
+            self.wait_for_retired(stream, earlier)?;
+        }
         self.record_open(User::own(stream))?;
         let event = self.event()?;
         if let Err(error) = self.device.event_record(event, stream) {
@@ -44,6 +48,14 @@ impl Deferred {
         let Some(&event) = self.retired.get(&stream) else {
             return Ok(());
         };
+        self.wait_for_retired(stream, event)?;
+        self.retired.remove(&stream);
+        self.idle_events.push(event);
+        Ok(())
+    }
+
+    /// Makes a stream wait for the last event of a retired one of its name, unless that has passed.
+    fn wait_for_retired(&self, stream: StreamId, event: EventId) -> DeviceResult<()> {
         if self.must_not_ask()? || !self.device.event_query(event)? {
             if self.device.capture_status(stream)?.is_some() {
                 return Err(DeviceError {
@@ -58,8 +70,6 @@ impl Deferred {
             }
             self.device.stream_wait_event(stream, event)?;
         }
-        self.retired.remove(&stream);
-        self.idle_events.push(event);
         Ok(())
     }
 
