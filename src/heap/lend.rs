@@ -360,14 +360,15 @@ mod tests {
 
     #[test]
     fn free_ends_of_a_loan_go_back_while_its_middle_is_in_use() {
-        let (mut from, mut to) = (lender(), borrower());
+        let (mut from, mut to) = (lender(), Heap::new(None));
+        to.add_range(OTHER, 4 * GRANULE, 0, ArenaKind::Small);
         let part = remainders(&from)[0];
         let block = from.lend(part.start, part.bytes, KIND).unwrap();
         let start = OTHER + (part.start - part.view.0);
         let (view, slots) =
             to.borrow((OTHER, GRANULE), part.handle, (start, OTHER + GRANULE)).unwrap();
         let blocks = [(0, 8), (8, 16), (24, 4)].map(|(at, kib): (u64, u64)| {
-            to.allocate_at(start + (at << 10), kib << 10, kib << 10, KIND).unwrap()
+            to.allocate_at(start + (at << 10), kib << 10, kib << 10, ArenaKind::Small).unwrap()
         });
         assert_eq!(to.free_ends(view).unwrap().0, (0, part.bytes - (28 << 10)));
         assert!(to.free(slots[0].1, blocks[0]) && to.free(slots[0].1, blocks[2]));

@@ -18,7 +18,7 @@ pub(crate) const LARGE_PAGE: u32 = 1 << 31;
 pub(crate) struct PageSlot {
     pub(crate) base: Address,
     pub(crate) unit_shift: u32,
-    /// For each unit, the live block that starts there, plus one; 0: none. Empty until one does.
+    /// For each unit, the live block that starts in it, plus one; 0: none. Empty until one does.
     pub(crate) starts: Box<[u32]>,
 }
 
@@ -44,7 +44,10 @@ impl Heap {
         let slot = range.slots[((start - range.base) / GRANULE) as usize];
         let offset = ((start & (GRANULE - 1)) >> kind.unit_shift()) as usize;
         match self.slots[slot as usize].starts.get_mut(offset) {
-            Some(place) => *place = entry,
+            Some(place) => {
+                debug_assert!(entry == 0 || *place == 0 || *place == entry, "one a unit");
+                *place = entry;
+            }
             None => self.begin_starts(slot, kind, offset, entry),
         }
     }
