@@ -14,7 +14,9 @@ use crate::sync::{AtomicPtr, AtomicU32, MODEL, Mutex, Ordering};
 use crate::units::{Address, GRANULE, boxed};
 
 const ADDRESS_BITS: u32 = if MODEL { 23 } else { 47 };
-const LEAF_BITS: u32 = if MODEL { 1 } else { 13 };
+/// Of a heap's addresses the first are used most: a leaf is of few pages, since each costs a fault
+/// when the leaf is made.
+const LEAF_BITS: u32 = if MODEL { 1 } else { 11 };
 const LEAF: usize = 1 << LEAF_BITS;
 const ROOT: usize = 1 << (ADDRESS_BITS - LEAF_BITS - GRANULE.trailing_zeros());
 
@@ -85,35 +87,44 @@ impl<T> PageMap<T> {
     /// false where the address is beyond 47 bits.
     #[cfg(test)]
     pub(crate) fn set(&self, address: Address, owner: &Arc<T>, slot: u32) -> bool {
-        self.set_all(owner, &[(address, slot)])
+        self.set_row(owner, address, std::iter::once(slot))
     }
 
     /// Gives granules, each with its page slot, to an owner, which lives as long as the map from
     /// now on; false where one of them is beyond 47 bits.
     pub(crate) fn set_all(&self, owner: &Arc<T>, granules: &[(Address, u32)]) -> bool {
+        let mut within = true;
+        for row in granules.chunk_by(|one, next| next.0.checked_sub(one.0) == Some(GRANULE)) {
+            within &= self.set_row(owner, row[0].0, row.iter().map(|granule| granule.1));
+        }
+        within
+    }
+
+    /// The same of granules side by side, the first of which is at `address`.
+    pub(crate) fn set_row(
+        &self,
+        owner: &Arc<T>,
+        address: Address,
+        mut slots: impl ExactSizeIterator<Item = u32>,
+    ) -> bool {
         let pointer = Arc::as_ptr(owner);
         let mut kept = self.kept.lock();
         if kept.last_owner != pointer.addr() {
             kept.owners.entry(pointer.addr()).or_insert_with(|| Arc::clone(owner));
             kept.last_owner = pointer.addr();
         }
-        let mut within = true;
-        let mut rest = granules;
-        while let Some(&(address, _)) = rest.first() {
-            let place = place_of(address);
-            let Some(leaf) = self.leaf(&mut kept, place) else {
-                within = false;
-                rest = &rest[1..];
-                continue;
+        let mut at = address;
+        while slots.len() > 0 {
+            let Some(leaf) = self.leaf(&mut kept, place_of(at)) else {
+                return false;
             };
-            let here = rest.iter().take_while(|(address, _)| place_of(*address) == place);
-            let here = here.count();
-            for &(address, slot) in &rest[..here] {
-                leaf[entry_of(address)].set(pointer.cast_mut(), slot);
+            let here = &leaf[entry_of(at)..];
+            for (entry, slot) in here.iter().zip(&mut slots) {
+                entry.set(pointer.cast_mut(), slot);
             }
-            rest = &rest[here..];
+            at += here.len() as u64 * GRANULE;
         }
-        within
+        true
     }
 
     /// Takes the granule at `address` from its owner.
@@ -198,6 +209,22 @@ mod tests {
         assert_eq!(map.get(0x7fff_ffe0_0000), None);
         assert_eq!(map.get(u64::MAX), None);
         assert!(!map.set(u64::MAX, &owner, 0));
+    }
+
+    #[test]
+    fn granules_in_a_row_are_entered_over_the_border_of_leaves() {
+        let map = PageMap::new();
+        let owner = Arc::new(7);
+        let leaf = LEAF as u64 * GRANULE;
+        assert!(map.set_row(&owner, 2 * leaf - 2 * GRANULE, 0..4));
+        let beyond = (u64::MAX / GRANULE * GRANULE, 9);
+        assert!(!map.set_all(&owner, &[(leaf, 8), beyond, (leaf + GRANULE, 10)]));
+        let slot = |at: u64| map.get(at * GRANULE).map(|(_, slot)| slot);
+        let first = 2 * LEAF as u64 - 3;
+        let found: Vec<_> = (first..first + 6).map(slot).collect();
+        assert_eq!(found, [None, Some(0), Some(1), Some(2), Some(3), None]);
+        assert_eq!([LEAF as u64, LEAF as u64 + 1].map(slot), [Some(8), Some(10)]);
+        assert_eq!(map.kept.lock().leaves.len(), 3, "the empty one and the two of these");
     }
 
     #[test]

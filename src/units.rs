@@ -123,14 +123,22 @@ pub(crate) fn boxed<T, const N: usize>(items: impl Iterator<Item = T>) -> Box<[T
     }
 }
 
-/// Makes room for so many more in a table that only grows. From a page on it is four times as long
-/// afterwards: copying what is in it costs more than addresses that are not touched.
+/// Makes room for so many more in a table that only grows. It is four times as long afterwards, and
+/// between a kibibyte and a mebibyte sixteen times: copying what is in it, to pages that were never
+/// touched, costs more than addresses that are not touched.
 pub(crate) fn make_room<T>(table: &mut Vec<T>, more: usize) {
-    const LONG: usize = 1 << 12;
-    let room = table.capacity() - table.len();
-    if room < more && size_of_val(table.as_slice()) >= LONG {
-        table.reserve_exact(more.max(3 * table.len()));
+    if table.capacity() - table.len() < more {
+        table.reserve_exact(room_for::<T>(table.len(), more));
     }
+}
+
+/// How many more there is to be room for in a table that only grows, of so many, when as many as
+/// this come to it.
+pub(crate) fn room_for<T>(length: usize, more: usize) -> usize {
+    const OFTEN_OUTGROWN: std::ops::Range<u64> = KIB..MIB;
+    let is_outgrown = OFTEN_OUTGROWN.contains(&((length * size_of::<T>()) as u64));
+    let times = if is_outgrown { 16 } else { 4 };
+    more.max((times - 1) * length).max(4)
 }
 
 #[cfg(test)]
@@ -142,6 +150,22 @@ mod tests {
         assert_eq!(align_up(1024, 512), 1024);
         assert_eq!(align_down(1024, 512), 1024);
         assert_eq!(align_up(0, 512), 0);
+    }
+
+    #[test]
+    fn a_table_that_grows_is_copied_a_few_times() {
+        let mut table: Vec<u64> = Vec::new();
+        let mut rooms = Vec::new();
+        for number in 0..1_100_000 {
+            make_room(&mut table, 1);
+            if rooms.last() != Some(&table.capacity()) {
+                rooms.push(table.capacity());
+            }
+            table.push(number);
+        }
+        assert_eq!(rooms, [4, 16, 64, 256, 4096, 65_536, 1_048_576, 4_194_304]);
+        make_room(&mut table, 20_000_000);
+        assert!(table.capacity() >= 21_100_000);
     }
 
     #[test]

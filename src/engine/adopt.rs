@@ -5,7 +5,7 @@
 use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{ArenaKind, Backed, Heap, IdlePart, IdleRun};
+use crate::heap::{ArenaKind, Heap, IdlePart, IdleRun};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::units::{Address, Bytes};
@@ -115,16 +115,17 @@ impl Engine {
                 return Ok(false);
             };
             other.pass_starts(heap);
-            let Some(Backed { views: own, slots }) = heap.adopt(&ceded) else {
+            let Some(memory) = heap.adopt(&ceded) else {
                 continue;
             };
-            self.publish(taker, &slots);
-            let mut address = start;
-            for (&(handle, bytes), own) in ceded.handles.iter().zip(own) {
-                growth.store.hand_over(handle, taker, own);
-                self.record_memory(Action::SegmentUnmap, giver, address, bytes);
-                self.record_memory(Action::SegmentMap, taker, address, bytes);
-                address += bytes;
+            self.enter(growth, heap, taker, memory);
+            if self.is_recorded() {
+                let mut address = start;
+                for &(_, bytes) in &ceded.handles {
+                    self.record_memory(Action::SegmentUnmap, giver, address, bytes);
+                    self.record_memory(Action::SegmentMap, taker, address, bytes);
+                    address += bytes;
+                }
             }
         }
         Ok(true)
@@ -218,7 +219,7 @@ fn look_at_ends(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::{IdleList, IdleView, ViewId};
+    use crate::heap::{IdleList, IdleView};
     use crate::units::GRANULE;
 
     const KIND: ArenaKind = ArenaKind::Large;
@@ -271,9 +272,9 @@ mod tests {
                 let kind = if next(9) == 0 { ArenaKind::Small } else { KIND };
                 heap.add_range(start, views.iter().sum(), 0, kind);
                 let handles: Vec<_> = views.into_iter().map(|bytes| (0, bytes)).collect();
-                let own: Vec<ViewId> = heap.attach_all(start, &handles).unwrap().views;
+                let own = heap.attach_all(start, &handles).unwrap();
                 if kind == KIND {
-                    large.extend(own.iter().map(|&view| heap.as_if_idle(view)));
+                    large.extend(heap.views_of(own).map(|(view, _)| heap.as_if_idle(view)));
                 }
             }
             heaps.iter().for_each(|heap| heap.add_idle(&mut idle));

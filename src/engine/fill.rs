@@ -5,7 +5,7 @@ use super::idle::{Idle, sort_by_runs};
 use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{Backed, Gap, Heap, IdlePart, Plan};
+use crate::heap::{Gap, Heap, IdlePart, Plan};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::pages::Place;
@@ -131,11 +131,8 @@ impl Engine {
         let mut mapped = Vec::with_capacity(at_most(gap.bytes));
         let filled = self.map_into(growth, heap, request, gap, (supply, &mut mapped));
         // All of it at once; also where it is not all that was needed.
-        if let Some(Backed { views, slots }) = heap.attach_all(gap.address, &mapped) {
-            self.publish(request.shard, &slots);
-            for (&(number, _), view) in mapped.iter().zip(views) {
-                growth.store.hand_over(number, request.shard, view);
-            }
+        if let Some(memory) = heap.attach_all(gap.address, &mapped) {
+            self.enter(growth, heap, request.shard, memory);
         }
         filled
     }

@@ -5,7 +5,7 @@ use super::idle::Idle;
 use super::means::Supply;
 use super::{Engine, Growth};
 use crate::error::Result;
-use crate::heap::{Heap, IdleView};
+use crate::heap::{Backed, Heap, IdleView};
 use crate::lock::MutexGuard;
 use crate::observe::Action;
 use crate::units::{Address, Bytes, GRANULE};
@@ -143,6 +143,17 @@ impl Engine {
     pub(super) fn publish(&self, shard: u32, slots: &[(Address, u32)]) {
         if let Some(owner) = self.shards.get(shard) {
             self.map.set_all(owner, slots);
+        }
+    }
+
+    /// New memory of a heap, whose handles the store knows at their addresses, is the heap's from
+    /// now on.
+    pub(super) fn enter(&self, growth: &mut Growth, heap: &Heap, shard: u32, memory: Backed) {
+        if let Some(owner) = self.shards.get(shard) {
+            self.map.set_row(owner, memory.start, heap.slots_of(memory));
+        }
+        for (view, handle) in heap.views_of(memory) {
+            growth.store.hand_over(handle, shard, view);
         }
     }
 

@@ -25,25 +25,23 @@ impl Heap {
         let free = self.free_block_over(start, end - start, kind)?;
         let number = self.blocks[free].range;
         let range = self.ranges[number as usize].as_ref()?;
-        let (mut reach, mut count) = (start, 0);
-        for (from, to) in range.views(start, end).map(|view| range.span_of(view)) {
+        let mut reach = start;
+        let mut handles = Vec::with_capacity(((end - start) / GRANULE) as usize);
+        for view in range.views(start, end) {
+            let (from, to) = range.span_of(view);
             if from != reach || self.holds.at(from) {
                 return None;
             }
-            (reach, count) = (to, count + 1);
+            handles.push((view.handle, to - from));
+            reach = to;
         }
         if reach != end {
             return None;
         }
         let id = self.cut_block(free, (start, end - start), kind, false);
         self.remove_slots(number, start, end - start);
-        let mut handles = Vec::with_capacity(count);
         let range = self.ranges[number as usize].as_ref()?;
-        for view in range.views(start, end) {
-            self.views[view.view as usize] = None;
-            self.vacant_views.push(view.view);
-            handles.push((view.handle, u64::from(view.end - view.start) * GRANULE));
-        }
+        range.views(start, end).for_each(|view| self.views.remove(view.view));
         self.give_away(id, handles)
     }
 
@@ -100,7 +98,7 @@ impl Heap {
     }
 
     /// Takes over what another heap ceded: the addresses of views are free memory of this heap, a
-    /// hole is a hole of it. Gives the views, in the same order, and the page slots.
+    /// hole is a hole of it. Gives the new memory.
     pub(crate) fn adopt(&mut self, ceded: &Ceded) -> Option<Backed> {
         let &Ceded { range, kind, address, bytes, ref handles } = ceded;
         if self.arena_of(address).is_none() {

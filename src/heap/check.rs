@@ -2,9 +2,9 @@
 
 use super::block::{Block, NONE, State};
 use super::gaps::{GapBlock, HOLE};
-use super::layout::View;
 use super::ranges::{Range, ViewOver};
 use super::size::{ArenaKind, LARGE_CLASS, class_of};
+use super::views::View;
 use super::{BlockView, Heap, Tally};
 use crate::error::Error;
 use crate::units::{Address, Bytes, GRANULE};
@@ -227,7 +227,7 @@ impl Heap {
     fn check_views(&self) -> Result<(), Error> {
         let blocked = self.blocks().filter(|block| block.state == State::Blocked);
         let not_borrowed = |view: &View| view.part.map_or(0, |(from, to)| view.bytes - (to - from));
-        let expected: Bytes = self.views().map(|(_, view)| not_borrowed(view)).sum();
+        let expected: Bytes = self.views().map(|(_, view)| not_borrowed(&view)).sum();
         let blocked: Bytes = blocked.map(|block| block.bytes).sum();
         if blocked != expected {
             let detail = format!("{blocked} bytes blocked, {expected} not borrowed");

@@ -3,9 +3,9 @@
 
 use super::Heap;
 use super::block::{Block, BlockId};
-use super::layout::ViewId;
 use super::ranges::Range;
 use super::size::ArenaKind;
+use super::views::ViewId;
 use crate::units::{Address, Bytes, GRANULE, align_up};
 
 /// An active view on which nothing lives.

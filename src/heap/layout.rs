@@ -4,38 +4,17 @@ use super::block::{Block, BlockId, NONE, State};
 use super::gaps::{GapBlock, HOLE};
 use super::idle::IdleView;
 use super::size::ArenaKind;
+use super::views::View;
+pub(super) use super::views::ViewId;
 use super::{Heap, join};
-use crate::units::{Address, Bytes, GRANULE, make_room};
+use crate::units::{Address, Bytes};
 
-/// The number of a view in its heap.
-pub(crate) type ViewId = u32;
-
-/// One handle of physical memory at one place.
-#[derive(Clone, Debug)]
-pub(crate) struct View {
-    pub(crate) address: Address,
-    pub(crate) bytes: Bytes,
-    /// The number of the handle in the device's store.
-    pub(crate) handle: u32,
-    pub(crate) active: bool,
-    pub(crate) kind: ArenaKind,
-    pub(crate) range: u32,
-    /// Of a borrowed view: the part that is this heap's.
-    pub(crate) part: Option<(Address, Address)>,
-}
-
-impl View {
-    pub(crate) fn end(&self) -> Address {
-        self.address + self.bytes
-    }
-}
-
-/// New memory of a heap.
-#[derive(Debug)]
+/// New memory of a heap: views side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backed {
-    pub(crate) views: Vec<ViewId>,
-    /// The page slot of each granule.
-    pub(crate) slots: Vec<(Address, u32)>,
+    pub(super) range: u32,
+    pub(crate) start: Address,
+    pub(super) bytes: Bytes,
 }
 
 impl Heap {
@@ -47,8 +26,9 @@ impl Heap {
         bytes: Bytes,
         handle: u32,
     ) -> Option<(ViewId, Vec<(Address, u32)>)> {
-        let Backed { views, slots } = self.attach_all(address, &[(handle, bytes)])?;
-        Some((*views.first()?, slots))
+        let backed = self.attach_all(address, &[(handle, bytes)])?;
+        let (view, _) = self.views_of(backed).next()?;
+        Some((view, self.pages_of(backed)))
     }
 
     /// The same of several handles side by side, each with its bytes. `None` where there are none.
@@ -66,23 +46,29 @@ impl Heap {
     /// Makes a block without memory, which is in no index, free memory on new active views of these
     /// handles, which are as long as it.
     pub(super) fn back(&mut self, id: BlockId, handles: &[(u32, Bytes)]) -> Backed {
-        let Block { start, bytes: length, arena: kind, range, .. } = self.blocks[id];
-        let mut views = Vec::with_capacity(handles.len());
-        let mut address = start;
-        for &(handle, bytes) in handles {
-            let view = View { address, bytes, handle, active: true, kind, range, part: None };
-            views.push(self.insert_view(view));
-            address += bytes;
+        let Block { start, bytes: length, arena: kind, range: number, .. } = self.blocks[id];
+        self.add_slots(number, start, length);
+        if let Some(range) = &mut self.ranges[number as usize] {
+            let mut at = range.granule_of(start);
+            self.views.insert_row((start, number, kind), handles, |view, handle, granules| {
+                let end = at + granules as usize;
+                range.note_view((at, end), view, handle);
+                at = end;
+            });
+            debug_assert_eq!(at, range.granule_of(start + length));
         }
-        debug_assert_eq!(address, start + length);
-        let mut slots = Vec::with_capacity((length / GRANULE) as usize);
-        let numbered = views.iter().zip(handles);
-        let numbered = numbered.map(|(&view, &(handle, bytes))| (view, handle, bytes));
-        self.add_slots(range, (start, length), kind, numbered, &mut slots);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
         self.insert_free(kind, id);
-        Backed { views, slots }
+        Backed { range: number, start, bytes: length }
+    }
+
+    /// The views of new memory with their handles, by address.
+    pub(crate) fn views_of(&self, memory: Backed) -> impl Iterator<Item = (ViewId, u32)> + '_ {
+        let Backed { range, start, bytes } = memory;
+        let range = self.ranges.get(range as usize).and_then(Option::as_ref);
+        let views = range.into_iter().flat_map(move |range| range.views(start, start + bytes));
+        views.map(|view| (view.view, view.handle))
     }
 
     pub(super) fn arena_of(&self, address: Address) -> Option<ArenaKind> {
@@ -152,7 +138,7 @@ impl Heap {
 
     /// As [`detach`](Heap::detach), whether it has to stay or not.
     pub(crate) fn make_dormant(&mut self, number: ViewId) -> bool {
-        let Some(&View { address, bytes, kind, .. }) = self.view(number) else {
+        let Some(View { address, bytes, kind, .. }) = self.view(number) else {
             return false;
         };
         let Some(id) = self.cut_free(address, bytes, kind) else {
@@ -176,11 +162,7 @@ impl Heap {
             }
             self.blocks[block].state = State::Dormant;
             self.blocks[block].view = number;
-            let view = self.views[number as usize].as_mut();
-            let handle = view.map_or(HOLE, |view| {
-                view.active = false;
-                view.handle
-            });
+            let handle = self.views.set_active(number, false).unwrap_or(HOLE);
             gaps.push(GapBlock { end: self.blocks[block].end(), bytes, block, handle });
         }
         self.arenas[kind as usize].gaps.insert_all(&gaps);
@@ -252,24 +234,20 @@ impl Heap {
 
     /// Makes a dormant view active again: its addresses are free memory. Gives the new page slots.
     pub(crate) fn reactivate(&mut self, view: ViewId) -> Option<Vec<(Address, u32)>> {
-        let View { address, bytes, kind, range, handle, .. } = self.view(view)?.clone();
+        let View { address, bytes, kind, range, handle, .. } = self.view(view)?;
         let id = self.arenas[kind as usize].gaps.remove(address + bytes)?.block;
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
         self.blocks[id].state = State::Free;
         self.blocks[id].since = self.marks;
-        if let Some(view) = &mut self.views[view as usize] {
-            view.active = true;
-        }
-        let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
-        let views = std::iter::once((view, handle, bytes));
-        self.add_slots(range, (address, bytes), kind, views, &mut slots);
+        self.views.set_active(view, true);
+        let memory = self.add_view((range, address, bytes), view, handle);
         self.insert_free(kind, id);
-        Some(slots)
+        Some(self.pages_of(memory))
     }
 
     /// Forgets a dormant view that is no longer mapped: its addresses are a hole again.
     pub(crate) fn drop_dormant(&mut self, view: ViewId) {
-        let Some(&View { address, bytes, kind, .. }) = self.view(view) else {
+        let Some(View { address, bytes, kind, .. }) = self.view(view) else {
             return;
         };
         let Some(&GapBlock { block: id, .. }) =
@@ -278,8 +256,7 @@ impl Heap {
             return;
         };
         debug_assert_eq!(self.blocks[id].state, State::Dormant);
-        self.views[view as usize] = None;
-        self.vacant_views.push(view);
+        self.views.remove(view);
         self.blocks[id].state = State::Hole;
         self.insert_hole(kind, id);
     }
@@ -302,24 +279,12 @@ impl Heap {
     }
 
     /// A view, where there is one of that number.
-    pub(crate) fn view(&self, view: ViewId) -> Option<&View> {
-        self.views.get(view as usize)?.as_ref()
+    pub(crate) fn view(&self, view: ViewId) -> Option<View> {
+        self.views.get(view)
     }
 
     /// Every view.
-    pub(crate) fn views(&self) -> impl Iterator<Item = (ViewId, &View)> + '_ {
-        let views = self.views.iter().enumerate();
-        views.filter_map(|(id, view)| view.as_ref().map(|view| (id as ViewId, view)))
-    }
-
-    #[inline]
-    pub(super) fn insert_view(&mut self, view: View) -> ViewId {
-        if let Some(id) = self.vacant_views.pop() {
-            self.views[id as usize] = Some(view);
-            return id;
-        }
-        make_room(&mut self.views, 1);
-        self.views.push(Some(view));
-        (self.views.len() - 1) as ViewId
+    pub(crate) fn views(&self) -> impl Iterator<Item = (ViewId, View)> + '_ {
+        self.views.iter()
     }
 }

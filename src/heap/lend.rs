@@ -13,10 +13,10 @@
 
 use super::block::{Block, BlockId, State};
 use super::gaps::GapBlock;
-use super::layout::{View, ViewId};
 use super::size::{ArenaKind, LARGE_UNIT};
+use super::views::{View, ViewId};
 use super::{Heap, join};
-use crate::units::{Address, Bytes, GRANULE, align_down};
+use crate::units::{Address, Bytes, align_down};
 
 /// A part of a view on which nothing lives, while something does on the rest of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +74,9 @@ impl Heap {
                 return;
             }
             let view_id = range.over[range.granule_of(at)].view;
-            let lends = |view: &&View| view.part.is_none() && !self.holds.at(view.address);
+            let lends = |view: &View| view.part.is_none() && !self.holds.at(view.address);
             if let Some(View { handle, kind, .. }) = self.view(view_id).filter(lends) {
-                let (handle, kind, bytes) = (*handle, *kind, end - start);
+                let bytes = end - start;
                 let view = (view.0, view.1 - view.0);
                 out.push(Remainder { start, bytes, kind, view, handle, since });
             }
@@ -157,10 +157,8 @@ impl Heap {
         let range = self.blocks[id].range;
         let part = Some((from, to));
         let view =
-            self.insert_view(View { address, bytes, handle, active: true, kind, range, part });
-        let mut slots = Vec::with_capacity((bytes / GRANULE) as usize);
-        let views = std::iter::once((view, handle, bytes));
-        self.add_slots(range, (address, bytes), kind, views, &mut slots);
+            self.views.insert(View { address, bytes, handle, active: true, kind, range, part });
+        let memory = self.add_view((range, address, bytes), view, handle);
         self.blocks[id].state = State::Blocked;
         let mut middle = id;
         if address < from {
@@ -172,7 +170,7 @@ impl Heap {
         self.blocks[middle].state = State::Free;
         self.blocks[middle].since = self.marks;
         self.insert_free(kind, middle);
-        Some((view, slots))
+        Some((view, self.pages_of(memory)))
     }
 
     /// The mark after the last use of what was borrowed with a view; `None` while something lives
@@ -187,7 +185,7 @@ impl Heap {
     /// one whose handle is in use at another place. Gives its start and its bytes.
     pub(crate) fn repay(&mut self, view: ViewId) -> Option<(Address, Bytes)> {
         self.unused_since(view)?;
-        let View { address, bytes, kind, range, handle, part, .. } = self.view(view)?.clone();
+        let View { address, bytes, kind, range, handle, part, .. } = self.view(view)?;
         let (from, to) = part?;
         let mut id = self.cut_free(from, to - from, kind)?;
         let Block { previous, next, .. } = self.blocks[id];
@@ -203,9 +201,8 @@ impl Heap {
         block.state = State::Dormant;
         block.view = view;
         self.remove_slots(range, address, bytes);
-        if let Some(view) = &mut self.views[view as usize] {
-            (view.active, view.part) = (false, None);
-        }
+        self.views.set_active(view, false);
+        self.views.set_part(view, None);
         let gap = GapBlock { end: address + bytes, bytes, block: id, handle };
         self.arenas[kind as usize].gaps.insert(gap);
         Some((address, bytes))
@@ -232,7 +229,7 @@ impl Heap {
         view: ViewId,
         (front, back): (Bytes, Bytes),
     ) -> Option<(Address, Address)> {
-        let View { address, bytes, kind, part, .. } = self.view(view)?.clone();
+        let View { address, bytes, kind, part, .. } = self.view(view)?;
         let (from, to) = part?;
         if front > 0 {
             let id = self.cut_free(from, front, kind)?;
@@ -241,7 +238,7 @@ impl Heap {
                 let previous = self.blocks[id].previous;
                 join(&mut self.blocks, previous, id);
             }
-            self.set_part(view, (from + front, to));
+            self.views.set_part(view, Some((from + front, to)));
         }
         if back > 0 {
             let id = self.cut_free(to - back, back, kind)?;
@@ -250,15 +247,9 @@ impl Heap {
                 let next = self.blocks[id].next;
                 join(&mut self.blocks, id, next);
             }
-            self.set_part(view, (from + front, to - back));
+            self.views.set_part(view, Some((from + front, to - back)));
         }
         part
-    }
-
-    fn set_part(&mut self, view: ViewId, part: (Address, Address)) {
-        if let Some(view) = &mut self.views[view as usize] {
-            view.part = Some(part);
-        }
     }
 
     /// Takes back so much at the start and at the end of a lent block: free memory whose last use
@@ -290,7 +281,7 @@ impl Heap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::MIB;
+    use crate::units::{GRANULE, MIB};
 
     const BASE: Address = 64 * GRANULE;
     const OTHER: Address = 128 * GRANULE;
@@ -369,14 +360,15 @@ mod tests {
 
     #[test]
     fn free_ends_of_a_loan_go_back_while_its_middle_is_in_use() {
-        let (mut from, mut to) = (lender(), borrower());
+        let (mut from, mut to) = (lender(), Heap::new(None));
+        to.add_range(OTHER, 4 * GRANULE, 0, ArenaKind::Small);
         let part = remainders(&from)[0];
         let block = from.lend(part.start, part.bytes, KIND).unwrap();
         let start = OTHER + (part.start - part.view.0);
         let (view, slots) =
             to.borrow((OTHER, GRANULE), part.handle, (start, OTHER + GRANULE)).unwrap();
         let blocks = [(0, 8), (8, 16), (24, 4)].map(|(at, kib): (u64, u64)| {
-            to.allocate_at(start + (at << 10), kib << 10, kib << 10, KIND).unwrap()
+            to.allocate_at(start + (at << 10), kib << 10, kib << 10, ArenaKind::Small).unwrap()
         });
         assert_eq!(to.free_ends(view).unwrap().0, (0, part.bytes - (28 << 10)));
         assert!(to.free(slots[0].1, blocks[0]) && to.free(slots[0].1, blocks[2]));

@@ -43,10 +43,11 @@ mod runs;
 mod size;
 mod slots;
 mod tally;
+mod views;
 
 pub(crate) use block::{BlockId, NONE, State};
 pub(crate) use idle::{IdleList, IdlePart, IdleRun, IdleView};
-pub(crate) use layout::{Backed, ViewId};
+pub(crate) use layout::Backed;
 pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;
 pub(crate) use plan::{Gap, Plan, PlanRules};
@@ -64,10 +65,10 @@ use by_address::ByAddress;
 use free_index::FreeIndex;
 use gaps::Gaps;
 use hold::Holds;
-use layout::View;
 use quick::QuickList;
 use ranges::Range;
 use slots::PageSlot;
+use views::ViewTable;
 
 /// One arena: the free blocks and the places without memory.
 #[derive(Debug)]
@@ -111,8 +112,7 @@ pub(crate) struct Heap {
     quick: QuickList,
     arenas: [Arena; 2],
     ranges: Vec<Option<Range>>,
-    views: Vec<Option<View>>,
-    vacant_views: Vec<ViewId>,
+    views: ViewTable,
     /// How often the memory of a view was moved away.
     moves: usize,
     /// Which blocks are handed out whole.
@@ -146,8 +146,7 @@ impl Heap {
             arenas: [arena(), arena()],
             quick: QuickList::new(),
             ranges: Vec::new(),
-            views: Vec::new(),
-            vacant_views: Vec::new(),
+            views: ViewTable::default(),
             moves: 0,
             whole,
             marks: 0,

@@ -3,10 +3,11 @@
 use super::Heap;
 use super::block::{Block, BlockId, NONE, State};
 use super::gaps::GapBlock;
-use super::layout::ViewId;
+use super::layout::Backed;
 use super::size::ArenaKind;
 use super::slots::NO_SLOT;
-use crate::units::{Address, Bytes, GRANULE};
+use super::views::ViewId;
+use crate::units::{Address, Bytes, GRANULE, make_room};
 
 /// A contiguous range of addresses.
 #[derive(Debug)]
@@ -78,6 +79,24 @@ impl Range {
         })
     }
 
+    /// Makes the tables of its granules reach so far.
+    pub(super) fn reach(&mut self, granules: usize) {
+        if self.slots.len() < granules {
+            let more = granules - self.slots.len();
+            make_room(&mut self.slots, more);
+            make_room(&mut self.over, more);
+            self.slots.resize(granules, NO_SLOT);
+            self.over.resize(granules, ViewOver::SEGMENT);
+        }
+    }
+
+    /// Notes a view over the granules from one to another.
+    #[inline]
+    pub(super) fn note_view(&mut self, (from, to): (usize, usize), view: ViewId, handle: u32) {
+        let over = ViewOver { start: from as u32, end: to as u32, view, handle };
+        self.over[from..to].iter_mut().for_each(|noted| *noted = over);
+    }
+
     /// Where a view starts and ends.
     pub(super) fn span_of(&self, view: ViewOver) -> (Address, Address) {
         let at = |granules: u32| self.base + u64::from(granules) * GRANULE;
@@ -118,11 +137,10 @@ impl Heap {
         kind: ArenaKind,
     ) -> Vec<(Address, u32)> {
         let id = self.new_range(base, bytes, kind, State::Free);
-        let mut slots = Vec::new();
-        let none = std::iter::once((NO_SLOT, NO_SLOT, bytes));
-        self.add_slots(self.blocks[id].range, (base, bytes), kind, none, &mut slots);
+        let range = self.blocks[id].range;
+        self.add_slots(range, base, bytes);
         self.index(id);
-        slots
+        self.pages_of(Backed { range, start: base, bytes })
     }
 
     /// Adds a range that is one block: a hole, a free segment, or all of it another heap's.

@@ -10,7 +10,7 @@ pub(crate) const SMALL_MAX: Bytes = MIB;
 /// The unit of the small arena, PyTorch's `kMinBlockSize`.
 pub(crate) const SMALL_UNIT: Bytes = 512;
 /// The unit of the large arena. A request there is longer than 1 MiB, so that rounding costs under
-/// 0.4 %, and a page of the start table takes 2 KiB of host memory for 2 MiB of the device's.
+/// 0.4 %.
 pub(crate) const LARGE_UNIT: Bytes = 4 * KIB;
 
 /// The segment that a large request of `bytes` takes, where requests that share one have segments of
@@ -46,12 +46,13 @@ impl ArenaKind {
         if bytes <= SMALL_MAX { ArenaKind::Small } else { ArenaKind::Large }
     }
 
-    /// log2 of the unit to which sizes and addresses in this arena are rounded.
+    /// log2 of the addresses in which no more than one block starts that is handed out or kept
+    /// aside: each is as long as the shortest request of the arena, or longer.
     #[inline]
     pub(crate) fn unit_shift(self) -> u32 {
         match self {
             ArenaKind::Small => SMALL_UNIT.trailing_zeros(),
-            ArenaKind::Large => LARGE_UNIT.trailing_zeros(),
+            ArenaKind::Large => SMALL_MAX.trailing_zeros(),
         }
     }
 

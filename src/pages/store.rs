@@ -12,7 +12,7 @@ use crate::error::DeviceErrorKind;
 use crate::heap::ArenaKind;
 use crate::nvtx::Announcer;
 use crate::stat::Stat;
-use crate::units::{Address, Bytes, GRANULE};
+use crate::units::{Address, Bytes, GRANULE, make_room, room_for};
 
 /// Where a handle is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +190,7 @@ impl Store {
                 number
             }
             None => {
+                make_room(&mut self.handles, 1);
                 self.handles.push(handle);
                 (self.handles.len() - 1) as u32
             }
@@ -336,10 +337,8 @@ impl Store {
     }
 
     fn park(&mut self, note: Note) {
-        let parked = self.parked.len();
-        if parked == self.parked.capacity() {
-            // Four times as much at once: copying costs more than room that is not touched.
-            self.parked.reserve_exact((3 * parked).max(64));
+        if self.parked.len() == self.parked.capacity() {
+            self.parked.reserve_exact(room_for::<Note>(self.parked.len(), 1).max(64));
         }
         self.parked.push_back(note);
     }

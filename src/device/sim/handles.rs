@@ -2,7 +2,7 @@
 
 use super::os::MemoryFile;
 use crate::device::HandleId;
-use crate::units::Bytes;
+use crate::units::{Bytes, make_room};
 
 /// Physical memory.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ impl Handles {
                 number
             }
             None => {
+                make_room(&mut self.slots, 1);
                 self.slots.push(Slot { before: 0, handle: Some(handle) });
                 (self.slots.len() - 1) as u32
             }
