@@ -23,11 +23,15 @@ impl Heap {
     }
 
     /// Does so in a page of small requests; or it leaves it to [`free`](Heap::free), as it does
-    /// where the block is not to be at hand. There may be one at hand.
+    /// where the block is not to be at hand. There may be one at hand, which is laid down for others.
     #[inline(always)]
     pub(crate) fn keep_small(&mut self, slot: u32, address: Address) -> bool {
         if self.recent_start == address {
             return self.keep_at_hand();
+        }
+        // Else it would come to lie on top of what is freed after it.
+        if self.has_at_hand() {
+            self.lay_down();
         }
         let Some(id) = self.starting_at(ArenaKind::Small, slot, address) else {
             return false;
