@@ -31,7 +31,7 @@ impl Heap {
         }
         // Else it would come to lie on top of what is freed after it.
         if self.has_at_hand() {
-            self.lay_down();
+            self.lay_down_here();
         }
         let Some(id) = self.starting_at(ArenaKind::Small, slot, address) else {
             return false;

@@ -91,6 +91,12 @@ impl Heap {
     /// Writes down what became of the block at hand, which ceases to be that.
     #[inline(never)]
     pub(crate) fn lay_down(&mut self) {
+        self.lay_down_here();
+    }
+
+    /// The same where a call would cost the hot path registers.
+    #[inline(always)]
+    pub(super) fn lay_down_here(&mut self) {
         let held = Bytes::from(self.turn.held()) * SMALL_UNIT;
         let requested = Bytes::from(std::mem::take(&mut self.held_requested));
         self.turn.set_held(0);
