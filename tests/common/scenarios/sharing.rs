@@ -369,6 +369,9 @@ pub(crate) fn a_process_opens_its_own_handles_but_no_legacy_ones(place: &Place, 
 /// A handle that was changed, and in which way.
 type Corrupted = (String, Vec<u8>);
 
+/// Where the first piece of a handle begins: its length, and then what names it.
+const PIECE: usize = 24;
+
 /// Changes of a good handle, of which none must be opened.
 fn corrupted(handle: &[u8], kind: Kind) -> Vec<Corrupted> {
     let with = |what: &str, at: usize, bytes: &[u8]| {
@@ -385,20 +388,20 @@ fn corrupted(handle: &[u8], kind: Kind) -> Vec<Corrupted> {
     found.push(with("no piece", 12, &0u32.to_le_bytes()));
     found.push(with("more pieces than there are", 12, &u32::MAX.to_le_bytes()));
     for length in [0, 5, 1 << 60] {
-        found.push(with(&format!("a piece of {length} bytes"), 16, &u64::to_le_bytes(length)));
+        found.push(with(&format!("a piece of {length} bytes"), PIECE, &u64::to_le_bytes(length)));
     }
     if kind == Kind::Segments {
         for byte in [0, 0xff] {
-            found.push(with(&format!("a handle of bytes {byte:#x}"), 24, &[byte; 64]));
+            found.push(with(&format!("a handle of bytes {byte:#x}"), PIECE + 8, &[byte; 64]));
         }
         return found;
     }
-    let length = u64::from_le_bytes(handle[16..24].try_into().unwrap());
-    found.push(with("a piece of twice its length", 16, &(2 * length).to_le_bytes()));
+    let length = u64::from_le_bytes(handle[PIECE..PIECE + 8].try_into().unwrap());
+    found.push(with("a piece of twice its length", PIECE, &(2 * length).to_le_bytes()));
     found.push(with("a process that does not exist", 8, &u32::MAX.to_le_bytes()));
     // The last one is standard input.
     for number in [1 << 20, -1, 1 << 40, 0i64] {
-        found.push(with(&format!("file descriptor {number}"), 24, &number.to_le_bytes()));
+        found.push(with(&format!("file descriptor {number}"), PIECE + 8, &number.to_le_bytes()));
     }
     found
 }
