@@ -137,7 +137,7 @@ impl Policy {
     /// may be.
     pub(crate) fn longest_made(&self, request: Bytes, grain: Bytes, busy: bool) -> Bytes {
         let length = if busy { self.busy_request_length } else { self.request_length };
-        let most = (request * length).isqrt().clamp(GRANULE, self.max_handle);
+        let most = request.saturating_mul(length).isqrt().clamp(GRANULE, self.max_handle);
         most.min(grain.max(GRANULE))
     }
 
@@ -251,7 +251,7 @@ mod tests {
         // No longer than what is left, than handles may be, and than one is ever made.
         assert_eq!(policy.handle_size(5 * MIB, policy.longest_made(8 * MIB, grain, true)), 4 * MIB);
         assert_eq!(policy.longest_made(8 * MIB, 4 * MIB, true), 4 * MIB);
-        assert_eq!(policy.longest_made(1 << 40, 1 << 40, true), policy.max_handle);
+        assert_eq!(policy.longest_made(u64::MAX, 1 << 40, true), policy.max_handle);
         assert_eq!(policy.longest_moved(live_peak, 2 * MIB, true), GRANULE);
     }
 
