@@ -23,7 +23,8 @@ impl Heap {
     }
 
     /// Does so in a page of small requests; or it leaves it to [`free`](Heap::free), as it does
-    /// where the block is not to be at hand. There may be one at hand, which is laid down for others.
+    /// where the block is not to be at hand. There may be one at hand, which is laid down for
+    /// others.
     #[inline(always)]
     pub(crate) fn keep_small(&mut self, slot: u32, address: Address) -> bool {
         if self.recent_start == address {

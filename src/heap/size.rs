@@ -13,8 +13,8 @@ pub(crate) const SMALL_UNIT: Bytes = 512;
 /// 0.4 %.
 pub(crate) const LARGE_UNIT: Bytes = 4 * KIB;
 
-/// The segment that a large request of `bytes` takes, where requests that share one have segments of
-/// `shared` bytes. The sizes are PyTorch's.
+/// The segment that a large request of `bytes` takes, where requests that share one have segments
+/// of `shared` bytes. The sizes are PyTorch's.
 pub(crate) fn large_segment(bytes: Bytes, shared: Bytes) -> Bytes {
     align_up(if bytes < OWN_SEGMENT { shared.max(bytes) } else { bytes }, GRANULE)
 }

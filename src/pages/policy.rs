@@ -133,15 +133,16 @@ impl Policy {
         spent_us > now_us / self.busy_share
     }
 
-    /// The longest handle that is made for a request of `request` bytes; `grain` is how long handles
-    /// may be.
+    /// The longest handle that is made for a request of `request` bytes; `grain` is how long
+    /// handles may be.
     pub(crate) fn longest_made(&self, request: Bytes, grain: Bytes, busy: bool) -> Bytes {
         let length = if busy { self.busy_request_length } else { self.request_length };
         let most = request.saturating_mul(length).isqrt().clamp(GRANULE, self.max_handle);
         most.min(grain.max(GRANULE))
     }
 
-    /// The size of a new handle for a gap of which `remaining` bytes are left, of at most `longest`.
+    /// The size of a new handle for a gap of which `remaining` bytes are left, of at most
+    /// `longest`.
     pub(crate) fn handle_size(&self, remaining: Bytes, longest: Bytes) -> Bytes {
         1 << longest.min(remaining.max(GRANULE)).ilog2()
     }
