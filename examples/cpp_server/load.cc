@@ -22,6 +22,9 @@ Request Requests::next(std::size_t sessions) {
     request.steps = 2;
     request.turns = 4;
   }
+  if (load_.sessions == 0) {
+    request.turns = 0;
+  }
   return request;
 }
 

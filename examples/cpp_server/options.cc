@@ -24,7 +24,8 @@ constexpr const char* kHelp =
     "  --requests N, --warmup N       of each worker, timed and before that\n"
     "  --layers N, --hidden N         of the model; hidden is a multiple of 256 words\n"
     "  --longest N                    tokens of the longest prompt, at least 64\n"
-    "  --sessions N                   conversations that each worker keeps at most\n"
+    "  --sessions N                   conversations that each worker keeps at most; with 0, each\n"
+    "                                 request stands alone\n"
     "  --release-threshold max|0      of cudaMallocAsync's pool (max)\n"
     "  --conf TEXT                    options of plugalloc, as in PLUGALLOC_CONF\n"
     "  --json                         prints one object instead of a text\n";
@@ -104,7 +105,7 @@ Setters settersOf(Options& options) {
        }},
       {"--longest", [&](const std::string& v) { load.longest = number("--longest", v, 64, 8192); }},
       {"--sessions",
-       [&](const std::string& v) { load.sessions = number("--sessions", v, 1, 100'000); }},
+       [&](const std::string& v) { load.sessions = number("--sessions", v, 0, 100'000); }},
   };
 }
 
@@ -147,7 +148,9 @@ void settle(Load& load, bool gpu) {
   usual(load.layers, std::size_t{4}, std::size_t{2});
   usual(load.hidden, std::size_t{1024}, std::size_t{256});
   usual(load.longest, std::size_t{2048}, std::size_t{256});
-  usual(load.sessions, std::size_t{32}, std::size_t{16});
+  if (load.sessions == kUsual) {
+    load.sessions = gpu ? 32 : 16;
+  }
   if (load.warmup < 0) {
     load.warmup = load.requests / 5;
   }
