@@ -86,7 +86,7 @@ impl Engine {
 
     /// Passes idle views from their heap to the request's, those of a run at once. False where one
     /// is not idle any more, or where the streams cannot be ordered because one is being captured.
-    fn take_over(
+    pub(super) fn take_over(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,

@@ -98,6 +98,11 @@ impl Engine {
             return Ok(found);
         }
         if self.virtual_memory && !shard.takes_segments() {
+            if effort == Effort::Usual
+                && let Some(address) = self.adopt_a_run(growth, &mut heap, request)?
+            {
+                return Ok(Some(address));
+            }
             self.grow(growth, &mut heap, request, effort)
         } else {
             self.grow_by_segment(growth, heap, request)

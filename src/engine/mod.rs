@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod adopt_run;
 mod allocate;
 mod announce;
 mod borrow;

@@ -49,6 +49,23 @@ impl IdleRun {
     }
 }
 
+/// Idle views side by side in one free block that have room for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FreeRun {
+    pub(crate) start: Address,
+    pub(crate) end: Address,
+    /// Where the views end that a request at its start lies over.
+    pub(crate) views_end: Address,
+    /// The mark after its last use.
+    pub(crate) since: u64,
+}
+
+impl FreeRun {
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.end - self.start
+    }
+}
+
 /// What is idle of any heaps: runs block by block, and their views by address. Most requests need
 /// no more than the runs, so that the views are listed when they are asked for.
 #[derive(Debug, Default)]
@@ -174,6 +191,24 @@ impl Heap {
                 }
             }
         }
+    }
+
+    /// Nearly the shortest run of idle views that has room for `bytes`, is no longer than `most`,
+    /// and may move. Only for large requests.
+    pub(crate) fn run_for(&self, bytes: Bytes, most: Bytes, kind: ArenaKind) -> Option<FreeRun> {
+        debug_assert_eq!(kind, ArenaKind::Large, "of others the blocks do not note what is idle");
+        if self.holds.any() {
+            return None;
+        }
+        let free = &self.arenas[kind as usize].free;
+        let (block, (start, end)) = free
+            .at_least(&self.blocks, bytes)
+            .map(|(_, block)| (block, block.idle()))
+            .find(|(_, (start, end))| end - start >= bytes)
+            .filter(|(_, (start, end))| end - start <= most)?;
+        let range = self.ranges.get(block.range as usize)?.as_ref()?;
+        let views_end = range.view_over(start + bytes - 1).1;
+        Some(FreeRun { start, end, views_end, since: block.since })
     }
 
     fn add_idle_in(&self, block: &Block, idle: (Address, Address), list: &mut IdleList) {

@@ -46,7 +46,7 @@ mod tally;
 mod views;
 
 pub(crate) use block::{BlockId, NONE, State};
-pub(crate) use idle::{IdleList, IdlePart, IdleRun, IdleView};
+pub(crate) use idle::{FreeRun, IdleList, IdlePart, IdleRun, IdleView};
 pub(crate) use layout::Backed;
 pub(crate) use lend::Remainder;
 pub(crate) use lookup::Lookup;

@@ -90,6 +90,9 @@ pub(crate) struct Policy {
     /// and a run of idle views that has at least this share of a request is continued into the hole
     /// beside it, rather than all of the request's memory moved to another place.
     pub(crate) run_share: u64,
+    /// There a request is served from a run of another heap that is longer by two granules and this
+    /// share of the request, at most, without a look at everything that is idle.
+    pub(crate) near_share: u64,
     /// Whether idle memory of other heaps is used at all.
     pub(crate) steal: bool,
 }
@@ -123,6 +126,7 @@ impl Policy {
             roomy_share: 8,
             lending_live_percent: 70,
             run_share: 4,
+            near_share: 4,
             steal: config.steal,
         }
     }
@@ -185,6 +189,12 @@ impl Policy {
     /// much of what was taken is idle.
     pub(crate) fn may_lend_in_room(&self, live: Bytes, live_peak: Bytes) -> bool {
         live >= live_peak / 100 * self.lending_live_percent
+    }
+
+    /// How long a run of idle views may be from which a request of `request` bytes is served
+    /// without a look at all others.
+    pub(crate) fn longest_run(&self, request: Bytes) -> Bytes {
+        request.saturating_add(request / self.near_share).saturating_add(2 * GRANULE)
     }
 
     /// Whether a request takes memory that queued work still uses, and waits for it, rather than
