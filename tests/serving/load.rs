@@ -114,6 +114,9 @@ impl Script {
         } else if self.load.random_shapes {
             length = self.between(1, self.load.longest / 16);
         }
+        if most == 0 {
+            self.sessions[number].turns = 0;
+        }
         let mut session = std::mem::take(&mut self.sessions[number]);
         if session.rows / session.batch + length > 2 * self.load.longest {
             let (batch, turns) = (session.batch, session.turns);

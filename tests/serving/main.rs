@@ -181,6 +181,10 @@ fn streams_at_work_share_memory() {
         // For comparison: all of the load, which takes half a minute without optimisation.
         show("all, random", &serve(full(true), seed));
         show("all, fixed", &serve(full(false), seed));
+        // Where each request stands alone, and with few sessions.
+        for sessions in [0, 1, 2] {
+            show(&format!("{sessions} sessions"), &serve(Load { sessions, ..full(true) }, seed));
+        }
     }
     let outcome = serve(short(true), seed);
     show("random", &outcome);
