@@ -55,6 +55,7 @@ impl Engine {
         if address.is_none() {
             // What was cached before caching was turned off may be what is missing.
             growth.counters.retries += 1;
+            growth.store.forget_ceiling();
             self.give_cache_back(&mut growth)?;
             address = self.take_direct(&growth, bytes)?;
         }
