@@ -238,6 +238,23 @@ fn a_request_that_would_fail_takes_what_a_pool_allows() {
     }
 }
 
+/// The pool has not heard of the new stream then.
+#[test]
+fn a_pool_lends_to_a_stream_whose_name_came_back() {
+    let rig = Rig::of(64 * MIB);
+    rig.begin(OWN, &[A]);
+    let idle = rig.allocate(40 * MIB, A);
+    rig.free(idle);
+    rig.end(OWN);
+    rig.allocator.set_use_on_oom(GPU, OWN, true).unwrap();
+    rig.allocator.retire_stream(GPU, A).unwrap();
+    let block = rig.allocate(30 * MIB, A);
+    assert!(rig.holds(OWN, &[block]));
+    rig.free(block);
+    rig.release(OWN);
+    rig.finish();
+}
+
 #[test]
 fn without_splitting_each_request_has_a_segment() {
     for options in [capacity(GIB), plain(GIB)] {

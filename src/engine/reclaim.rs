@@ -25,7 +25,7 @@ impl Engine {
             self.count_out_of_memory();
             return Err(self.out_of_memory(growth, request));
         }
-        if let Some(address) = self.serve_from_pools(request) {
+        if let Some(address) = self.serve_from_pools(request)? {
             return Ok(address);
         }
         growth.counters.retries += 1;
