@@ -31,10 +31,13 @@ impl Engine {
         growth.counters.retries += 1;
         growth.store.forget_ceiling();
         growth.counters.synchronised += 1;
-        if self.wait_for_deferred()?
-            && let Some(address) = self.attempt(growth, request, Effort::Usual)?
-        {
-            return Ok(address);
+        if self.wait_for_deferred()? {
+            if let Some(address) = self.attempt(growth, request, Effort::Usual)? {
+                return Ok(address);
+            }
+            if let Some(address) = self.serve_from_pools(request)? {
+                return Ok(address);
+            }
         }
         if self.settle_pools()
             && let Some(address) = self.attempt(growth, request, Effort::Usual)?
