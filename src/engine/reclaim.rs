@@ -81,6 +81,7 @@ impl Engine {
     /// Gives all cached memory back to the device.
     pub(crate) fn empty_cache(&self) -> Result<()> {
         let result = self.give_cache_back(&mut self.growth.lock());
+        self.close_all_left();
         self.tell_observers();
         result
     }
