@@ -373,8 +373,8 @@ fn an_import_whose_handle_cannot_be_given_back_leaves_nothing_behind() {
 }
 
 /// Shares an allocation with its own process, which tries to open it, or opens and closes it, while
-/// calls fail; everything goes back later, with the next opening, when the cache is emptied, or with
-/// the allocator.
+/// calls fail; everything goes back later: with the next opening, when the cache is emptied, or
+/// with the allocator.
 fn fail_while_open(
     faults: &[(DriverCall, u64)],
     opens: bool,
