@@ -44,12 +44,18 @@ impl Remainder {
 
 impl Heap {
     /// Adds every remainder of `least` bytes or more, of a view of no more than `longest`, that may
-    /// be lent.
-    pub(crate) fn remainders(&self, least: Bytes, longest: Bytes, out: &mut Vec<Remainder>) {
+    /// be lent; beside blocks of these kinds.
+    pub(crate) fn remainders(
+        &self,
+        kinds: &[ArenaKind],
+        (least, longest): (Bytes, Bytes),
+        out: &mut Vec<Remainder>,
+    ) {
         if self.holds.everything() {
             return;
         }
-        for arena in &self.arenas {
+        let arenas = kinds.iter().map(|&kind| &self.arenas[kind as usize]);
+        for arena in arenas.filter(|arena| arena.free.may_have(least)) {
             for (_, block) in arena.free.at_least(&self.blocks, least) {
                 self.remainders_in(block, (least, longest), out);
             }
@@ -313,7 +319,7 @@ mod tests {
 
     fn remainders(heap: &Heap) -> Vec<Remainder> {
         let mut found = Vec::new();
-        heap.remainders(4096, Bytes::MAX, &mut found);
+        heap.remainders(&ArenaKind::ALL, (4096, Bytes::MAX), &mut found);
         found
     }
 
