@@ -239,7 +239,8 @@ fn copies_bytes_on_the_current_stream() {
     unsafe { rig.cpp.copy_data(to, from, 4096) }.expect("live");
     let mut seen = [0u8; 4096];
     let host = seen.as_mut_ptr() as u64;
-    device.copy_async(host, to, 4096, StreamId::DEFAULT).expect("live");
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(host, to, 4096, StreamId::DEFAULT) }.expect("live");
     device.stream_synchronize(StreamId::DEFAULT).expect("idle");
     assert!(seen.iter().all(|byte| *byte == 0x5a));
     rig.cpp.raw_delete(from).expect("live");

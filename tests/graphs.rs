@@ -51,7 +51,8 @@ fn capture(rig: &Rig, pool: PoolId, stream: StreamId, random: &mut Random) -> Ca
         let scratch = rig.allocate(bytes + 8 * MIB, stream);
         rig.fill(scratch, value, bytes + 8 * MIB, stream);
         let result = rig.allocate(bytes, stream);
-        rig.device().copy_async(result, scratch, bytes, stream).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { rig.device().copy_async(result, scratch, bytes, stream) }.unwrap();
         rig.free(scratch);
         results.push((result, bytes, value));
     }

@@ -42,7 +42,8 @@ fn finish(device: &SimDevice, allocator: &Allocator) {
 
 fn read(device: &SimDevice, at: Address, bytes: Bytes) -> Vec<u8> {
     let mut found = vec![0u8; bytes as usize];
-    device.copy_async(found.as_mut_ptr() as Address, at, bytes, B).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(found.as_mut_ptr() as Address, at, bytes, B) }.unwrap();
     found
 }
 

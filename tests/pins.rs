@@ -137,7 +137,8 @@ fn pinned_memory_stays_through_random_traffic_that_needs_everything() {
                 device.fill_async(block, 0x11, length, C).unwrap();
             }
             let mut seen = vec![0u8; bytes as usize];
-            device.copy_async(seen.as_mut_ptr() as Address, at, bytes, C).unwrap();
+            // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+            unsafe { device.copy_async(seen.as_mut_ptr() as Address, at, bytes, C) }.unwrap();
             let free = live.iter().all(|&(b, l)| b >= at + bytes || at >= b + l);
             assert!(!free || seen.iter().all(|&byte| byte == 0xee), "step {step}");
         }

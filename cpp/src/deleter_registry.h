@@ -40,8 +40,8 @@ class DeleterRegistry {
     chooseSole();
   }
 
-  /// The object that had a state is gone. The state goes if it owns nothing; otherwise with the last
-  /// of its pointers, all of which can be deleted until then.
+  /// The object that had a state is gone. The state goes if it owns nothing; otherwise with the
+  /// last of its pointers, all of which can be deleted until then.
   static void retire(const std::shared_ptr<State>& state) noexcept {
     {
       const std::lock_guard<std::shared_mutex> lock(mutex());

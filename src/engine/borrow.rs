@@ -36,8 +36,9 @@ impl Engine {
     }
 
     /// What could be lent to a request, by itself and by others, beside blocks of these kinds, of
-    /// pieces of `least` bytes and more, in no order. Without `all`, only of short handles, which pin little else, and what
-    /// nothing queued uses; to small requests, what its heap has not used for a while.
+    /// pieces of `least` bytes and more, in no order. Without `all`, only of short handles, which
+    /// pin little else, and what nothing queued uses; to small requests, what its heap has not used
+    /// for a while.
     fn sources(
         &self,
         growth: &mut Growth,
