@@ -131,11 +131,13 @@ fn open() -> Outcome<(Arc<Allocator>, Option<Kernel>)> {
     }
 }
 
-/// Device memory with these floats in it. The floats must live until the stream is waited for.
+/// Device memory with these floats in it.
 fn upload(allocator: &Arc<Allocator>, stream: &Stream, from: &[f32]) -> Outcome<Allocation> {
     let bytes = size_of_val(from) as u64;
     let memory = allocator.alloc(DEVICE, bytes, stream.id())?;
-    stream.copy(memory.address(), from.as_ptr() as Address, bytes)?;
+    // SAFETY: the floats are borrowed until the copy has run.
+    unsafe { stream.copy(memory.address(), from.as_ptr() as Address, bytes) }?;
+    stream.synchronize()?;
     Ok(memory)
 }
 
@@ -151,7 +153,8 @@ fn main() -> Outcome<()> {
         None => launch_on_host(&vectors, &stream)?,
     }
     let mut sums = vec![0f32; COUNT];
-    stream.copy(sums.as_mut_ptr() as Address, vectors.y.address(), vectors.y.bytes())?;
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { stream.copy(sums.as_mut_ptr() as Address, vectors.y.address(), vectors.y.bytes()) }?;
     stream.synchronize()?;
 
     // These numbers are small and whole, so that the sums are exact on every device.

@@ -199,7 +199,7 @@ impl Stream {
         Ok(self.device.stream_synchronize(self.id)?)
     }
 
-    /// Queues filling `bytes` at `at` with `value`.
+    /// Queues filling `bytes` of device memory at `at` with `value`.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where the driver refuses; the simulated device does
@@ -208,13 +208,18 @@ impl Stream {
         Ok(self.device.fill_async(at, value, bytes, self.id)?)
     }
 
-    /// Queues a copy of `bytes` between any two of: device memory, a peer's, host memory that stays
-    /// valid until the copy has run.
+    /// Queues a copy of `bytes` between any two of: device memory, a peer's, host memory.
+    ///
+    /// # Safety
+    /// Memory of the host has to be valid until the copy has run, for as long as a graph may be
+    /// launched that captured it; and so long nobody else writes to what is read, nor uses what is
+    /// written.
     ///
     /// # Errors
     /// As [`fill`](Stream::fill).
-    pub fn copy(&self, to: Address, from: Address, bytes: Bytes) -> Result<()> {
-        Ok(self.device.copy_async(to, from, bytes, self.id)?)
+    pub unsafe fn copy(&self, to: Address, from: Address, bytes: Bytes) -> Result<()> {
+        // SAFETY: as the caller promises.
+        Ok(unsafe { self.device.copy_async(to, from, bytes, self.id) }?)
     }
 
     /// Queues a function of the host, which must not call the device.

@@ -212,7 +212,7 @@ impl CachingAllocator {
     /// A C++ object over this engine.
     ///
     /// The C++ object, once all its copies are gone, lets the engine go if nothing is allocated,
-    /// and keeps it for the life of the process otherwise.
+    /// and otherwise keeps it until the last pointer was given to a deleter.
     pub fn new(allocator: Arc<Allocator>) -> Result<CachingAllocator> {
         let mut shared = SharedPtr::null();
         check(ffi::make_caching(Box::new(CachingCore::new(allocator)), &mut shared))?;

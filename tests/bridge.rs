@@ -239,7 +239,8 @@ fn copies_bytes_on_the_current_stream() {
     unsafe { rig.cpp.copy_data(to, from, 4096) }.expect("live");
     let mut seen = [0u8; 4096];
     let host = seen.as_mut_ptr() as u64;
-    device.copy_async(host, to, 4096, StreamId::DEFAULT).expect("live");
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(host, to, 4096, StreamId::DEFAULT) }.expect("live");
     device.stream_synchronize(StreamId::DEFAULT).expect("idle");
     assert!(seen.iter().all(|byte| *byte == 0x5a));
     rig.cpp.raw_delete(from).expect("live");
@@ -310,4 +311,46 @@ fn threads_on_their_own_streams_share_one_object() {
     });
     assert_eq!(rig.cpp.statistics(0).expect("device 0").allocation.all.allocated, 800);
     rig.engine.is_quiescent().expect("nothing is left");
+}
+
+/// Pointers outlive the C++ object; the engine goes with the last of them, also where another
+/// allocator was made meanwhile.
+#[test]
+fn the_last_pointer_of_an_object_that_is_gone_lets_the_engine_go() {
+    for others in [false, true] {
+        let Rig { machine, engine, cpp } = rig(1, GIB);
+        let weak = Arc::downgrade(&engine);
+        drop(engine);
+        let blocks = [1, 2].map(|k| cpp.raw_alloc(k * MIB as usize).expect("fits"));
+        let data = cpp.allocate(MIB as usize).expect("fits");
+        let other = others.then(|| rig(1, GIB));
+        drop(cpp);
+        for block in blocks {
+            assert!(weak.upgrade().is_some(), "memory is live");
+            // Any allocator of the class has the same deleter.
+            let deleter = rig(1, GIB);
+            deleter.cpp.call_raw_deleter(block).expect("has a deleter");
+        }
+        assert!(weak.upgrade().is_some(), "memory is live");
+        drop(data);
+        assert!(weak.upgrade().is_none(), "the engine has gone");
+        assert_eq!(machine.device(0).ledger().used, 0);
+        drop(other);
+    }
+}
+
+/// The object is destroyed while a thread is inside of the deleter with its last pointers.
+#[test]
+fn the_engine_goes_also_where_the_last_free_is_under_way() {
+    for _ in 0..200 {
+        let Rig { engine, cpp, .. } = rig(1, GIB);
+        let weak = Arc::downgrade(&engine);
+        drop(engine);
+        let data: Vec<_> = (0..20).map(|_| cpp.allocate(4096).expect("fits")).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(data));
+            drop(cpp);
+        });
+        assert!(weak.upgrade().is_none(), "the engine has gone");
+    }
 }

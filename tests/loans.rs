@@ -177,7 +177,8 @@ fn random_steps(rig: &Rig, random: &mut Random, seed: u64) -> (u64, u64) {
             let Live { bytes, stream, value } = live.remove(&address).unwrap();
             let mut found = vec![0; bytes as usize];
             let to = found.as_mut_ptr() as Address;
-            rig.device().copy_async(to, address, bytes, stream).unwrap();
+            // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+            unsafe { rig.device().copy_async(to, address, bytes, stream) }.unwrap();
             seen.push(Seen { bytes: found, value });
             rig.free(address);
         }

@@ -112,7 +112,8 @@ impl Model {
             let mut found = vec![0u8; written as usize];
             let to = found.as_mut_ptr() as Address;
             let reader = StreamId(0xfeed);
-            self.device(block.device).copy_async(to, address, written, reader).unwrap();
+            // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+            unsafe { self.device(block.device).copy_async(to, address, written, reader) }.unwrap();
             assert!(found.iter().all(|&byte| byte == block.value), "{address:#x}, {block:?}");
         }
         match self.rig.allocator.free(address) {

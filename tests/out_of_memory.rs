@@ -8,7 +8,7 @@ use common::{A, B, GPU, Rig, capacity, config, plain};
 use plugalloc::Config;
 use plugalloc::device::Device;
 use plugalloc::error::{DriverCall, Error};
-use plugalloc::units::{DeviceId, KIB, MIB, StreamId};
+use plugalloc::units::{DeviceId, GIB, GRANULE, KIB, MIB, StreamId};
 
 #[test]
 fn the_numbers_are_those_of_the_device_and_the_allocator() {
@@ -197,5 +197,23 @@ fn a_block_that_fits_is_found_behind_many_that_do_not() {
     assert_eq!(rig.allocate(1544 * KIB, A), holes[0]);
     rig.free(holes[0]);
     live.into_iter().for_each(|address| rig.free(address));
+    rig.finish();
+}
+
+/// What the device refused once is no limit to allocations of its own later.
+#[test]
+fn without_a_cache_the_device_is_asked_again_for_what_it_refused() {
+    let rig = Rig::new(capacity(GIB), config(|c| c.max_handle = GRANULE));
+    let blocks: Vec<_> = (0..100).map(|_| rig.allocate(8 * MIB, A)).collect();
+    let elsewhere = rig.device().malloc(224 * MIB).unwrap();
+    let (freed, live): (Vec<_>, Vec<_>) = (0..).zip(blocks).partition(|(k, _)| k % 2 == 1);
+    freed.into_iter().for_each(|(_, block)| rig.free(block));
+    // The device is asked for a little, refuses, and memory moves instead.
+    let moved = rig.allocate(16 * MIB, B);
+    rig.device().free(elsewhere).unwrap();
+    rig.allocator.set_caching(false);
+    let block = rig.allocate(500 * MIB, A);
+    let live = live.into_iter().map(|(_, block)| block);
+    live.chain([moved, block]).for_each(|block| rig.free(block));
     rig.finish();
 }

@@ -137,7 +137,8 @@ fn pinned_memory_stays_through_random_traffic_that_needs_everything() {
                 device.fill_async(block, 0x11, length, C).unwrap();
             }
             let mut seen = vec![0u8; bytes as usize];
-            device.copy_async(seen.as_mut_ptr() as Address, at, bytes, C).unwrap();
+            // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+            unsafe { device.copy_async(seen.as_mut_ptr() as Address, at, bytes, C) }.unwrap();
             let free = live.iter().all(|&(b, l)| b >= at + bytes || at >= b + l);
             assert!(!free || seen.iter().all(|&byte| byte == 0xee), "step {step}");
         }
@@ -313,6 +314,46 @@ fn what_an_observer_gives_back_disappears_after_it_was_told() {
         assert!(allocator.unobserve_mappings(id));
         finish(&device, &allocator);
         assert!(seen.lock().spans.is_empty());
+    }
+}
+
+/// The same of allocations of the device's own, also where one of them cannot be freed at first.
+#[test]
+fn what_an_observer_frees_without_a_cache_disappears_after_it_was_told() {
+    for fails in [false, true] {
+        let (device, allocator) = open(capacity(256 * MIB), config(|c| c.caching = false));
+        let seen = observe(&allocator, &device);
+        let [first, second] = [A, B].map(|on| allocator.allocate(GPU, 30 * MIB, on).unwrap());
+        let (weak, faulty) = (Arc::downgrade(&allocator), Arc::downgrade(&device));
+        let left = Mutex::new(Some(second));
+        let id = allocator.observe_mappings(move |event| {
+            let Some(allocator) = weak.upgrade() else { return };
+            if event.change == MappingChange::Unmapping
+                && let Some(block) = left.lock().take()
+            {
+                allocator.free(block).unwrap();
+                assert_eq!(fault(allocator.free(block)), PointerFault::Foreign);
+                assert!(!allocator.owns(block));
+                if fails {
+                    faulty.upgrade().unwrap().fail_nth(DriverCall::Free, 1);
+                }
+            }
+        });
+        allocator.free(first).unwrap();
+        allocator.is_valid().unwrap();
+        assert_eq!(device.ledger().used, if fails { 30 * MIB } else { 0 });
+        let counts = |seen: &Seen| (seen.mapped, seen.unmapped);
+        assert_eq!(counts(&seen.lock()), (2, 2));
+        // Who comes now hears nothing of what could not be freed, which is freed with the next.
+        let late = observe(&allocator, &device);
+        let third = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+        allocator.free(third).unwrap();
+        assert_eq!(device.ledger().used, 0);
+        assert!(allocator.unobserve_mappings(id));
+        finish(&device, &allocator);
+        for seen in [seen, late] {
+            assert!(seen.lock().spans.is_empty());
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod segment_source;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use common::{A, B, C, GPU, Rig, capacity, config, plain};
 use plugalloc::device::sim::SimOptions;
@@ -236,6 +237,49 @@ fn a_request_that_would_fail_takes_what_a_pool_allows() {
         rig.release(OWN);
         rig.finish();
     }
+}
+
+#[test]
+fn a_request_that_would_fail_waits_for_what_a_pool_that_allows_it_gets_back() {
+    let options = SimOptions { wait_for_release: true, ..capacity(64 * MIB) };
+    let rig = Rig::new(options, Config::default());
+    rig.begin(OWN, &[A]);
+    let waiting = rig.allocate(40 * MIB, A);
+    rig.end(OWN);
+    rig.allocator.set_use_on_oom(GPU, OWN, true).unwrap();
+    rig.device().hold(B).unwrap();
+    rig.allocator.record_stream(waiting, B).unwrap();
+    rig.fill(waiting, 1, MIB, B);
+    rig.free(waiting);
+    let block = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The request waits for B by then, as a rule.
+            std::thread::sleep(Duration::from_millis(100));
+            rig.device().resume(B).unwrap();
+        });
+        rig.allocate(30 * MIB, A)
+    });
+    assert!(rig.holds(OWN, &[block]));
+    rig.free(block);
+    rig.release(OWN);
+    rig.finish();
+}
+
+/// The pool has not heard of the new stream then.
+#[test]
+fn a_pool_lends_to_a_stream_whose_name_came_back() {
+    let rig = Rig::of(64 * MIB);
+    rig.begin(OWN, &[A]);
+    let idle = rig.allocate(40 * MIB, A);
+    rig.free(idle);
+    rig.end(OWN);
+    rig.allocator.set_use_on_oom(GPU, OWN, true).unwrap();
+    rig.allocator.retire_stream(GPU, A).unwrap();
+    let block = rig.allocate(30 * MIB, A);
+    assert!(rig.holds(OWN, &[block]));
+    rig.free(block);
+    rig.release(OWN);
+    rig.finish();
 }
 
 #[test]

@@ -25,7 +25,8 @@ fn read_late(record: bool) -> Vec<u8> {
     rig.fill(block, 0x11, MIB, A);
     rig.device().hold(B).unwrap();
     let mut found = vec![0u8; MIB as usize];
-    rig.device().copy_async(found.as_mut_ptr() as Address, block, MIB, B).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { rig.device().copy_async(found.as_mut_ptr() as Address, block, MIB, B) }.unwrap();
     if record {
         rig.allocator.record_stream(block, B).unwrap();
     }

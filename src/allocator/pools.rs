@@ -68,6 +68,9 @@ impl Allocator {
     /// that was opened last is asked first. Where pools ended that graphs used, or 64 others, the
     /// device is waited for, so that this one can have their memory.
     ///
+    /// What is captured may use memory again that the same stream used in the pool before, also
+    /// without a capture. Whoever launches the graph on another stream makes that wait for it.
+    ///
     /// While a pool is open and one of its streams is being captured, or none has allocated yet, no
     /// event of the device is asked, frees that wait for other streams go on waiting, and nothing
     /// is given back.

@@ -195,15 +195,20 @@ pub trait Device: Send + Sync {
     fn graph_destroy(&self, graph: CaptureId) -> DeviceResult<()>;
 
     /// Queues a copy of `bytes` on the stream, between any two of: this device's memory, a peer's
-    /// memory, host memory (which must stay valid until the copy has run).
-    fn copy_async(
+    /// memory, host memory.
+    ///
+    /// # Safety
+    /// Memory of the host has to be valid until the copy has run, for as long as a graph may be
+    /// launched that captured it; and so long nobody else writes to what is read, nor uses what is
+    /// written.
+    unsafe fn copy_async(
         &self,
         to: Address,
         from: Address,
         bytes: Bytes,
         stream: StreamId,
     ) -> DeviceResult<()>;
-    /// Queues filling `bytes` with `value`.
+    /// Queues filling `bytes` of a device's memory with `value`.
     fn fill_async(
         &self,
         at: Address,

@@ -35,15 +35,16 @@ impl Engine {
             })
     }
 
-    /// What could be lent to a request, by itself and by others, of pieces of `least` bytes and
-    /// more, in no order. Without `all`, only of short handles, which pin little else, and what
-    /// nothing queued uses; to small requests, what its heap has not used for a while.
+    /// What could be lent to a request, by itself and by others, beside blocks of these kinds, of
+    /// pieces of `least` bytes and more, in no order. Without `all`, only of short handles, which
+    /// pin little else, and what nothing queued uses; to small requests, what its heap has not used
+    /// for a while.
     fn sources(
         &self,
         growth: &mut Growth,
         heap: &Heap,
         request: Request,
-        (least, all): (Bytes, bool),
+        (kinds, least, all): (&[ArenaKind], Bytes, bool),
     ) -> DeviceResult<Vec<Source>> {
         let mut found = Vec::with_capacity(64);
         let taker = self.shards.get(request.shard);
@@ -52,8 +53,8 @@ impl Engine {
             return Ok(found);
         };
         let mut parts = Vec::with_capacity(64);
-        let longest = if all { Bytes::MAX } else { GRANULE };
-        heap.remainders(least, longest, &mut parts);
+        let sizes = (least, if all { Bytes::MAX } else { GRANULE });
+        heap.remainders(kinds, sizes, &mut parts);
         found.extend(parts.drain(..).map(|part| Source { shard: request.shard, part }));
         let others = self.shards.iter().filter(|(number, shard)| {
             let may = self.policy.steal || shard.stream == taker.stream;
@@ -61,7 +62,7 @@ impl Engine {
         });
         for (number, shard) in others {
             let mut other = shard.heap.lock();
-            other.remainders(least, longest, &mut parts);
+            other.remainders(kinds, sizes, &mut parts);
             let Some(newest) = parts.iter().map(|part| part.since).max() else {
                 continue;
             };
@@ -96,8 +97,9 @@ impl Engine {
         all: bool,
     ) -> Result<Option<Address>> {
         let least = if all { request.bytes } else { request.bytes.max(self.policy.lent_to_small) };
-        let mut sources = self.sources(growth, heap, request, (least, all))?;
-        sources.retain(|source| all || source.part.kind == ArenaKind::Large);
+        // As long as the request would not fail, a heap keeps what is left of its small pages.
+        let kinds = if all { &ArenaKind::ALL[..] } else { &[ArenaKind::Large] };
+        let mut sources = self.sources(growth, heap, request, (kinds, least, all))?;
         sources.sort_by_key(|source| source.part.bytes);
         for source in sources {
             let Some(address) = self.addresses_for(heap, request, source.part.view.1)? else {
@@ -133,7 +135,7 @@ impl Engine {
         request: Request,
         (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
-        let sources = self.sources(growth, heap, request, (LARGE_UNIT, false))?;
+        let sources = self.sources(growth, heap, request, (&ArenaKind::ALL, LARGE_UNIT, false))?;
         self.lay_between(growth, heap, request, &sources, (idle, supply))
     }
 
@@ -177,7 +179,7 @@ impl Engine {
         if request.kind == ArenaKind::Small {
             return self.borrow_a_part(growth, heap, request, true);
         }
-        let sources = self.sources(growth, heap, request, (LARGE_UNIT, true))?;
+        let sources = self.sources(growth, heap, request, (&ArenaKind::ALL, LARGE_UNIT, true))?;
         match self.lay_between(growth, heap, request, &sources, (idle, supply))? {
             Grown::Served(address) => Ok(Some(address)),
             Grown::Changed | Grown::Unchanged => Ok(None),

@@ -109,7 +109,7 @@ impl Engine {
     fn check_reserved(&self, growth: &Growth, heaps: &[MutexGuard<'_, Heap>]) -> Result<()> {
         let handles: Bytes = growth.store.handles().map(|(_, handle)| handle.bytes).sum();
         let segments: Bytes = heaps.iter().map(|heap| heap.segment_bytes()).sum();
-        let direct: Bytes = self.direct_blocks().iter().map(|block| block.bytes).sum();
+        let direct: Bytes = self.direct_spans().iter().map(|(_, bytes)| bytes).sum();
         let reserved = growth.store.reserved.current as Bytes;
         let segments = segments + growth.parting.segment_bytes();
         if handles + segments + direct != reserved {

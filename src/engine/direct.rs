@@ -27,6 +27,8 @@ pub(crate) struct Direct {
     blocks: Mutex<HashMap<Address, DirectBlock>>,
     /// Which other devices use some of them.
     guests: Mutex<HashMap<Address, Vec<Guest>>>,
+    /// Those that observers have freed and that are the device's still: observers are told first.
+    left: Mutex<Vec<(Address, DirectBlock)>>,
 }
 
 impl Engine {
@@ -53,6 +55,7 @@ impl Engine {
         if address.is_none() {
             // What was cached before caching was turned off may be what is missing.
             growth.counters.retries += 1;
+            growth.store.forget_ceiling();
             self.give_cache_back(&mut growth)?;
             address = self.take_direct(&growth, bytes)?;
         }
@@ -90,7 +93,7 @@ impl Engine {
         let Some(block) = self.direct_block(address) else {
             return Ok(false);
         };
-        self.announce_direct(address, block.bytes);
+        let is_untold = self.announce_direct(address, block.bytes);
         let context = self.gather_for_free();
         // Held for as long as the table and the counts differ.
         let mut growth = self.growth.lock();
@@ -98,8 +101,11 @@ impl Engine {
             return Ok(false);
         };
         self.record_outside_freed(address, block, context);
-        let waited = self.wait_for_guests(address);
-        if let Err(error) = waited.and_then(|()| self.device.free(address)) {
+        if is_untold {
+            // In the middle of a call of an observer: whoever calls that tells of this next.
+            self.note_closed(&mut growth, address);
+            self.direct.left.lock().push((address, block));
+        } else if let Err(error) = self.give_direct(&mut growth, address, block) {
             self.direct.blocks.lock().insert(address, block);
             self.note_mapped(address, block.bytes);
             self.record_outside(address, block, Some(block.requested));
@@ -107,16 +113,54 @@ impl Engine {
             self.tell_observers();
             return Err(error.into());
         }
-        self.direct.guests.lock().remove(&address);
-        self.tell_freed(address);
-        growth.store.forget_segment(address);
-        growth.store.count_given(block.bytes);
-        growth.store.count_idle(block.kind, block.bytes);
         drop(growth);
         self.count_direct(block.shard, |heap| {
             heap.free_outside(block.kind, block.bytes, block.requested);
         });
         Ok(true)
+    }
+
+    /// Gives an allocation of the device's own back, of which observers were told.
+    fn give_direct(
+        &self,
+        growth: &mut Growth,
+        address: Address,
+        block: DirectBlock,
+    ) -> DeviceResult<()> {
+        self.wait_for_guests(address)?;
+        self.device.free(address)?;
+        self.direct.guests.lock().remove(&address);
+        self.tell_freed(address);
+        growth.store.forget_segment(address);
+        growth.store.count_given(block.bytes);
+        growth.store.count_idle(block.kind, block.bytes);
+        Ok(())
+    }
+
+    /// Gives back what observers have freed themselves and have been told of since; what fails
+    /// stays for the next time. True where there was any.
+    pub(super) fn give_left(&self, growth: &mut Growth) -> bool {
+        let left = std::mem::take(&mut *self.direct.left.lock());
+        let before = left.len();
+        // A capture that has begun since would be spoilt.
+        let may = before > 0 && !self.may_be_capturing();
+        let goes = |growth: &mut Growth, (address, block): (Address, DirectBlock)| {
+            let told = may && self.may_unmap(growth, address, block.bytes);
+            let gone = told && self.give_direct(growth, address, block).is_ok();
+            if gone {
+                self.note_unmapped(growth, address);
+            }
+            gone
+        };
+        let kept: Vec<_> = left.into_iter().filter(|&each| !goes(growth, each)).collect();
+        let given = kept.len() < before;
+        self.direct.left.lock().extend(kept);
+        given
+    }
+
+    /// Whether there is anything of the kind.
+    pub(super) fn has_left(&self) -> bool {
+        !self.direct.left.lock().is_empty()
     }
 
     /// Notes that a stream of another device uses an allocation of the device's own. Streams of
@@ -139,12 +183,19 @@ impl Engine {
         self.direct.blocks.lock().get(&address).copied()
     }
 
-    /// What direct allocations take from the device.
-    pub(super) fn direct_blocks(&self) -> Vec<DirectBlock> {
-        self.direct.blocks.lock().values().copied().collect()
+    /// What is taken from the device for direct allocations, by address, also where observers freed
+    /// them.
+    pub(super) fn direct_spans(&self) -> Vec<(Address, Bytes)> {
+        let mut spans: Vec<_> = self
+            .direct_blocks_by_address()
+            .map(|(address, block)| (address, block.bytes))
+            .collect();
+        spans
+            .extend(self.direct.left.lock().iter().map(|(address, block)| (*address, block.bytes)));
+        spans
     }
 
-    /// The same by address.
+    /// Direct allocations by address.
     pub(super) fn direct_blocks_by_address(&self) -> impl Iterator<Item = (Address, DirectBlock)> {
         let blocks = self.direct.blocks.lock().clone();
         blocks.into_iter()

@@ -5,6 +5,7 @@ use super::idle::own_idle;
 use super::means::Means;
 use super::shards::Shard;
 use super::{Engine, Growth};
+use crate::device::DeviceResult;
 use crate::error::Result;
 use crate::heap::{ArenaKind, Heap, IdleList};
 use crate::lock::MutexGuard;
@@ -82,10 +83,7 @@ impl Engine {
             return Ok(Some(address));
         }
         let mut heap = shard.heap.lock();
-        // A heap that was made since its stream's name was retired has not been told of that.
-        self.deferred.lock().revive(shard.stream)?;
-        heap.turn.set_retired(false);
-        self.peaks.enter(&mut heap);
+        self.enter_anew(shard, &mut heap)?;
         let mut found = heap.allocate(request.requested, request.bytes);
         if found.is_none() && heap.flush_quick() {
             found = heap.allocate(request.requested, request.bytes);
@@ -123,18 +121,27 @@ impl Engine {
                 continue;
             };
             let mut heap = lane.heap.lock();
-            if self.peaks.enter(&mut heap) {
-                let mut found = heap.allocate(request.requested, request.bytes);
-                if found.is_none() {
-                    found = heap.allocate_any(request.requested, request.bytes);
-                }
-                self.peaks.leave(&self.shards, &mut heap);
-                if found.is_some() {
-                    return Ok(found);
-                }
+            self.enter_anew(lane, &mut heap)?;
+            let mut found = heap.allocate(request.requested, request.bytes);
+            if found.is_none() {
+                found = heap.allocate_any(request.requested, request.bytes);
+            }
+            self.peaks.leave(&self.shards, &mut heap);
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
+    }
+
+    /// A heap, which is locked, is about to serve a request, also one of a stream whose name was
+    /// retired: that is the name of a new one then.
+    pub(super) fn enter_anew(&self, shard: &Shard, heap: &mut Heap) -> DeviceResult<()> {
+        // A heap that was made since its stream's name was retired has not been told of that.
+        self.deferred.lock().revive(shard.stream)?;
+        heap.turn.set_retired(false);
+        self.peaks.enter(heap);
+        Ok(())
     }
 
     fn grow(

@@ -22,7 +22,10 @@ fn engine(capacity: Bytes, config: Config) -> Engine {
 
 /// An engine of 64 MiB whose one stream has all the lanes that a stream can have.
 fn spread_engine() -> Engine {
-    let engine = engine(64 * MIB, Config { steal: false, ..Config::default() });
+    spread(engine(64 * MIB, Config { steal: false, ..Config::default() }))
+}
+
+fn spread(engine: Engine) -> Engine {
     let first = engine.shards.for_stream(STREAM).unwrap();
     (0..100_000).for_each(|turn| engine.shards.collide(first, 1 + turn % 2));
     assert!(first.lanes().count() > 4);
@@ -50,6 +53,31 @@ fn lanes_share_idle_memory_where_stealing_is_off() {
     let all = engine.allocate(64 * MIB, STREAM).unwrap();
     free(&engine, all);
     engine.is_quiescent().unwrap();
+}
+
+/// What lanes have free of a stream whose name comes back serves the new one before it would fail,
+/// although it has used none of them yet.
+#[test]
+fn lanes_share_what_is_left_after_a_name_came_back() {
+    let config = Config { expandable_segments: false, ..Config::default() };
+    let engine = spread(engine(64 * MIB, config));
+    // Three segments of one lane, on each of which something lives and more than half is free.
+    let allocate = || [(); 12].map(|()| engine.allocate(5 * MIB, STREAM).unwrap());
+    let blocks = std::thread::scope(|scope| scope.spawn(allocate).join().unwrap());
+    let (live, freed): (Vec<_>, Vec<_>) = (0..).zip(blocks).partition(|(k, _)| k % 4 == 0);
+    freed.into_iter().for_each(|(_, block)| free(&engine, block));
+    engine.retire_stream(STREAM).unwrap();
+    let mut live: Vec<_> = live.into_iter().map(|(_, block)| block).collect();
+    let lane = engine.map.get(live[0]).unwrap().0.number;
+    for _ in 0..3 {
+        let allocate = || engine.allocate(15 * MIB, STREAM);
+        let found = std::thread::scope(|scope| scope.spawn(allocate).join().unwrap());
+        live.push(found.unwrap());
+    }
+    assert!(live.iter().all(|&block| engine.map.get(block).unwrap().0.number == lane));
+    live.into_iter().for_each(|block| free(&engine, block));
+    engine.is_quiescent().unwrap();
+    engine.is_valid().unwrap();
 }
 
 /// A thousand streams with a few small blocks each are to lie close together, and one with many is

@@ -9,7 +9,7 @@ use super::allocate::foreign;
 use super::ipc_format::{Piece, Shared};
 use super::pins::Pinned;
 use super::{Engine, PageEntry};
-use crate::device::{DeviceResult, HandleType, ShareableHandle, fetch_descriptor};
+use crate::device::{DeviceResult, HandleId, HandleType, ShareableHandle, fetch_descriptor};
 use crate::error::{Error, Result};
 use crate::heap::Lookup;
 use crate::units::{Address, Bytes};
@@ -20,8 +20,9 @@ pub(crate) struct Ipc {
     /// By the start of the allocation.
     exports: HashMap<Address, Export>,
     imports: HashMap<Vec<u8>, Import>,
-    /// Closed by everybody, but the device could not be waited for.
-    left: Vec<Import>,
+    /// What is still to be given back of others: closed by everybody, but the device could not be
+    /// waited for; or something failed.
+    left: Vec<Left>,
 }
 
 /// An allocation that was shared.
@@ -43,6 +44,24 @@ struct Import {
     bytes: Bytes,
     times: usize,
     legacy: bool,
+}
+
+/// What there is of memory of another process that nobody uses.
+#[derive(Debug, Default)]
+struct Left {
+    at: Address,
+    /// How many bytes are reserved there, and how many are mapped of them.
+    reserved: Bytes,
+    mapped: Bytes,
+    /// Handles that could not be given back when they were mapped.
+    handles: Vec<HandleId>,
+    legacy: bool,
+}
+
+impl From<Import> for Left {
+    fn from(Import { at, bytes, legacy, .. }: Import) -> Left {
+        Left { at, reserved: bytes, mapped: bytes, handles: Vec::new(), legacy }
+    }
 }
 
 impl Ipc {
@@ -167,11 +186,11 @@ impl Engine {
                     let fetched = fetched.map_err(|error| cannot_fetch(process, &error))?;
                     Ok((ShareableHandle::FileDescriptor(fetched), piece.bytes))
                 };
-                self.import(&pieces.into_iter().map(fetch).collect::<Result<Vec<_>>>()?)?
+                self.import(&mut ipc, &pieces.into_iter().map(fetch).collect::<Result<Vec<_>>>()?)?
             }
             Shared::Fabric(pieces) => {
                 let whole = |p: Piece<[u8; 64]>| (ShareableHandle::Fabric(p.handle), p.bytes);
-                self.import(&pieces.into_iter().map(whole).collect::<Vec<_>>())?
+                self.import(&mut ipc, &pieces.into_iter().map(whole).collect::<Vec<_>>())?
             }
         };
         ipc.imports.insert(bytes.to_vec(), import);
@@ -179,38 +198,58 @@ impl Engine {
     }
 
     /// Maps imported memory side by side.
-    fn import(&self, pieces: &[(ShareableHandle, Bytes)]) -> Result<Import> {
+    fn import(&self, ipc: &mut Ipc, pieces: &[(ShareableHandle, Bytes)]) -> Result<Import> {
         let bytes = pieces.iter().map(|(_, bytes)| bytes).sum();
         let at = self.device.reserve(bytes)?;
-        let mut filled = 0;
+        let mut made = Left { at, reserved: bytes, ..Left::default() };
         for (shared, length) in pieces {
-            if let Err(error) = self.import_at(at + filled, shared, *length) {
-                if filled > 0 {
-                    self.device.unmap(at, filled)?;
+            if let Err(error) = self.import_next(&mut made, shared, *length) {
+                if !self.give_import_back(&mut made) {
+                    ipc.left.push(made);
                 }
-                self.device.free_address(at, bytes)?;
                 return Err(error.into());
             }
-            filled += length;
         }
         Ok(Import { at, bytes, times: 1, legacy: false })
     }
 
-    fn import_at(&self, at: Address, shared: &ShareableHandle, bytes: Bytes) -> DeviceResult<()> {
+    /// Maps imported memory behind what is mapped of it.
+    fn import_next(
+        &self,
+        made: &mut Left,
+        shared: &ShareableHandle,
+        bytes: Bytes,
+    ) -> DeviceResult<()> {
         let handle = self.device.import_handle(shared)?;
+        let at = made.at + made.mapped;
         let mapped = self.device.map(at, bytes, handle).and_then(|()| {
-            let opened = self.device.set_access(at, bytes);
-            if opened.is_err() {
-                self.device.unmap(at, bytes)?;
-            }
-            opened
+            made.mapped += bytes;
+            self.device.set_access(at, bytes)
         });
         // Mapped memory does not need its handle.
         let released = self.device.release(handle);
-        if mapped.is_ok() && released.is_err() {
-            self.device.unmap(at, bytes)?;
+        if released.is_err() {
+            made.handles.push(handle);
         }
         mapped.and(released)
+    }
+
+    /// Gives back as much as can be; true where that is all.
+    fn give_import_back(&self, left: &mut Left) -> bool {
+        if left.legacy {
+            return self.device.ipc_close_handle(left.at).is_ok();
+        }
+        left.handles.retain(|&handle| self.device.release(handle).is_err());
+        if left.mapped > 0 && self.device.unmap(left.at, left.mapped).is_ok() {
+            left.mapped = 0;
+        }
+        if left.mapped == 0
+            && left.reserved > 0
+            && self.device.free_address(left.at, left.reserved).is_ok()
+        {
+            left.reserved = 0;
+        }
+        left.reserved == 0 && left.handles.is_empty()
     }
 
     /// Closes one opening. The last one waits for the device, and unmaps.
@@ -224,24 +263,23 @@ impl Engine {
         if import.times == 0 {
             let key = key.clone();
             let ended = ipc.imports.remove(&key);
-            ipc.left.extend(ended);
+            ipc.left.extend(ended.map(Left::from));
         }
         self.close_left(&mut ipc);
         Ok(())
     }
 
-    /// Unmaps what nobody has open, if the device can be waited for now.
+    /// Gives back what nobody has open, if the device can be waited for now.
     fn close_left(&self, ipc: &mut Ipc) {
         if ipc.left.is_empty() || self.may_be_capturing() || self.device.synchronize().is_err() {
             return;
         }
-        ipc.left.retain(|import| match import.legacy {
-            true => self.device.ipc_close_handle(import.at).is_err(),
-            false => {
-                self.device.unmap(import.at, import.bytes).is_err()
-                    || self.device.free_address(import.at, import.bytes).is_err()
-            }
-        });
+        ipc.left.retain_mut(|left| !self.give_import_back(left));
+    }
+
+    /// The same of what failed before, where somebody empties the cache.
+    pub(super) fn close_all_left(&self) {
+        self.close_left(&mut self.ipc.lock());
     }
 }
 

@@ -13,9 +13,16 @@ const A: StreamId = StreamId(0xa0);
 const B: StreamId = StreamId(0xb0);
 const C: StreamId = StreamId(0xc0);
 
+fn machine(capacity: Bytes) -> SimMachine {
+    SimMachine::new(SimOptions { capacity, ..SimOptions::default() }).unwrap()
+}
+
 fn engine(capacity: Bytes, config: Config) -> Engine {
-    let options = SimOptions { capacity, ..SimOptions::default() };
-    let device = SimMachine::new(options).unwrap().as_devices().remove(0);
+    engine_on(&machine(capacity), config)
+}
+
+fn engine_on(machine: &SimMachine, config: Config) -> Engine {
+    let device = machine.as_devices().remove(0);
     let clock = Arc::new(Clock::default());
     clock.set_us(0);
     Engine::new(0, device, config, (Arc::new(PageMap::new()), clock)).unwrap()
@@ -42,15 +49,13 @@ fn finish(engine: &Engine) {
     engine.is_quiescent().unwrap();
 }
 
-fn read(device: &dyn Device, at: Address, bytes: Bytes) -> Vec<u8> {
-    let mut found = vec![0u8; bytes as usize];
-    device.copy_async(found.as_mut_ptr() as Address, at, bytes, StreamId(0xfeed)).unwrap();
-    found
-}
-
 /// Blocks of 3.5 and 3 MiB of A and B leave 1.5 MiB beside them, and the device has 4 MiB more.
 fn nearly_full(steal: bool) -> (Engine, [Address; 2]) {
-    let engine = engine(12 * MIB, short(steal));
+    nearly_full_on(&machine(12 * MIB), steal)
+}
+
+fn nearly_full_on(machine: &SimMachine, steal: bool) -> (Engine, [Address; 2]) {
+    let engine = engine_on(machine, short(steal));
     let live = [engine.allocate(3 * MIB + 512 * KIB, A), engine.allocate(3 * MIB, B)];
     (engine, live.map(Result::unwrap))
 }
@@ -58,8 +63,9 @@ fn nearly_full(steal: bool) -> (Engine, [Address; 2]) {
 #[test]
 fn a_request_that_would_fail_is_served_from_what_others_leave() {
     let bytes = 5 * MIB;
-    let (engine, live) = nearly_full(true);
-    let device = Arc::clone(engine.device());
+    let machine = machine(12 * MIB);
+    let (engine, live) = nearly_full_on(&machine, true);
+    let device = machine.device(0);
     let block = engine.allocate(bytes, C).unwrap();
     assert_eq!(loans(&engine), 1);
     engine.is_valid().unwrap();
@@ -68,7 +74,7 @@ fn a_request_that_would_fail_is_served_from_what_others_leave() {
         device.fill_async(at, value, bytes, C).unwrap();
     }
     for (value, (at, bytes)) in (1..).zip(blocks) {
-        assert!(read(&*device, at, bytes).iter().all(|&byte| byte == value));
+        assert!(device.read(at, bytes).unwrap().iter().all(|&byte| byte == value));
     }
     live.into_iter().chain([block]).for_each(|block| free(&engine, block));
     finish(&engine);

@@ -109,25 +109,27 @@ impl Engine {
     }
 
     /// Serves a request of the default pool from what pools that allow it have free on its stream.
-    pub(super) fn serve_from_pools(&self, request: Request) -> Option<Address> {
-        let shard = self.shards.get(request.shard)?;
-        if shard.pool().is_some() {
-            return None;
-        }
-        for number in self.pools.read().usable_on_oom(shard.stream) {
-            let (_, bytes) = self.size_in(number, request.requested);
-            let mut heap = self.shards.get(number)?.heap.lock();
-            if !self.peaks.enter(&mut heap) {
+    pub(super) fn serve_from_pools(&self, request: Request) -> Result<Option<Address>> {
+        let Some(own) = self.shards.get(request.shard).filter(|shard| shard.pool().is_none())
+        else {
+            return Ok(None);
+        };
+        let pools = self.pools.read();
+        for number in pools.usable_on_oom(own.stream) {
+            let Some(shard) = self.shards.get(number) else {
                 continue;
-            }
+            };
+            let (_, bytes) = self.size_in(number, request.requested);
+            let mut heap = shard.heap.lock();
+            self.enter_anew(shard, &mut heap)?;
             heap.flush_quick();
             let found = heap.allocate_any(request.requested, bytes);
             self.peaks.leave(&self.shards, &mut heap);
             if found.is_some() {
-                return found;
+                return Ok(found);
             }
         }
-        None
+        Ok(None)
     }
 
     /// The arena and the size with which a request is served by a heap: where blocks are not split,

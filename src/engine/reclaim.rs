@@ -25,16 +25,19 @@ impl Engine {
             self.count_out_of_memory();
             return Err(self.out_of_memory(growth, request));
         }
-        if let Some(address) = self.serve_from_pools(request) {
+        if let Some(address) = self.serve_from_pools(request)? {
             return Ok(address);
         }
         growth.counters.retries += 1;
         growth.store.forget_ceiling();
         growth.counters.synchronised += 1;
-        if self.wait_for_deferred()?
-            && let Some(address) = self.attempt(growth, request, Effort::Usual)?
-        {
-            return Ok(address);
+        if self.wait_for_deferred()? {
+            if let Some(address) = self.attempt(growth, request, Effort::Usual)? {
+                return Ok(address);
+            }
+            if let Some(address) = self.serve_from_pools(request)? {
+                return Ok(address);
+            }
         }
         if self.settle_pools()
             && let Some(address) = self.attempt(growth, request, Effort::Usual)?
@@ -78,6 +81,7 @@ impl Engine {
     /// Gives all cached memory back to the device.
     pub(crate) fn empty_cache(&self) -> Result<()> {
         let result = self.give_cache_back(&mut self.growth.lock());
+        self.close_all_left();
         self.tell_observers();
         result
     }

@@ -145,8 +145,7 @@ impl Engine {
         for (_, shard) in self.shards.iter() {
             known.extend(shard.heap.lock().segments());
         }
-        let direct = self.direct_blocks_by_address();
-        known.extend(direct.map(|(address, block)| (address, block.bytes)));
+        known.extend(self.direct_spans());
         let parted = growth.parting.segments.iter();
         known.extend(parted.map(|segment| (segment.base, segment.bytes)));
         let pending = self.pending();
@@ -212,7 +211,7 @@ impl Engine {
         }
     }
 
-    /// Notes that a handle is mapped at an address where nobody can use it yet.
+    /// Notes that memory is mapped at an address where nobody can use it, yet or any more.
     pub(super) fn note_closed(&self, growth: &mut Growth, address: Address) {
         growth.parting.announced.insert(address);
     }
@@ -269,13 +268,16 @@ impl Engine {
         growth.parting.announced.remove(&address);
     }
 
-    /// Tells the observers that an allocation of the device's own is about to disappear.
-    pub(super) fn announce_direct(&self, address: Address, bytes: Bytes) {
-        if self.is_watched() {
-            let event = self.event(MappingChange::Unmapping, address, bytes);
-            self.watch.queue.lock().push_back(event);
-            self.tell_observers();
+    /// Tells the observers that an allocation of the device's own is about to disappear. True where
+    /// that is left to a call further out, which is telling them something else.
+    pub(super) fn announce_direct(&self, address: Address, bytes: Bytes) -> bool {
+        if !self.is_watched() {
+            return false;
         }
+        let event = self.event(MappingChange::Unmapping, address, bytes);
+        self.watch.queue.lock().push_back(event);
+        self.tell_observers();
+        self.is_observing()
     }
 
     /// Puts a segment aside that is to go, and is in no heap any more.
@@ -287,10 +289,12 @@ impl Engine {
     /// Tells the observers what is about to disappear, with the lock let go of meanwhile. True
     /// where something can be unmapped now that could not before.
     pub(super) fn announce(&self, growth: &mut MutexGuard<'_, Growth>) -> Result<bool> {
+        // What observers have freed and were told of since.
+        let given = self.has_left() && self.give_left(growth);
         // What another thread is about to tell can be unmapped once it has.
         let elsewhere = || self.is_watched() && self.is_unmapping_untold(|_| true);
         if self.is_observing() || (growth.parting.wanted.is_empty() && !elsewhere()) {
-            return Ok(false);
+            return Ok(given);
         }
         let wanted = std::mem::take(&mut growth.parting.wanted);
         for &(address, bytes) in &wanted {
@@ -362,10 +366,14 @@ impl Engine {
         loop {
             let next = self.watch.queue.lock().front().copied();
             let Some(event) = next else { return };
-            let _telling = Telling::begin(&self.watch);
+            let telling = Telling::begin(&self.watch);
             let observers: Vec<MappingObserver> =
                 self.watch.observers.read().iter().map(|(_, each)| Arc::clone(each)).collect();
             observers.iter().for_each(|observer| observer(&event));
+            drop(telling);
+            if self.has_left() {
+                self.give_left(&mut self.growth.lock());
+            }
         }
     }
 }

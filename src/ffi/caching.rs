@@ -161,7 +161,8 @@ impl CachingCore {
     }
 
     pub(crate) fn copy(&self, device: i32, to: u64, from: u64, bytes: u64, stream: u64) -> u32 {
-        self.on(device, |device| device.copy_async(to, from, bytes, StreamId(stream)))
+        // SAFETY: C++ gave the addresses, and answers for them as for any pointer.
+        self.on(device, |on| unsafe { on.copy_async(to, from, bytes, StreamId(stream)) })
     }
 
     pub(crate) fn synchronize(&self, device: i32, stream: u64) -> u32 {

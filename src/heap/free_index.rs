@@ -166,6 +166,12 @@ impl FreeIndex {
         Some(word * 64 + self.words[word].trailing_zeros() as usize)
     }
 
+    /// Whether there may be a block of at least `bytes`, by a look at the bitmap alone: whoever
+    /// goes through the heaps of thousands of streams would miss the cache at each one's bins.
+    pub(crate) fn may_have(&self, bytes: Bytes) -> bool {
+        self.next_bin(bin_of(bytes)).is_some()
+    }
+
     /// Every block of at least `bytes`, by bin.
     #[inline]
     pub(crate) fn at_least<'a>(&'a self, blocks: &'a BlockTable, bytes: Bytes) -> AtLeast<'a> {

@@ -180,7 +180,7 @@ impl Heap {
         if self.holds.everything() {
             return;
         }
-        for arena in &self.arenas {
+        for arena in self.arenas.iter().filter(|arena| arena.free.may_have(GRANULE)) {
             for (_, block) in arena.free.at_least(&self.blocks, GRANULE) {
                 let idle = match block.arena {
                     ArenaKind::Large => block.idle(),

@@ -44,12 +44,18 @@ impl Remainder {
 
 impl Heap {
     /// Adds every remainder of `least` bytes or more, of a view of no more than `longest`, that may
-    /// be lent.
-    pub(crate) fn remainders(&self, least: Bytes, longest: Bytes, out: &mut Vec<Remainder>) {
+    /// be lent; beside blocks of these kinds.
+    pub(crate) fn remainders(
+        &self,
+        kinds: &[ArenaKind],
+        (least, longest): (Bytes, Bytes),
+        out: &mut Vec<Remainder>,
+    ) {
         if self.holds.everything() {
             return;
         }
-        for arena in &self.arenas {
+        let arenas = kinds.iter().map(|&kind| &self.arenas[kind as usize]);
+        for arena in arenas.filter(|arena| arena.free.may_have(least)) {
             for (_, block) in arena.free.at_least(&self.blocks, least) {
                 self.remainders_in(block, (least, longest), out);
             }
@@ -93,13 +99,19 @@ impl Heap {
         self.free_block_over(start, bytes, kind).map(|id| self.blocks[id].since)
     }
 
-    /// Lends a part of a view on which nothing lives; gives its block.
+    /// Lends a part of a view on which nothing lives; gives its block. `None` where something does,
+    /// or where the view has been pinned since it was looked for remainders.
     pub(crate) fn lend(
         &mut self,
         start: Address,
         bytes: Bytes,
         kind: ArenaKind,
     ) -> Option<BlockId> {
+        let over = self.free_block_over(start, bytes, kind)?;
+        let range = self.ranges[self.blocks[over].range as usize].as_ref()?;
+        if self.holds.at(range.view_over(start).0) {
+            return None;
+        }
         let id = self.cut_free(start, bytes, kind)?;
         self.blocks[id].state = State::Lent;
         self.blocks[id].requested = 0;
@@ -307,7 +319,7 @@ mod tests {
 
     fn remainders(heap: &Heap) -> Vec<Remainder> {
         let mut found = Vec::new();
-        heap.remainders(4096, Bytes::MAX, &mut found);
+        heap.remainders(&ArenaKind::ALL, (4096, Bytes::MAX), &mut found);
         found
     }
 
@@ -326,6 +338,9 @@ mod tests {
         assert_eq!(remainders(&heap), [part], "the view behind it is idle, not a remainder");
         heap.pin(BASE + GRANULE, 4096).unwrap();
         assert!(remainders(&heap).is_empty(), "what is pinned is not lent");
+        assert_eq!(heap.lend(part.start, part.bytes, KIND), None, "found before it was pinned");
+        heap.unpin(BASE + GRANULE, 4096);
+        assert!(heap.lend(part.start, part.bytes, KIND).is_some());
     }
 
     #[test]

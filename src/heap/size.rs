@@ -40,6 +40,8 @@ pub(crate) enum ArenaKind {
 }
 
 impl ArenaKind {
+    pub(crate) const ALL: [ArenaKind; 2] = [ArenaKind::Small, ArenaKind::Large];
+
     /// The arena that serves a request of `bytes`.
     #[inline]
     pub(crate) fn of(bytes: Bytes) -> ArenaKind {

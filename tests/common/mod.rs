@@ -118,7 +118,8 @@ impl Rig {
     pub(crate) fn read(&self, at: Address, bytes: Bytes) -> Vec<u8> {
         let mut found = vec![0u8; bytes as usize];
         let to = found.as_mut_ptr() as Address;
-        self.device().copy_async(to, at, bytes, READER).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { self.device().copy_async(to, at, bytes, READER) }.unwrap();
         found
     }
 

@@ -37,9 +37,11 @@ fn a_graph_over_allocated_blocks_replays_rightly_while_others_allocate() {
     let output = allocator.allocate(GPU, bytes, stream).unwrap();
     gpu.device.capture_begin(stream).unwrap();
     let between = allocator.allocate(GPU, bytes, stream).unwrap();
-    gpu.device.copy_async(between, input, bytes, stream).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { gpu.device.copy_async(between, input, bytes, stream) }.unwrap();
     disturb(&gpu, &allocator, 11);
-    gpu.device.copy_async(output, between, bytes, stream).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { gpu.device.copy_async(output, between, bytes, stream) }.unwrap();
     let graph = gpu.device.capture_end(stream).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| disturb(&gpu, &allocator, 12));

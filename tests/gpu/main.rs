@@ -115,7 +115,8 @@ pub(crate) fn read_on(
     stream: StreamId,
 ) -> DeviceResult<Vec<u8>> {
     let mut found = vec![0u8; bytes as usize];
-    device.copy_async(found.as_mut_ptr() as Address, at, bytes, stream)?;
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(found.as_mut_ptr() as Address, at, bytes, stream) }?;
     device.stream_synchronize(stream)?;
     Ok(found)
 }

@@ -88,7 +88,8 @@ fn consume(gpu: &Gpu, allocator: &Allocator, stream: StreamId, parcels: &Receive
         gpu.device.stream_wait_event(stream, filled).unwrap();
         gpu.device.event_destroy(filled).unwrap();
         let copy = allocator.allocate(GPU, bytes, stream).unwrap();
-        gpu.device.copy_async(copy, at, bytes, stream).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { gpu.device.copy_async(copy, at, bytes, stream) }.unwrap();
         // The producer's stream may have the block again once this copy has run.
         allocator.record_stream(at, stream).unwrap();
         allocator.free(at).unwrap();

@@ -65,12 +65,15 @@ fn a_graph_of_kernels_replays_rightly_while_others_allocate() {
         let (input, output) = (allocate(), allocate());
         gpu.device.capture_begin(stream).unwrap();
         let first = allocate();
-        gpu.device.copy_async(first, input, bytes, stream).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { gpu.device.copy_async(first, input, bytes, stream) }.unwrap();
         kernels.affine(words(first, bytes), (3, 1), stream);
         let second = allocate();
-        gpu.device.copy_async(second, first, bytes, stream).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { gpu.device.copy_async(second, first, bytes, stream) }.unwrap();
         kernels.affine(words(second, bytes), (5, 2), stream);
-        gpu.device.copy_async(output, second, bytes, stream).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { gpu.device.copy_async(output, second, bytes, stream) }.unwrap();
         let graph = gpu.device.capture_end(stream).unwrap();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {

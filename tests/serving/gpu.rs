@@ -256,7 +256,7 @@ impl Device for Gpu {
     fn graph_destroy(&self, _: CaptureId) -> DeviceResult<()> {
         missing(DriverCall::GraphDestroy)
     }
-    fn copy_async(&self, _: Address, _: Address, _: Bytes, _: StreamId) -> DeviceResult<()> {
+    unsafe fn copy_async(&self, _: Address, _: Address, _: Bytes, _: StreamId) -> DeviceResult<()> {
         missing(DriverCall::Copy)
     }
     fn fill_async(&self, _: Address, _: u8, _: Bytes, _: StreamId) -> DeviceResult<()> {

@@ -149,7 +149,8 @@ fn unmapping_under_queued_work_is_told() {
     let (at, _) = mapped(&device, GRANULE);
     let (from, _) = mapped(&device, GRANULE);
     device.hold(STREAM).unwrap();
-    device.copy_async(at + 8, from + 8, 8, STREAM).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(at + 8, from + 8, 8, STREAM) }.unwrap();
     let words = "still used by work queued on stream 0x8";
     assert_misuse(device.unmap(at, GRANULE), words);
     assert_misuse(device.unmap(from, GRANULE), words);
@@ -225,8 +226,9 @@ fn host_memory_is_read_when_the_copy_runs() {
     let mut source = Box::new([1u8; 4]);
     let from = source.as_mut_ptr() as Address;
     device.hold(STREAM).unwrap();
-    device.copy_async(at, from, 4, STREAM).unwrap();
-    device.fill_async(from, 9, 4, OTHER).unwrap();
+    // SAFETY: the memory stays there until the copy has run, which is held back while it changes.
+    unsafe { device.copy_async(at, from, 4, STREAM) }.unwrap();
+    source.fill(9);
     device.resume(STREAM).unwrap();
     assert_eq!(byte(&device, at), 9);
     drop(source);

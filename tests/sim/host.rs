@@ -126,11 +126,14 @@ fn a_peers_memory_is_out_of_reach_until_access_is_enabled() {
     let (theirs, _) = mapped(&peer, GRANULE);
     let here = mine.malloc(GRANULE).unwrap();
     assert!(mine.can_access_peer(peer.id()).unwrap());
-    assert_misuse(mine.copy_async(here, theirs, 8, STREAM), "no access to this peer");
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    assert_misuse(unsafe { mine.copy_async(here, theirs, 8, STREAM) }, "no access to this peer");
     mine.enable_peer_access(peer.id()).unwrap();
-    mine.copy_async(here, theirs, 8, STREAM).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { mine.copy_async(here, theirs, 8, STREAM) }.unwrap();
     // Access runs one way, and reaches memory that is mapped later, too.
-    assert_misuse(peer.copy_async(theirs, here, 8, STREAM), "no access to this peer");
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    assert_misuse(unsafe { peer.copy_async(theirs, here, 8, STREAM) }, "no access to this peer");
     let (later, _) = mapped(&peer, GRANULE);
     mine.fill_async(later, 2, 1, STREAM).unwrap();
     assert_eq!(byte(&peer, later), 2);
@@ -159,6 +162,22 @@ fn copies_within_the_host_are_fine() {
     let device = SimMachine::new(SimOptions::default()).unwrap().device(0);
     let (source, mut target) = (*b"host", [0u8; 4]);
     let (from, to) = (source.as_ptr() as Address, target.as_mut_ptr() as Address);
-    device.copy_async(to, from, 4, StreamId::DEFAULT).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(to, from, 4, StreamId::DEFAULT) }.unwrap();
     assert_eq!(target, source);
+}
+
+/// It is not the device's, and safe code must not write to it through the device.
+#[test]
+fn memory_of_the_host_is_not_filled() {
+    let device = SimMachine::new(SimOptions::default()).unwrap().device(0);
+    let mut target = [7u8; 4];
+    let at = target.as_mut_ptr() as Address;
+    assert_misuse(device.fill_async(at, 1, 4, STREAM), "no memory of a device");
+    assert_misuse(device.read(at, 4), "no memory of a device");
+    assert_eq!(target, [7; 4]);
+    let memory = device.malloc(GRANULE).unwrap();
+    device.fill_async(memory, 9, 4, STREAM).unwrap();
+    assert_eq!(device.read(memory, 4).unwrap(), [9; 4]);
+    device.free(memory).unwrap();
 }

@@ -46,7 +46,8 @@ fn mapped(device: &SimDevice, bytes: Bytes) -> (Address, HandleId) {
 fn byte(device: &SimDevice, at: Address) -> u8 {
     let mut value = 0u8;
     let reader = StreamId(0xb17e);
-    device.copy_async(&raw mut value as Address, at, 1, reader).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(&raw mut value as Address, at, 1, reader) }.unwrap();
     device.stream_synchronize(reader).unwrap();
     value
 }

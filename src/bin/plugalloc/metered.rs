@@ -228,14 +228,15 @@ impl Device for Metered {
         self.count(|d| d.graph_destroy(graph))
     }
 
-    fn copy_async(
+    unsafe fn copy_async(
         &self,
         to: Address,
         from: Address,
         bytes: Bytes,
         stream: StreamId,
     ) -> DeviceResult<()> {
-        self.count(|d| d.copy_async(to, from, bytes, stream))
+        // SAFETY: as the caller promises.
+        self.count(|d| unsafe { d.copy_async(to, from, bytes, stream) })
     }
     fn fill_async(
         &self,

@@ -166,7 +166,7 @@ impl Device for CudaDevice {
         graphs::destroy(self, graph)
     }
 
-    fn copy_async(
+    unsafe fn copy_async(
         &self,
         to: Address,
         from: Address,

@@ -21,14 +21,7 @@ impl State {
 
     /// Queues or records work on memory that the device may access now.
     fn submit_node(&mut self, device: usize, slot: usize, node: Node) -> Outcome<()> {
-        for (at, bytes) in node.spans() {
-            if bytes > 0 && !self.memory.backed {
-                return Err(unsupported("the simulated device was made without memory behind it"));
-            }
-            if bytes > 0 {
-                self.memory.check_access(device, at, bytes)?;
-            }
-        }
+        self.memory.check_node(device, &node)?;
         self.work.submit_or_record(slot, node)
     }
 }
@@ -307,9 +300,7 @@ impl Device for SimDevice {
             let slot = state.work.stream(self.index, stream)?;
             let nodes = state.work.graphs.nodes(self.index, graph)?.to_vec();
             // All of it is looked at before any of it is queued.
-            for (at, bytes) in nodes.iter().flat_map(Node::spans).filter(|&(_, bytes)| bytes > 0) {
-                state.memory.check_access(self.index, at, bytes)?;
-            }
+            nodes.iter().try_for_each(|node| state.memory.check_node(self.index, node))?;
             for node in nodes {
                 state.work.submit_or_record(slot, node)?;
             }
@@ -321,7 +312,7 @@ impl Device for SimDevice {
         self.call(DriverCall::GraphDestroy, |state| state.work.graphs.destroy(self.index, graph))
     }
 
-    fn copy_async(
+    unsafe fn copy_async(
         &self,
         to: Address,
         from: Address,

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use super::handles::Handles;
 use super::ipc::Opened;
 use super::os::{self, HostRange, MemoryFile, SpareMappings};
-use super::refusal::{Outcome, host_failure, misuse, out_of_memory};
+use super::queue::Node;
+use super::refusal::{Outcome, host_failure, misuse, out_of_memory, unsupported};
 use super::regions::{Region, RegionKind, Regions};
 use crate::device::{IpcHandle, MemoryInfo};
 use crate::units::{Address, Bytes, GRANULE, align_up};
@@ -193,6 +194,39 @@ impl Memory {
             self.banks[device].give_back(offset, bytes, exported);
         }
         Ok(bytes)
+    }
+
+    /// Fails unless the device may do this work on memory now. Only a copy may be with the host's,
+    /// for which whoever queues it answers.
+    pub(super) fn check_node(&self, device: usize, node: &Node) -> Outcome<()> {
+        if let Node::Fill { at, bytes, .. } = *node {
+            return self.check_own(device, at, bytes);
+        }
+        for (at, bytes) in node.spans().into_iter().filter(|&(_, bytes)| bytes > 0) {
+            self.check_backed()?;
+            self.check_access(device, at, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless the span is memory of a device that work of `device` may read and write.
+    pub(super) fn check_own(&self, device: usize, at: Address, bytes: Bytes) -> Outcome<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.check_backed()?;
+        self.check_access(device, at, bytes)?;
+        match self.regions.at(at) {
+            Some(_) => Ok(()),
+            None => Err(misuse(format!("{at:#x} is no memory of a device"))),
+        }
+    }
+
+    fn check_backed(&self) -> Outcome<()> {
+        match self.backed {
+            true => Ok(()),
+            false => Err(unsupported("the simulated device was made without memory behind it")),
+        }
     }
 
     /// Fails unless work of `device` may read and write the span. What lies in no region of the

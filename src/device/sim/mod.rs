@@ -66,7 +66,7 @@ pub use machine::{SimMachine, SimOptions};
 
 use crate::device::DeviceResult;
 use crate::error::{DeviceError, DeviceErrorKind, DriverCall};
-use crate::units::{Bytes, StreamId};
+use crate::units::{Address, Bytes, StreamId};
 use machine::{Shared, State};
 use parking_lot::MutexGuard;
 use refusal::Outcome;
@@ -183,6 +183,21 @@ impl SimDevice {
     /// Gives the device more or less memory. What exists already stays, even where it is more.
     pub fn set_capacity(&self, capacity: Bytes) {
         self.shared.state.lock().memory.banks[self.index].set_capacity(capacity);
+    }
+
+    /// What is in memory that the device may access, now, whatever is queued.
+    ///
+    /// # Errors
+    ///
+    /// It is no memory of a device, or not this one's to access; the error says so as of a copy.
+    pub fn read(&self, at: Address, bytes: Bytes) -> DeviceResult<Vec<u8>> {
+        let state = self.shared.state.lock();
+        let outcome = state.memory.check_own(self.index, at, bytes).map(|()| {
+            let mut found = vec![0; bytes as usize];
+            os::copy(found.as_mut_ptr() as Address, at, bytes);
+            found
+        });
+        self.report(DriverCall::Copy, outcome)
     }
 
     /// What was asked of the device, and what it would have cost.

@@ -342,9 +342,9 @@ pub(super) fn copy(to: Address, from: Address, bytes: Bytes) {
     unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) }
 }
 
-/// Sets bytes. The caller answers for the span as in [`copy`].
+/// Sets bytes. The caller has checked that the span is accessible memory of the machine.
 pub(super) fn fill(at: Address, value: u8, bytes: Bytes) {
-    // SAFETY: the span is valid by the same checks and contract as in `copy`.
+    // SAFETY: the span is valid by the checks that the function names.
     unsafe { std::ptr::write_bytes(at as *mut u8, value, bytes as usize) }
 }
 

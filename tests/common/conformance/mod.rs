@@ -74,7 +74,8 @@ fn granularity(device: &dyn Device) -> Option<Bytes> {
 /// Writes bytes through the default stream.
 pub(crate) fn write(device: &dyn Device, at: Address, bytes: &[u8]) {
     let from = bytes.as_ptr() as Address;
-    device.copy_async(at, from, bytes.len() as Bytes, StreamId::DEFAULT).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(at, from, bytes.len() as Bytes, StreamId::DEFAULT) }.unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
 }
 
@@ -82,7 +83,8 @@ pub(crate) fn write(device: &dyn Device, at: Address, bytes: &[u8]) {
 pub(crate) fn read(device: &dyn Device, at: Address, count: usize) -> Vec<u8> {
     let mut bytes = vec![0u8; count];
     let to = bytes.as_mut_ptr() as Address;
-    device.copy_async(to, at, count as Bytes, StreamId::DEFAULT).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(to, at, count as Bytes, StreamId::DEFAULT) }.unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
     bytes
 }

@@ -12,7 +12,8 @@ pub(crate) fn a_stream_runs_its_work_in_order(device: &dyn Device) {
     let memory = device.malloc(2 * MIB).unwrap();
     let stream = device.stream_create().unwrap();
     device.fill_async(memory, 1, MIB, stream).unwrap();
-    device.copy_async(memory + MIB, memory, MIB, stream).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(memory + MIB, memory, MIB, stream) }.unwrap();
     device.fill_async(memory, 2, MIB, stream).unwrap();
     device.stream_synchronize(stream).unwrap();
     assert_eq!(read(device, memory + MIB - 2, 4), [2, 2, 1, 1]);
@@ -62,7 +63,8 @@ pub(crate) fn a_stream_waits_for_an_event_of_another(device: &dyn Device) {
         device.fill_async(memory, 7, MIB, writer).unwrap();
         device.event_record(written, writer).unwrap();
         device.stream_wait_event(reader, written).unwrap();
-        device.copy_async(memory + MIB, memory, MIB, reader).unwrap();
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        unsafe { device.copy_async(memory + MIB, memory, MIB, reader) }.unwrap();
         device.event_record(copied, reader).unwrap();
         // A wait outlives the event that it was queued for.
         device.event_destroy(written).unwrap();
@@ -138,7 +140,8 @@ pub(crate) fn captured_work_runs_when_the_graph_is_launched(device: &dyn Device)
     device.synchronize().unwrap();
     let stream = device.stream_create().unwrap();
     let begun = device.capture_begin(stream).unwrap();
-    device.copy_async(memory + MIB, memory, MIB, stream).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(memory + MIB, memory, MIB, stream) }.unwrap();
     device.fill_async(memory, 5, MIB, stream).unwrap();
     let graph = device.capture_end(stream).unwrap();
     assert_eq!(graph, begun);
@@ -207,7 +210,8 @@ pub(crate) fn threads_may_share_the_device(device: &dyn Device) {
                     device.stream_synchronize(stream).unwrap();
                     let mut byte = 0u8;
                     let to = &raw mut byte as Address;
-                    device.copy_async(to, memory + MIB - 1, 1, stream).unwrap();
+                    // SAFETY: nobody else uses the byte until the copy has run.
+                    unsafe { device.copy_async(to, memory + MIB - 1, 1, stream) }.unwrap();
                     device.stream_synchronize(stream).unwrap();
                     assert_eq!(byte, value);
                 }
@@ -228,7 +232,8 @@ pub(crate) fn peers_copy_between_each_other(device: &dyn Device, peer: &dyn Devi
     device.enable_peer_access(peer.id()).unwrap();
     let (here, there) = (device.malloc(MIB).unwrap(), peer.malloc(MIB).unwrap());
     write(peer, there, b"far away");
-    device.copy_async(here, there, 8, StreamId::DEFAULT).unwrap();
+    // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+    unsafe { device.copy_async(here, there, 8, StreamId::DEFAULT) }.unwrap();
     device.stream_synchronize(StreamId::DEFAULT).unwrap();
     assert_eq!(read(device, here, 8), b"far away");
     device.free(here).unwrap();

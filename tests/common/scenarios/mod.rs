@@ -116,7 +116,8 @@ impl Site {
 
     #[track_caller]
     pub(crate) fn copy(&self, to: Address, from: Address, bytes: Bytes, stream: StreamId) {
-        if let Err(error) = self.device().copy_async(to, from, bytes, stream) {
+        // SAFETY: the memory stays there, and nobody else uses it, until the copy has run.
+        if let Err(error) = unsafe { self.device().copy_async(to, from, bytes, stream) } {
             panic!("{bytes} bytes from {from:#x} to {to:#x}: {error}");
         }
     }
