@@ -52,7 +52,8 @@ struct Options {
     std::function<void(void*, std::size_t, int, cudaStream_t)> free_fn);
 
 /// The allocator of this process. The first call makes a caching allocator with default options,
-/// unless another was set before. Never null. Thread-safe. It is not destroyed at exit.
+/// unless another was set before. Never null. Thread-safe; once the allocator is initialised a call
+/// takes no lock. It is not destroyed at exit.
 /// @throws what `createCachingAllocator` throws.
 [[nodiscard]] PLUGALLOC_API std::shared_ptr<CUDAAllocator> getCurrentAllocator();
 
