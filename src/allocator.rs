@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::config::Config;
 use crate::device::{Clock, Device, MemoryInfo};
 use crate::engine::{Engine, PageEntry, Shard, foreign};
-use crate::error::{Error, Result};
+use crate::error::{Error, PointerUse, Result};
 use crate::observe::DeviceStatistics;
 use crate::page_map::PageMap;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
@@ -254,7 +254,8 @@ impl Allocator {
     /// [`Error::InvalidPointer`] where the address is not the start of one.
     pub fn block(&self, address: Address) -> Result<BlockInfo> {
         let Some((engine, entry)) = self.owner(address) else {
-            return self.direct_block(address).ok_or_else(|| foreign(address));
+            let asked = || foreign(address).when_asked_to(PointerUse::Find);
+            return self.direct_block(address).ok_or_else(asked);
         };
         let (block, stream) = engine.block_at(entry, address)?;
         let device = engine.id();
@@ -274,7 +275,7 @@ impl Allocator {
         }
         match self.direct_block(address) {
             Some(block) => Ok((block.address, block.bytes)),
-            None => Err(foreign(address)),
+            None => Err(foreign(address).when_asked_to(PointerUse::Base)),
         }
     }
 

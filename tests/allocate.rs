@@ -147,6 +147,26 @@ fn an_address_that_was_never_given_out_is_foreign() {
     }
     let text = rig.allocator.free(0x1000).unwrap_err().to_string();
     assert_eq!(text, "Trying to free a pointer not allocated here: 0x1000");
+    let asked = [
+        rig.allocator.record_stream(0x1000, B).map(drop),
+        rig.allocator.block(0x1000).map(drop),
+        rig.allocator.base_allocation(0x1000).map(drop),
+        rig.allocator.pin(0x1000).map(drop),
+        rig.allocator.share(0x1000).map(drop),
+        rig.allocator.adopt(0x1000).map(drop),
+    ];
+    let words = [
+        "record a stream for",
+        "find the allocation at",
+        "find the memory around",
+        "pin",
+        "share",
+        "find the allocation at",
+    ];
+    for (result, words) in asked.into_iter().zip(words) {
+        let text = result.unwrap_err().to_string();
+        assert_eq!(text, format!("Trying to {words} a pointer not allocated here: 0x1000"));
+    }
     rig.free(live);
     rig.finish();
 }

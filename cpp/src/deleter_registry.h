@@ -56,7 +56,7 @@ class DeleterRegistry {
     if (pointer == nullptr) {
       return;
     }
-    reporting([pointer] {
+    reporting("free_fn", [pointer] {
       State* state = sole_.load(std::memory_order_acquire);
       if (state == nullptr) {
         state = &find(pointer);

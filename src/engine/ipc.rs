@@ -10,7 +10,7 @@ use super::ipc_format::{Piece, Shared};
 use super::pins::Pinned;
 use super::{Engine, PageEntry};
 use crate::device::{DeviceResult, HandleType, ShareableHandle, fetch_descriptor};
-use crate::error::{Error, Result};
+use crate::error::{Error, PointerUse, Result};
 use crate::heap::Lookup;
 use crate::units::{Address, Bytes};
 
@@ -218,7 +218,7 @@ impl Engine {
         let mut ipc = self.ipc.lock();
         let found = ipc.imports.iter_mut().find(|(_, import)| import.at == address);
         let Some((key, import)) = found else {
-            return Err(foreign(address));
+            return Err(foreign(address).when_asked_to(PointerUse::Close));
         };
         import.times -= 1;
         if import.times == 0 {

@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::counters::DeviceCounters;
 use super::recorder::Recorder;
 use crate::engine::OutOfMemoryObserver;
-use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, Result};
+use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, PointerUse, Result};
 use crate::lock::Mutex;
 use crate::observe::history::Tracker;
 use crate::observe::{
@@ -120,11 +120,11 @@ impl Metadata {
         Ok(entry)
     }
 
-    /// What is known of a live allocation.
-    pub(crate) fn find(&self, address: Address) -> Result<Entry> {
+    /// What is known of a live allocation; an error says what it was wanted for.
+    pub(crate) fn find(&self, address: Address, purpose: PointerUse) -> Result<Entry> {
         let state = self.state.lock();
         let entry = state.live.get(&address).map(Live::entry);
-        entry.ok_or_else(|| state.refuse(address))
+        entry.ok_or_else(|| state.refuse(address).when_asked_to(purpose))
     }
 
     /// Whether the pointer is the start of a live allocation.
@@ -310,7 +310,7 @@ impl State {
     fn refuse(&self, address: Address) -> Error {
         let freed = address != 0 && self.freed.contains(&address);
         let fault = if freed { PointerFault::DoubleFree } else { PointerFault::Foreign };
-        InvalidPointer { address, fault }.into()
+        InvalidPointer::new(address, fault).into()
     }
 }
 
@@ -364,7 +364,7 @@ mod tests {
     fn gives_back_exactly_what_was_recorded() {
         let metadata = Metadata::new();
         metadata.record(0x1000, ENTRY).expect("new");
-        assert_eq!(metadata.find(0x1000).expect("live"), ENTRY);
+        assert_eq!(metadata.find(0x1000, PointerUse::Find).expect("live"), ENTRY);
         assert_eq!(metadata.take(0x1000).expect("live"), ENTRY);
         assert!(metadata.is_idle());
     }
@@ -387,7 +387,7 @@ mod tests {
         let metadata = Metadata::new();
         metadata.record(0x1000, ENTRY).expect("new");
         assert!(metadata.record(0x1000, Entry { bytes: 1, ..ENTRY }).is_err());
-        assert_eq!(metadata.find(0x1000).expect("live"), ENTRY);
+        assert_eq!(metadata.find(0x1000, PointerUse::Find).expect("live"), ENTRY);
         assert_eq!(metadata.statistics(DeviceId(0)).expect("known").allocation.all.current, 1);
     }
 

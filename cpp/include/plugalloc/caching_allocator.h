@@ -74,7 +74,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// pools ended that graphs used, or 64 others, the device is waited for, so that this one can
   /// have their memory. `filter` is called from every thread that allocates, several at a time.
   /// Where it throws the allocation fails: with the same error if it is of a kind of error.h, else
-  /// with an `InternalError` that has its text. While a pool is open and one of its streams is
+  /// with a `CallbackError` that has its text. While a pool is open and one of its streams is
   /// being captured, or none has allocated yet, no event of the device is asked and nothing is
   /// given back.
   void beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id,
