@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dependent;
+mod flags;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ fn configured(project: &Path, out: &Path) -> cmake::Config {
         .out_dir(out)
         .profile("Release")
         .no_default_flags(true)
+        .define("CMAKE_CXX_FLAGS", flags::marking())
         .env("CMAKE_BUILD_PARALLEL_LEVEL", "2");
     config
 }
