@@ -54,7 +54,7 @@ pub enum Error {
         why: String,
     },
     /// An argument outside its range.
-    #[error("invalid {argument} {value}: {expected}")]
+    #[error("invalid {argument} {value}; expected {expected}")]
     InvalidArgument {
         /// The name of the argument.
         argument: &'static str,
@@ -126,7 +126,7 @@ pub struct OutOfMemory {
     pub requested: Bytes,
     /// The device that was asked.
     pub device: i32,
-    /// The device's whole memory.
+    /// The device's whole memory; 0 where the source of the memory does not know it.
     pub total: Bytes,
     /// What the device itself reports as free.
     pub free: Bytes,
@@ -162,6 +162,9 @@ pub struct StreamUsage {
 
 impl std::fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.total == 0 {
+            return self.write_without_total(f);
+        }
         write!(
             f,
             "CUDA out of memory. Tried to allocate {}. GPU {} has a total capacity of {} of which \
@@ -192,6 +195,20 @@ impl std::fmt::Display for OutOfMemory {
             write!(f, " {}", self.hint)?;
         }
         Ok(())
+    }
+}
+
+impl OutOfMemory {
+    /// What there is to say where only the user's functions know the device.
+    fn write_without_total(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "CUDA out of memory. Tried to allocate {} on GPU {}, where {} is allocated already. {}",
+            format_bytes(self.requested),
+            self.device,
+            format_bytes(self.allocated),
+            self.hint
+        )
     }
 }
 

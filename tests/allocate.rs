@@ -155,14 +155,8 @@ fn an_address_that_was_never_given_out_is_foreign() {
         rig.allocator.share(0x1000).map(drop),
         rig.allocator.adopt(0x1000).map(drop),
     ];
-    let words = [
-        "record a stream for",
-        "find the allocation at",
-        "find the memory around",
-        "pin",
-        "share",
-        "find the allocation at",
-    ];
+    let words =
+        ["record a stream for", "look up", "find the memory around", "pin", "share", "look up"];
     for (result, words) in asked.into_iter().zip(words) {
         let text = result.unwrap_err().to_string();
         assert_eq!(text, format!("Trying to {words} a pointer not allocated here: 0x1000"));

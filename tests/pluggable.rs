@@ -174,6 +174,11 @@ fn null_is_out_of_memory_with_numbers() {
     match cpp.raw_alloc(5000).unwrap_err() {
         Error::OutOfMemory(numbers) => {
             assert_eq!((numbers.requested, numbers.allocated, numbers.device), (5000, 4096, 0));
+            assert_eq!(
+                numbers.to_string(),
+                "CUDA out of memory. Tried to allocate 4.88 KiB on GPU 0, where 4.00 KiB is \
+                 allocated already. The user's alloc_fn gave no memory."
+            );
         }
         other => panic!("{other}"),
     }

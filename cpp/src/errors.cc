@@ -141,8 +141,9 @@ void throwLastError() { throwRecord(take_last_error()); }
 
 void throwInvalidArgument(const char* argument, const std::string& value,
                           const std::string& expected) {
-  throw InvalidArgumentError(std::string("invalid ") + argument + " " + value + ": " + expected,
-                             argument, value, expected);
+  throw InvalidArgumentError(
+      std::string("invalid ") + argument + " " + value + "; expected " + expected, argument, value,
+      expected);
 }
 
 InvalidPointerError foreignPointer(const void* pointer) {

@@ -10,7 +10,7 @@ use super::ipc_format::{Piece, Shared};
 use super::pins::Pinned;
 use super::{Engine, PageEntry};
 use crate::device::{DeviceResult, HandleType, ShareableHandle, fetch_descriptor};
-use crate::error::{Error, PointerUse, Result};
+use crate::error::{Error, InvalidPointer, PointerFault, PointerUse, Result};
 use crate::heap::Lookup;
 use crate::units::{Address, Bytes};
 
@@ -250,7 +250,8 @@ fn start_of(at: PageEntry<'_>, address: Address) -> Result<Address> {
     match at.shard.heap.lock().lookup(at.slot, address) {
         Lookup::Live(_) => Ok(address),
         Lookup::Interior(start, _) => Ok(start),
-        Lookup::Freed | Lookup::Nothing => Err(foreign(address)),
+        Lookup::Freed => Err(InvalidPointer::new(address, PointerFault::DoubleFree).into()),
+        Lookup::Nothing => Err(foreign(address)),
     }
 }
 

@@ -57,7 +57,7 @@ impl PointerUse {
         match self {
             PointerUse::Free => "free",
             PointerUse::RecordStream => "record a stream for",
-            PointerUse::Find => "find the allocation at",
+            PointerUse::Find => "look up",
             PointerUse::Base => "find the memory around",
             PointerUse::Pin => "pin",
             PointerUse::Share => "share",

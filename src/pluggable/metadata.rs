@@ -149,7 +149,7 @@ impl Metadata {
             device: device.0,
             allocated,
             reserved: allocated,
-            hint: "The user's alloc_fn gave no memory; the device's total is unknown.".to_owned(),
+            hint: "The user's alloc_fn gave no memory.".to_owned(),
             ..OutOfMemory::default()
         }));
         self.recorder.failed(&error, device, stream);

@@ -94,6 +94,17 @@ TEST_CASE("BadPointersAreToldApart") {
   allocator->raw_delete(nullptr);
 }
 
+TEST_CASE("BadNumbersAndNullAreTold") {
+  const auto allocator = makeSim();
+  CHECK_THROWS_WITH_AS(allocator->cacheInfo(0, nullptr),
+                       "invalid largest_block null; expected a number to raise",
+                       InvalidArgumentError);
+  CHECK_THROWS_WITH_AS(allocator->init(-1), "invalid device_count -1; expected 0 or more",
+                       InvalidArgumentError);
+  CHECK_FALSE(allocator->initialized());
+  CHECK_THROWS_AS((void)makeSim(std::size_t(-1)), InvalidArgumentError);
+}
+
 TEST_CASE("BadPointersAreToldWithWhatWasAskedFor") {
   const auto allocator = std::dynamic_pointer_cast<CachingAllocator>(makeSim());
   int local = 0;

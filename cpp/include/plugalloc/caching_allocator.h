@@ -43,6 +43,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// True after `init` or the first allocation.
   [[nodiscard]] bool initialized() override;
   /// Marks the allocator as in use; its devices were settled when it was made.
+  /// @throws InvalidArgumentError for a number below 0.
   void init(int device_count) override;
   /// A pool that is in use keeps what it has. While a capture may be under way nothing is given
   /// back. May wait for the device.
@@ -58,6 +59,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   void setMemoryFraction(double fraction, DeviceIndex device) override;
   void enable(bool value) override;
   [[nodiscard]] bool isEnabled() const override;
+  /// @throws InvalidArgumentError for null, InvalidDeviceError.
   void cacheInfo(DeviceIndex device, std::size_t* largest_block) override;
   /// Of memory that is cached, too: nothing needs to live at `ptr`.
   void* getBaseAllocation(void* ptr, std::size_t* size) override;
