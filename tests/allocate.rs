@@ -166,6 +166,23 @@ fn an_address_that_was_never_given_out_is_foreign() {
 }
 
 #[test]
+fn pointers_into_what_was_allocated_without_caching_are_known() {
+    let rig = Rig::of(GIB);
+    rig.allocator.set_caching(false);
+    let block = rig.allocate(5000, A);
+    let inside = block + 8;
+    for answer in [rig.allocator.free(inside), rig.allocator.record_stream(inside, B)] {
+        assert!(matches!(fault(answer), PointerFault::Interior { start, .. } if start == block));
+    }
+    assert_eq!(rig.allocator.base_allocation(inside).unwrap().0, block);
+    assert!(matches!(rig.allocator.pin(inside), Err(Error::Unsupported { .. })));
+    rig.free(block);
+    assert_eq!(fault(rig.allocator.free(block)), PointerFault::Foreign);
+    rig.allocator.set_caching(true);
+    rig.finish();
+}
+
+#[test]
 fn a_second_free_is_refused_at_once() {
     for bytes in SIZES {
         let rig = Rig::of(GIB);

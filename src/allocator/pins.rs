@@ -84,7 +84,7 @@ impl Allocator {
                 engine.pin(entry, address).map_err(|error| error.when_asked_to(PointerUse::Pin))?,
             ));
         }
-        if self.direct_block(address).is_none() {
+        if self.direct_around(address).is_none() {
             return Err(foreign(address).when_asked_to(PointerUse::Pin));
         }
         Err(Error::Unsupported {

@@ -77,7 +77,7 @@ impl Allocator {
                 shared.map_err(|error| error.when_asked_to(PointerUse::Share))?;
             return Ok(SharedMemory { offset, handle });
         }
-        if self.direct_block(address).is_none() {
+        if self.direct_around(address).is_none() {
             return Err(foreign(address).when_asked_to(PointerUse::Share));
         }
         Err(Error::Unsupported {

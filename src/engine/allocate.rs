@@ -184,6 +184,7 @@ impl Engine {
     #[cold]
     pub(crate) fn free(&self, at: PageEntry<'_>, address: Address) -> Result<()> {
         let number = at.shard.number;
+        self.check_outside()?;
         let context = self.gather_for_free();
         let mut heap = at.shard.heap.lock();
         let found = heap.lookup(at.slot, address);
@@ -235,6 +236,7 @@ impl Engine {
         address: Address,
         (stream, guest): (StreamId, Option<Guest>),
     ) -> Result<()> {
+        self.check_outside()?;
         let mut heap = at.shard.heap.lock();
         let found = heap.lookup(at.slot, address);
         let Lookup::Live(block) = found else {

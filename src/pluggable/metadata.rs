@@ -96,6 +96,7 @@ impl Metadata {
 
     #[cold]
     fn record_told(&self, address: Address, entry: Entry) -> Result<()> {
+        self.recorder.check_outside()?;
         let context = self.recorder.gather(RecordContext::State);
         let mut state = self.state.lock();
         state.insert(address, entry)?;
@@ -113,6 +114,7 @@ impl Metadata {
 
     #[cold]
     fn take_told(&self, address: Address) -> Result<Entry> {
+        self.recorder.check_outside()?;
         let context = self.recorder.gather(RecordContext::All);
         let mut state = self.state.lock();
         let entry = state.remove(address)?;

@@ -138,6 +138,16 @@ fn pkg_config_finds_the_moved_package() {
 }
 
 #[test]
+fn an_older_standard_is_told_at_the_first_header() {
+    let mut compiler = Command::new("c++");
+    compiler.args(["-std=c++14", "-fsyntax-only", "-I"]).arg(source().join("cpp/include"));
+    compiler.arg(source().join("tests/consumer/main.cc"));
+    let output = compiler.output().expect("a compiler");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("plugalloc needs C++17"), "{errors}");
+}
+
+#[test]
 fn the_library_exports_only_its_own_symbols() {
     let Some(package) = package() else { return };
     let script = source().join("tests/cpp/check_symbols.sh");
