@@ -4,7 +4,12 @@
 # Cargo compiles the C++ files with the compiler, the flags (CMAKE_CXX_FLAGS) and the sysroot of this
 # build. CMAKE_BUILD_TYPE and its flags are not passed: the library is optimised in every build.
 
-find_program(PLUGALLOC_CARGO cargo HINTS "$ENV{CARGO_HOME}/bin" "$ENV{HOME}/.cargo/bin" REQUIRED)
+find_program(PLUGALLOC_CARGO cargo HINTS "$ENV{CARGO_HOME}/bin" "$ENV{HOME}/.cargo/bin")
+if(NOT PLUGALLOC_CARGO OR NOT EXISTS "${PLUGALLOC_CARGO}")
+  message(FATAL_ERROR "plugalloc is built with cargo, and there is none (PLUGALLOC_CARGO is "
+                      "'${PLUGALLOC_CARGO}'): install Rust 1.88 or later, or set PLUGALLOC_CARGO to "
+                      "the path of a cargo")
+endif()
 set(PLUGALLOC_RUST_TARGET "" CACHE STRING
     "The Rust target to build for, such as aarch64-unknown-linux-gnu; empty: the machine that builds")
 

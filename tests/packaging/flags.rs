@@ -107,6 +107,16 @@ fn a_cross_build_tells_cargo_the_target() {
 }
 
 #[test]
+fn a_missing_cargo_is_told_when_the_build_is_configured() {
+    let Some(stage) = Stage::new("no_cargo") else { return };
+    let refused = stage.configure(&["-DPLUGALLOC_CARGO=/nowhere/cargo"]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{errors}");
+    let words = ["built with cargo", "'/nowhere/cargo'", "install Rust 1.88"];
+    assert!(words.iter().all(|word| errors.contains(word)), "{errors}");
+}
+
+#[test]
 fn other_systems_are_refused_with_a_reason() {
     let Some(stage) = Stage::new("other_system") else { return };
     let refused = stage.configure(&["-DCMAKE_SYSTEM_NAME=FreeBSD"]);
