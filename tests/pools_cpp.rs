@@ -80,8 +80,7 @@ fn a_source_that_throws_fails_the_allocation_and_nothing_else() {
     broken.store(false, Ordering::Relaxed);
     let error = rig.cpp.raw_alloc(MIB as usize).unwrap_err();
     assert!(error.is_out_of_memory());
-    let hint =
-        "The request is of the private pool (0, 7), whose own allocator gave no segment for it.";
+    let hint = "private pool (0, 7), whose own allocator gave no segment for it.";
     assert!(error.to_string().ends_with(hint), "{error}");
     rig.cpp.end_allocate_to_pool(0, POOL).unwrap();
     rig.cpp.raw_delete(rig.cpp.raw_alloc(MIB as usize).unwrap()).unwrap();
