@@ -1,6 +1,7 @@
 //! The allocator over all devices: the face of this library for Rust programs.
 
 mod checkpoints;
+mod direct;
 mod history;
 mod hot_path;
 mod owners;
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::config::Config;
 use crate::device::{Clock, Device, MemoryInfo};
 use crate::engine::{Engine, PageEntry, Shard, foreign};
-use crate::error::{Error, Result};
+use crate::error::{Error, PointerUse, Result};
 use crate::observe::DeviceStatistics;
 use crate::page_map::PageMap;
 use crate::units::{Address, Bytes, DeviceId, StreamId};
@@ -215,37 +216,10 @@ impl Allocator {
             && self.frees.0.load(Ordering::Acquire) == 0
     }
 
-    #[cold]
-    fn free_outside(&self, address: Address) -> Result<()> {
-        if address == 0 {
-            return Ok(());
-        }
-        if self.direct.load(Ordering::Relaxed) {
-            for engine in &self.engines {
-                if engine.free_direct(address)? {
-                    return Ok(());
-                }
-            }
-        }
-        Err(foreign(address))
-    }
-
     /// Whether the address lies in memory that this allocator holds. Takes no lock.
     #[inline]
     pub fn owns(&self, address: Address) -> bool {
         self.map.get(address).is_some() || self.direct_block(address).is_some()
-    }
-
-    fn direct_block(&self, address: Address) -> Option<BlockInfo> {
-        if !self.direct.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.engines.iter().find_map(|engine| {
-            let block = engine.direct_block(address)?;
-            let device = engine.id();
-            let (bytes, requested, stream) = (block.bytes, block.requested, block.stream);
-            Some(BlockInfo { address, bytes, requested, device, stream })
-        })
     }
 
     /// What is known of a live allocation.
@@ -254,7 +228,8 @@ impl Allocator {
     /// [`Error::InvalidPointer`] where the address is not the start of one.
     pub fn block(&self, address: Address) -> Result<BlockInfo> {
         let Some((engine, entry)) = self.owner(address) else {
-            return self.direct_block(address).ok_or_else(|| foreign(address));
+            let asked = || self.refused_outside(address).when_asked_to(PointerUse::Find);
+            return self.direct_block(address).ok_or_else(asked);
         };
         let (block, stream) = engine.block_at(entry, address)?;
         let device = engine.id();
@@ -272,9 +247,9 @@ impl Allocator {
         {
             return Ok(range);
         }
-        match self.direct_block(address) {
+        match self.direct_around(address) {
             Some(block) => Ok((block.address, block.bytes)),
-            None => Err(foreign(address)),
+            None => Err(foreign(address).when_asked_to(PointerUse::Base)),
         }
     }
 
@@ -353,7 +328,9 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub fn statistics(&self, device: DeviceId) -> Result<DeviceStatistics> {
-        Ok(self.engine(device)?.statistics())
+        let engine = self.engine(device)?;
+        engine.check_outside()?;
+        Ok(engine.statistics())
     }
 
     /// Sets every peak of a device to the current value.

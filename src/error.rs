@@ -1,10 +1,12 @@
 //! The errors of the library. Each variant holds the numbers that a reader needs to act on it.
 
 mod checkpoint;
+mod pointer;
 
 pub use checkpoint::{CheckpointError, CheckpointFault};
+pub use pointer::{InvalidPointer, PointerFault, PointerUse};
 
-use crate::units::{Address, Bytes, DeviceId, StreamId, format_bytes};
+use crate::units::{Bytes, DeviceId, StreamId, format_bytes};
 
 /// The result of a fallible operation of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,7 +34,7 @@ pub enum Error {
         /// How many devices there are.
         count: usize,
     },
-    /// A pointer that is not the start of a live allocation.
+    /// A pointer that is not the start of a live allocation, or not what else the call needs.
     #[error("{0}")]
     InvalidPointer(InvalidPointer),
     /// A configuration that cannot be read.
@@ -52,7 +54,7 @@ pub enum Error {
         why: String,
     },
     /// An argument outside its range.
-    #[error("invalid {argument} {value}: {expected}")]
+    #[error("invalid {argument} {value}; expected {expected}")]
     InvalidArgument {
         /// The name of the argument.
         argument: &'static str,
@@ -67,6 +69,15 @@ pub enum Error {
     /// The current allocator cannot be exchanged any more.
     #[error("can't swap an already initialized allocator: {0}")]
     AlreadyInitialized(String),
+    /// A function of the program, which the allocator called, threw an exception of its own or
+    /// panicked.
+    #[error("the program's {callback} threw: {text}")]
+    Callback {
+        /// What the function is: "pool filter", "alloc_fn".
+        callback: String,
+        /// What it said.
+        text: String,
+    },
     /// One of the allocator's own invariants does not hold, or it panicked: a bug in plugalloc.
     #[error("internal error in plugalloc ({check}): {detail}")]
     Internal {
@@ -115,7 +126,7 @@ pub struct OutOfMemory {
     pub requested: Bytes,
     /// The device that was asked.
     pub device: i32,
-    /// The device's whole memory.
+    /// The device's whole memory; 0 where the source of the memory does not know it.
     pub total: Bytes,
     /// What the device itself reports as free.
     pub free: Bytes,
@@ -151,6 +162,9 @@ pub struct StreamUsage {
 
 impl std::fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.total == 0 {
+            return self.write_without_total(f);
+        }
         write!(
             f,
             "CUDA out of memory. Tried to allocate {}. GPU {} has a total capacity of {} of which \
@@ -184,57 +198,17 @@ impl std::fmt::Display for OutOfMemory {
     }
 }
 
-/// Why a pointer was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PointerFault {
-    /// This allocator never handed the address out, or has given its memory back since.
-    Foreign,
-    /// The address lies inside a live allocation that starts elsewhere.
-    Interior {
-        /// Where that allocation starts.
-        start: Address,
-        /// How long it is.
-        bytes: Bytes,
-    },
-    /// The allocation at this address was freed before.
-    DoubleFree,
-}
-
-/// A pointer that is not the start of a live allocation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidPointer {
-    /// The pointer.
-    pub address: Address,
-    /// What is wrong with it.
-    pub fault: PointerFault,
-}
-
-impl std::fmt::Display for InvalidPointer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let address = self.address;
-        match self.fault {
-            PointerFault::Foreign => {
-                write!(f, "Trying to free a pointer not allocated here: {address:#x}")
-            }
-            PointerFault::Interior { start, bytes } => write!(
-                f,
-                "Trying to free a pointer not allocated here: {address:#x} lies {} bytes inside \
-                 the allocation of {bytes} bytes at {start:#x}; pass that address instead",
-                address - start
-            ),
-            PointerFault::DoubleFree => write!(
-                f,
-                "Trying to free a pointer not allocated here: {address:#x} was freed already \
-                 (double free)"
-            ),
-        }
-    }
-}
-
-impl From<InvalidPointer> for Error {
-    fn from(error: InvalidPointer) -> Self {
-        Error::InvalidPointer(error)
+impl OutOfMemory {
+    /// What there is to say where only the user's functions know the device.
+    fn write_without_total(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "CUDA out of memory. Tried to allocate {} on GPU {}, where {} is allocated already. {}",
+            format_bytes(self.requested),
+            self.device,
+            format_bytes(self.allocated),
+            self.hint
+        )
     }
 }
 

@@ -46,7 +46,8 @@ use cudarc::driver::{
 use crate::allocation::{Allocation, Stream};
 use crate::allocator::Allocator;
 use crate::device::Device;
-use crate::error::{Error, InvalidPointer, PointerFault, Result};
+use crate::engine::foreign;
+use crate::error::{Error, PointerUse, Result};
 use crate::units::{Bytes, DeviceId, StreamId};
 
 /// The stream that a `CudaStream` is.
@@ -214,7 +215,7 @@ impl<T> Slice<T> {
         let found = allocator.adopt(address).and_then(|allocation| {
             // A slice that reaches past its allocation is another's.
             let usable: Result<()> = if (allocation.bytes() as usize) < slice.num_bytes() {
-                Err(InvalidPointer { address, fault: PointerFault::Foreign }.into())
+                Err(foreign(address).when_asked_to(PointerUse::Find))
             } else {
                 let stream = slice.stream();
                 allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream));

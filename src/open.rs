@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::device::sim::{SimMachine, SimOptions};
 use crate::device::{Device, cuda};
 use crate::error::{DeviceErrorKind, Error, Result};
-use crate::units::{Bytes, GIB};
+use crate::units::{Bytes, GIB, MAX_REQUEST};
 
 /// How large a simulated machine is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,13 @@ impl SimSize {
     /// The same with the defaults filled in: capacity and number of devices.
     fn settled(self) -> Result<(Bytes, usize)> {
         let capacity = if self.capacity == 0 { 80 * GIB } else { self.capacity };
+        if capacity > MAX_REQUEST {
+            return Err(Error::InvalidArgument {
+                argument: "sim_capacity",
+                value: capacity.to_string(),
+                expected: format!("at most {MAX_REQUEST} bytes (1 EiB), or 0 for 80 GiB"),
+            });
+        }
         match usize::try_from(self.devices) {
             Ok(0) => Ok((capacity, 1)),
             Ok(devices) if devices <= MAX_DEVICES => Ok((capacity, devices)),
@@ -77,7 +84,7 @@ fn open_sim(size: SimSize) -> Result<Vec<Arc<dyn Device>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::MIB;
+    use crate::units::{DeviceId, MIB, StreamId};
 
     #[test]
     fn auto_is_the_simulator_where_there_is_no_gpu() {
@@ -102,6 +109,16 @@ mod tests {
             let refused = open_devices("sim", SimSize { capacity: 0, devices }).err();
             assert!(matches!(refused, Some(Error::InvalidArgument { .. })), "{refused:?}");
         }
+        for capacity in [MAX_REQUEST + 1, 1 << 63, u64::MAX] {
+            let refused = open_devices("sim", SimSize { capacity, devices: 1 }).err();
+            assert!(
+                matches!(refused, Some(Error::InvalidArgument { argument: "sim_capacity", .. })),
+                "{refused:?}"
+            );
+        }
+        let most = SimSize { capacity: MAX_REQUEST, devices: 1 };
+        let allocator = open_allocator("sim", "steal:True", most).unwrap();
+        allocator.allocate(DeviceId(0), 100 * MIB, StreamId(0)).unwrap();
         assert!(open_devices("abacus", SimSize::default()).is_err());
     }
 }

@@ -8,7 +8,7 @@ mod recorder;
 pub use metadata::Entry;
 pub(crate) use metadata::Metadata;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, PointerUse, Result};
 use crate::observe::DeviceStatistics;
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
@@ -142,7 +142,7 @@ impl PluggableAllocator {
     ///
     /// [`Error::InvalidPointer`] for an address that is not live here.
     pub fn entry(&self, address: Address) -> Result<Entry> {
-        self.metadata.find(address)
+        self.metadata.find(address, PointerUse::Find)
     }
 
     /// Whether the address is the start of a live allocation.
@@ -198,7 +198,7 @@ impl PluggableAllocator {
     pub fn base_allocation(&self, address: Address) -> Result<(Address, Bytes)> {
         match &self.hooks.base_allocation {
             Some(hook) => Ok(hook(address)),
-            None => Ok((address, self.metadata.find(address)?.bytes)),
+            None => Ok((address, self.metadata.find(address, PointerUse::Base)?.bytes)),
         }
     }
 

@@ -147,7 +147,38 @@ fn an_address_that_was_never_given_out_is_foreign() {
     }
     let text = rig.allocator.free(0x1000).unwrap_err().to_string();
     assert_eq!(text, "Trying to free a pointer not allocated here: 0x1000");
+    let asked = [
+        rig.allocator.record_stream(0x1000, B).map(drop),
+        rig.allocator.block(0x1000).map(drop),
+        rig.allocator.base_allocation(0x1000).map(drop),
+        rig.allocator.pin(0x1000).map(drop),
+        rig.allocator.share(0x1000).map(drop),
+        rig.allocator.adopt(0x1000).map(drop),
+    ];
+    let words =
+        ["record a stream for", "look up", "find the memory around", "pin", "share", "look up"];
+    for (result, words) in asked.into_iter().zip(words) {
+        let text = result.unwrap_err().to_string();
+        assert_eq!(text, format!("Trying to {words} a pointer not allocated here: 0x1000"));
+    }
     rig.free(live);
+    rig.finish();
+}
+
+#[test]
+fn pointers_into_what_was_allocated_without_caching_are_known() {
+    let rig = Rig::of(GIB);
+    rig.allocator.set_caching(false);
+    let block = rig.allocate(5000, A);
+    let inside = block + 8;
+    for answer in [rig.allocator.free(inside), rig.allocator.record_stream(inside, B)] {
+        assert!(matches!(fault(answer), PointerFault::Interior { start, .. } if start == block));
+    }
+    assert_eq!(rig.allocator.base_allocation(inside).unwrap().0, block);
+    assert!(matches!(rig.allocator.pin(inside), Err(Error::Unsupported { .. })));
+    rig.free(block);
+    assert_eq!(fault(rig.allocator.free(block)), PointerFault::Foreign);
+    rig.allocator.set_caching(true);
     rig.finish();
 }
 

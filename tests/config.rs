@@ -355,19 +355,24 @@ fn documented_defaults_are_those_in_force() {
 #[test]
 fn a_field_that_no_text_could_set_is_refused_with_its_key() {
     type Set = fn(&mut Config);
-    let wrong: [(&str, Set); 6] = [
+    let wrong: [(&str, Set); 8] = [
         ("max_handle_mb", |config| config.max_handle = 0),
         ("max_handle_mb", |config| config.max_handle = 3 * MIB),
         ("large_segment_size_mb", |config| config.large_segment_size = MIB),
         ("roundup_power2_divisions", |config| config.roundup_power2_divisions[3] = 3),
         ("garbage_collection_threshold", |config| config.garbage_collection_threshold = 5.0),
+        ("garbage_collection_threshold", |config| config.garbage_collection_threshold = -0.5),
+        ("garbage_collection_threshold", |config| config.garbage_collection_threshold = f64::NAN),
         ("per_process_memory_fraction", |config| config.memory_fraction = f64::NAN),
     ];
     for (key, set) in wrong {
         let mut config = Config::default();
         set(&mut config);
         match Allocator::new(Vec::new(), config) {
-            Err(Error::Config(error)) => assert_eq!(error.key, key, "{error}"),
+            Err(Error::Config(error)) => {
+                assert_eq!(error.key, key, "{error}");
+                assert!(error.problem.contains("a field that the program set"), "{error}");
+            }
             other => panic!("{key}: {other:?}"),
         }
     }

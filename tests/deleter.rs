@@ -27,10 +27,7 @@ fn an_error_of_a_deleter_is_reported_by_the_next_allocation() {
     let data = allocator.allocate(1024).expect("given");
     drop(data);
     let error = allocator.empty_cache().expect_err("left by the deleter");
-    assert!(
-        matches!(&error, Error::Internal { detail, .. } if detail.contains("refuses")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Callback { text, .. } if text.contains("refuses")), "{error}");
     assert_eq!(allocator.statistics(0).expect("device 0").allocation.all.current, 0);
     allocator.empty_cache().expect("reported once");
 }

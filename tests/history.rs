@@ -48,6 +48,37 @@ fn an_allocation_and_its_free_are_three_events() {
     rig.finish();
 }
 
+/// It would wait for the locks that its own thread has.
+#[test]
+fn a_tracker_that_calls_the_allocator_is_refused() {
+    let rig = Rig::of(64 * MIB);
+    let other = Rig::of(64 * MIB);
+    let block = rig.allocate(1000, A);
+    let (allocator, beside) = (Arc::downgrade(&rig.allocator), Arc::clone(&other.allocator));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&told);
+    rig.allocator.track_events(move |_| {
+        let allocator = allocator.upgrade().unwrap();
+        let answers = [
+            allocator.allocate(GPU, 1000, A).map(drop),
+            allocator.free(block),
+            allocator.record_stream(block, B),
+            allocator.statistics(GPU).map(drop),
+        ];
+        log.lock().unwrap().extend(answers.map(|answer| answer.unwrap_err().to_string()));
+        // Another allocator is none of its business.
+        beside.free(beside.allocate(GPU, 1000, A).unwrap()).unwrap();
+    });
+    rig.free(block);
+    let texts = told.lock().unwrap().clone();
+    assert!(!texts.is_empty());
+    for text in texts {
+        assert!(text.starts_with("calling the allocator is not supported by a trace tracker"));
+    }
+    rig.finish();
+    other.finish();
+}
+
 #[test]
 fn a_tracker_that_panics_stops_nothing() {
     let rig = Rig::of(64 * MIB);

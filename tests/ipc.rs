@@ -324,7 +324,7 @@ fn what_is_no_shared_memory_is_refused() {
     let error = allocator.open_shared(GPU, &handle).unwrap_err();
     assert!(matches!(&error, Error::Unsupported { why, .. } if why.contains("pidfd_getfd")));
     allocator.free(block).unwrap();
-    assert_eq!(fault(allocator.share(block)), PointerFault::Foreign);
+    assert_eq!(fault(allocator.share(block)), PointerFault::DoubleFree);
     assert_eq!(fault(allocator.share(0x1000)), PointerFault::Foreign);
     allocator.set_caching(false);
     let direct = allocator.allocate(GPU, MIB, A).unwrap();

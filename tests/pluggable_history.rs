@@ -72,6 +72,27 @@ fn an_allocation_is_a_segment_that_comes_and_goes() {
 }
 
 #[test]
+fn a_tracker_that_calls_the_allocator_is_refused() {
+    let allocator = Arc::new(numbers());
+    let block = allocator.allocate(GPU, 1000, A).unwrap();
+    let itself = Arc::downgrade(&allocator);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&told);
+    allocator.track_events(move |_| {
+        let allocator = itself.upgrade().unwrap();
+        let answers = [allocator.allocate(DeviceId(1), 1000, A).map(drop), allocator.free(block)];
+        log.lock().unwrap().extend(answers.map(|answer| answer.unwrap_err().to_string()));
+    });
+    allocator.free(block).unwrap();
+    let texts = told.lock().unwrap().clone();
+    assert!(!texts.is_empty());
+    for text in texts {
+        assert!(text.starts_with("calling the allocator is not supported by a trace tracker"));
+    }
+    finish(&allocator);
+}
+
+#[test]
 fn a_free_is_recorded_before_the_function_has_the_memory() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let at_free = Arc::clone(&seen);

@@ -78,7 +78,10 @@ fn a_source_that_throws_fails_the_allocation_and_nothing_else() {
     let error = rig.cpp.raw_alloc(MIB as usize).unwrap_err();
     assert!(matches!(&error, Error::Unsupported { by, .. } if by == "the test"), "{error}");
     broken.store(false, Ordering::Relaxed);
-    assert!(rig.cpp.raw_alloc(MIB as usize).unwrap_err().is_out_of_memory());
+    let error = rig.cpp.raw_alloc(MIB as usize).unwrap_err();
+    assert!(error.is_out_of_memory());
+    let hint = "private pool (0, 7), whose own allocator gave no segment for it.";
+    assert!(error.to_string().ends_with(hint), "{error}");
     rig.cpp.end_allocate_to_pool(0, POOL).unwrap();
     rig.cpp.raw_delete(rig.cpp.raw_alloc(MIB as usize).unwrap()).unwrap();
     rig.cpp.release_pool(0, POOL).unwrap();

@@ -226,9 +226,19 @@ fn snapshots_are_written_where_they_are_wanted() {
     // Two of four allocations live at the end; one was of nothing.
     assert_eq!(text.matches("active_allocated").count(), 2);
     assert_eq!(text.matches("free_requested").count(), 1);
-    let nowhere = replay(&["--snapshots", "/nowhere/at/all", trace.path()]);
-    assert_eq!(status(&nowhere), 1);
-    assert!(err(&nowhere).contains("/nowhere/at/all"), "{}", err(&nowhere));
+}
+
+#[test]
+fn a_directory_for_snapshots_that_is_not_there_is_told_before_the_replay() {
+    let trace = Scratch::trace("nowhere.csv", GOOD);
+    for directory in ["/nowhere/at/all", trace.path()] {
+        let output = replay(&["--snapshots", directory, trace.path()]);
+        assert_eq!(status(&output), 2);
+        assert_eq!(out(&output), "", "nothing is replayed");
+        let wanted = format!("--snapshots {directory}: ");
+        assert!(err(&output).contains(&wanted), "{}", err(&output));
+        assert!(err(&output).contains("name a directory that exists"), "{}", err(&output));
+    }
 }
 
 #[test]

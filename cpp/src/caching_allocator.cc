@@ -73,7 +73,12 @@ void CachingAllocator::copy_data(void* dest, const void* src, std::size_t count)
 
 bool CachingAllocator::initialized() { return state_->core->is_initialized(); }
 
-void CachingAllocator::init(int) { state_->core->mark_initialized(); }
+void CachingAllocator::init(int device_count) {
+  if (device_count < 0) {
+    bridge::throwInvalidArgument("device_count", std::to_string(device_count), "0 or more");
+  }
+  state_->core->mark_initialized();
+}
 
 void CachingAllocator::recordStream(const DataPtr& pointer, cudaStream_t stream) {
   if (pointer.get() == nullptr || pointer.get_deleter() != &Registry::release) {
@@ -118,6 +123,9 @@ void CachingAllocator::enable(bool value) { check(state_->core->set_caching(valu
 bool CachingAllocator::isEnabled() const { return state_->core->is_caching(); }
 
 void CachingAllocator::cacheInfo(DeviceIndex device, std::size_t* largest_block) {
+  if (largest_block == nullptr) {
+    bridge::throwInvalidArgument("largest_block", "null", "a number to raise");
+  }
   if (*largest_block == 0) {
     *largest_block = getMemoryInfo(device).first;
   }

@@ -1,4 +1,5 @@
 // The ways to get an allocator, and the one of this process.
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -17,6 +18,9 @@ namespace {
 struct Current {
   std::mutex mutex;
   std::shared_ptr<CUDAAllocator> allocator;
+  /// `allocator`, once it is initialised: it is not written any more then, and is read without the
+  /// mutex.
+  std::atomic<const std::shared_ptr<CUDAAllocator>*> settled{nullptr};
 };
 
 Current& current() {
@@ -48,9 +52,15 @@ std::shared_ptr<CUDAAllocator> createCustomAllocator(
 
 std::shared_ptr<CUDAAllocator> getCurrentAllocator() {
   Current& now = current();
+  if (const auto* const settled = now.settled.load(std::memory_order_acquire)) {
+    return *settled;
+  }
   const std::lock_guard<std::mutex> lock(now.mutex);
   if (now.allocator == nullptr) {
     now.allocator = createCachingAllocator();
+  }
+  if (now.allocator->initialized()) {
+    now.settled.store(&now.allocator, std::memory_order_release);
   }
   return now.allocator;
 }
@@ -62,7 +72,9 @@ void changeCurrentAllocator(const std::shared_ptr<CUDAAllocator>& allocator) {
   std::shared_ptr<CUDAAllocator> former = allocator;
   Current& now = current();
   const std::lock_guard<std::mutex> lock(now.mutex);
-  if (now.allocator != nullptr && now.allocator->initialized()) {
+  // Who says that it is initialised is not asked again.
+  if (now.settled.load(std::memory_order_relaxed) != nullptr ||
+      (now.allocator != nullptr && now.allocator->initialized())) {
     throw AlreadyInitializedError(now.allocator->name());
   }
   now.allocator.swap(former);

@@ -23,16 +23,16 @@ DeleterErrors& deleterErrors() {
   return *errors;
 }
 
-void tell(const DeleterErrorHandler& handler) noexcept {
+void tell(const DeleterErrorHandler& handler, const char* callback) noexcept {
   try {
     try {
       throw;
     } catch (const Error& error) {
       handler(error);
     } catch (const std::exception& error) {
-      handler(Error(error.what()));
+      handler(CallbackError(callback, error.what()));
     } catch (...) {
-      handler(Error("an exception that is no std::exception"));
+      handler(CallbackError(callback, bridge::kNoText));
     }
   } catch (...) {
     // The handler's own exception has nowhere to go.
@@ -58,7 +58,7 @@ namespace bridge {
 
 std::atomic<bool> deleter_error_waits{false};
 
-void reportFromDeleter() noexcept {
+void reportFromDeleter(const char* callback) noexcept {
   std::shared_ptr<const DeleterErrorHandler> handler;
   {
     DeleterErrors& errors = deleterErrors();
@@ -70,7 +70,7 @@ void reportFromDeleter() noexcept {
     }
   }
   if (handler != nullptr) {
-    tell(*handler);
+    tell(*handler, callback);
   }
 }
 

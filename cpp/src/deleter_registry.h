@@ -62,7 +62,7 @@ class DeleterRegistry {
       return;
     }
     State* state = sole_.load(std::memory_order_acquire);
-    reporting([pointer, &state] {
+    reporting("free_fn", [pointer, &state] {
       if (state == nullptr) {
         state = &find(pointer);
       }

@@ -45,9 +45,12 @@ std::uint32_t begin_pool(const CUDAAllocator& allocator, std::int32_t device, Po
   return guarded([&] {
     // std::function wants what it holds to be copyable.
     const auto shared = std::make_shared<rust::Box<RustFilter>>(std::move(filter));
-    mutableOf(allocator).beginAllocateToPool(
-        toIndex(device), idOf(pool),
-        [shared](cudaStream_t stream) { return (*shared)->matches(toNumber(stream)); });
+    mutableOf(allocator).beginAllocateToPool(toIndex(device), idOf(pool),
+                                             [shared](cudaStream_t stream) {
+                                               bool found = false;
+                                               check((*shared)->matches(toNumber(stream), found));
+                                               return found;
+                                             });
   });
 }
 

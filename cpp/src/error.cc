@@ -35,12 +35,13 @@ SizeTooLargeError::~SizeTooLargeError() = default;
 
 InvalidPointerError::InvalidPointerError(const std::string& message, std::uint64_t address,
                                          PointerFault kind, std::uint64_t block_start,
-                                         std::size_t block_bytes)
+                                         std::size_t block_bytes, PointerUse purpose)
     : Error(message),
       address(address),
       kind(kind),
       block_start(block_start),
-      block_bytes(block_bytes) {}
+      block_bytes(block_bytes),
+      purpose(purpose) {}
 InvalidPointerError::~InvalidPointerError() = default;
 
 ConfigError::ConfigError(const std::string& message, std::string key, std::size_t position,
@@ -97,6 +98,12 @@ AlreadyInitializedError::AlreadyInitializedError(std::string allocator)
     : Error("can't swap an already initialized allocator: " + allocator),
       allocator(std::move(allocator)) {}
 AlreadyInitializedError::~AlreadyInitializedError() = default;
+
+CallbackError::CallbackError(std::string callback, std::string text)
+    : Error("the program's " + callback + " threw: " + text),
+      callback(std::move(callback)),
+      text(std::move(text)) {}
+CallbackError::~CallbackError() = default;
 
 InternalError::InternalError(const std::string& message, std::string check, std::string detail)
     : Error(message), check(std::move(check)), detail(std::move(detail)) {}

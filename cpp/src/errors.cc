@@ -44,7 +44,8 @@ OutOfMemoryNumbers numbersOf(const ErrorRecord& record) {
       throw InvalidDeviceError(message, record.device, record.position);
     case ErrorKind::InvalidPointer:
       throw InvalidPointerError(message, record.address, static_cast<PointerFault>(record.fault),
-                                record.block_start, record.block_bytes);
+                                record.block_start, record.block_bytes,
+                                static_cast<PointerUse>(record.position));
     case ErrorKind::Config:
       throw ConfigError(message, subject, record.position, detail, other);
     case ErrorKind::Device:
@@ -60,6 +61,8 @@ OutOfMemoryNumbers numbersOf(const ErrorRecord& record) {
                             record.block_bytes);
     case ErrorKind::AlreadyInitialized:
       throw AlreadyInitializedError(subject);
+    case ErrorKind::Callback:
+      throw CallbackError(subject, detail);
     default:
       throw InternalError(message, subject, detail);
   }
@@ -94,6 +97,7 @@ ErrorRecord recordOf(const OutOfMemoryError& error) {
 ErrorRecord recordOf(const InvalidPointerError& error) {
   ErrorRecord record = emptyRecord(ErrorKind::InvalidPointer, error.what());
   record.address = error.address;
+  record.position = static_cast<std::uint64_t>(error.purpose);
   record.fault = static_cast<std::uint32_t>(error.kind);
   record.block_start = error.block_start;
   record.block_bytes = error.block_bytes;
@@ -137,8 +141,9 @@ void throwLastError() { throwRecord(take_last_error()); }
 
 void throwInvalidArgument(const char* argument, const std::string& value,
                           const std::string& expected) {
-  throw InvalidArgumentError(std::string("invalid ") + argument + " " + value + ": " + expected,
-                             argument, value, expected);
+  throw InvalidArgumentError(
+      std::string("invalid ") + argument + " " + value + "; expected " + expected, argument, value,
+      expected);
 }
 
 InvalidPointerError foreignPointer(const void* pointer) {
@@ -180,12 +185,14 @@ ErrorRecord recordOfCurrentException() {
     return recordOf(error);
   } catch (const AlreadyInitializedError& error) {
     return recordOfTexts(ErrorKind::AlreadyInitialized, error.what(), error.allocator, "", "");
+  } catch (const CallbackError& error) {
+    return recordOfTexts(ErrorKind::Callback, error.what(), error.callback, error.text, "");
   } catch (const InternalError& error) {
     return recordOfTexts(ErrorKind::Internal, error.what(), error.check, error.detail, "");
   } catch (const std::exception& error) {
-    return emptyRecord(ErrorKind::Foreign, error.what());
+    return recordOfTexts(ErrorKind::Foreign, error.what(), "function", "", "");
   } catch (...) {
-    return emptyRecord(ErrorKind::Foreign, "an exception that is no std::exception");
+    return recordOfTexts(ErrorKind::Foreign, kNoText, "function", "", "");
   }
 }
 

@@ -38,17 +38,20 @@ void requireFunction(const char* argument, const Function& function,
 /// The exception that is being handled, as data. Call it in a catch clause.
 ErrorRecord recordOfCurrentException();
 
-/// Takes the exception that is being handled in a deleter to the handler, or keeps it. Call it in a
-/// catch clause.
-void reportFromDeleter() noexcept;
+/// What is told of an exception that is no std::exception.
+inline constexpr const char* kNoText = "an exception that is no std::exception";
+
+/// Takes the exception that is being handled in a deleter to the handler, or keeps it: what is none
+/// of ours was thrown by the program's function `callback`. Call it in a catch clause.
+void reportFromDeleter(const char* callback) noexcept;
 
 /// Runs a body that nobody is behind who could catch: its exception goes the same way.
 template <typename Body>
-void reporting(Body&& body) noexcept {
+void reporting(const char* callback, Body&& body) noexcept {
   try {
     body();
   } catch (...) {
-    reportFromDeleter();
+    reportFromDeleter(callback);
   }
 }
 

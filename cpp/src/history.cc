@@ -88,16 +88,16 @@ AllocatorConfigInfo configOf(const SnapshotRecord& record) {
 
 std::shared_ptr<GatheredContext> gather_context(const CppContextSource& source) noexcept {
   std::shared_ptr<GatheredContext> context;
-  reporting([&] { context = source.gather(); });
+  reporting("context recorder", [&] { context = source.gather(); });
   return context;
 }
 
 void tell_tracker(const CppTracker& tracker, const TraceRecord& event) noexcept {
-  reporting([&] { tracker.tracker(toEntry(event)); });
+  reporting("trace tracker", [&] { tracker.tracker(toEntry(event)); });
 }
 
 void tell_out_of_memory(const CppOutOfMemoryObserver& to, const OutOfMemoryRecord& event) noexcept {
-  reporting([&] {
+  reporting("out-of-memory observer", [&] {
     const auto device = event.device;
     if (to.observer) {
       to.observer(device, event.segment, event.limit, event.free);

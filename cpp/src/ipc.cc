@@ -30,7 +30,8 @@ std::shared_ptr<void> CachingAllocator::getIpcDevPtr(std::string handle) {
   check(state_->core->open_shared(device, bytes, address));
   // The state, since the allocator may be gone by then.
   auto close = [state = state_, device](void* opened) noexcept {
-    bridge::reporting([&] { check(state->core->close_shared(device, bridge::toNumber(opened))); });
+    bridge::reporting("deleter",
+                      [&] { check(state->core->close_shared(device, bridge::toNumber(opened))); });
   };
   // Calls `close` itself if it has no memory for the count.
   return {bridge::toPointer(address), std::move(close)};

@@ -11,7 +11,7 @@ namespace bridge {
 
 void tell_observer(const CppObserver& observer, bool mapped, std::int32_t device,
                    std::uint64_t address, std::uint64_t bytes) noexcept {
-  reporting([&] {
+  reporting("mapping observer", [&] {
     observer.observer(mapped ? MappingChange::Mapped : MappingChange::Unmapping, device,
                       toPointer(address), bytes);
   });

@@ -81,8 +81,10 @@ impl Allocator {
     /// Calls `tracker` for every event of every device as it happens, from now on and for the life
     /// of the allocator, whether a history is recorded or not, and also for those that a history
     /// would skip. It is called with locks held: it must not call the allocator, nor wait for a
-    /// thread that does. A panic in it ends there, since the allocator is in the middle of what it
-    /// tells of. Calls leave the hot path from now on.
+    /// thread that does. What it allocates and frees there is refused
+    /// ([`Error::Unsupported`](crate::Error::Unsupported)); other calls may never return. A panic
+    /// in it ends there, since the allocator is in the middle of what it tells of. Calls leave the
+    /// hot path from now on.
     pub fn track_events(&self, tracker: impl Fn(&TraceEntry) + Send + Sync + 'static) {
         let tracker: Arc<dyn Fn(&TraceEntry) + Send + Sync> = Arc::new(move |event| {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tracker(event))) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::allocator::Allocator;
 use crate::engine::{MappingEvent, MappingObserver, Pinned, foreign};
-use crate::error::{Error, Result};
+use crate::error::{Error, PointerUse, Result};
 use crate::units::{Address, Bytes, DeviceId};
 
 /// Memory that stays where it is: the physical memory under an allocation is neither moved, nor
@@ -79,10 +79,13 @@ impl Allocator {
     /// Pins by number.
     pub(crate) fn pin_memory(&self, address: Address) -> Result<(DeviceId, Pinned)> {
         if let Some((engine, entry)) = self.owner(address) {
-            return Ok((engine.id(), engine.pin(entry, address)?));
+            return Ok((
+                engine.id(),
+                engine.pin(entry, address).map_err(|error| error.when_asked_to(PointerUse::Pin))?,
+            ));
         }
-        if self.direct_block(address).is_none() {
-            return Err(foreign(address));
+        if self.direct_around(address).is_none() {
+            return Err(foreign(address).when_asked_to(PointerUse::Pin));
         }
         Err(Error::Unsupported {
             operation: "pinning memory".to_owned(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::allocator::Allocator;
 use crate::engine::foreign;
-use crate::error::{Error, Result};
+use crate::error::{Error, PointerUse, Result};
 use crate::units::{Address, Bytes, DeviceId};
 
 /// Memory as another process opens it.
@@ -72,11 +72,13 @@ impl Allocator {
     /// the device cannot share this memory; [`Error::Device`] where the driver fails.
     pub fn share(&self, address: Address) -> Result<SharedMemory> {
         if let Some((engine, entry)) = self.owner(address) {
-            let (handle, offset) = engine.share(entry, address)?;
+            let shared = engine.share(entry, address);
+            let (handle, offset) =
+                shared.map_err(|error| error.when_asked_to(PointerUse::Share))?;
             return Ok(SharedMemory { offset, handle });
         }
-        if self.direct_block(address).is_none() {
-            return Err(foreign(address));
+        if self.direct_around(address).is_none() {
+            return Err(foreign(address).when_asked_to(PointerUse::Share));
         }
         Err(Error::Unsupported {
             operation: "sharing memory with another process".to_owned(),

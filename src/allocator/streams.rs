@@ -1,8 +1,8 @@
 //! Streams that use memory of others, and the end of streams.
 
 use crate::allocator::Allocator;
-use crate::engine::{Engine, foreign};
-use crate::error::Result;
+use crate::engine::Engine;
+use crate::error::{PointerUse, Result};
 use crate::streams::Guest;
 use crate::units::{Address, DeviceId, StreamId};
 
@@ -32,7 +32,8 @@ impl Allocator {
     #[cold]
     fn record_outside(&self, address: Address, stream: StreamId) -> Result<()> {
         let Some(block) = self.direct_block(address) else {
-            return Err(foreign(address));
+            let refused = self.refused_outside(address);
+            return Err(refused.when_asked_to(PointerUse::RecordStream));
         };
         let engine = self.engine(block.device)?;
         if let Some(guest) = self.guest_of(engine, stream)? {

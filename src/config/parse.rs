@@ -152,7 +152,14 @@ impl Config {
 
     /// Fails where a field holds a value that its key would refuse: fields can be set to anything.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        read_pairs(&self.to_text(), &mut Config::default()).map(|_| ())
+        let checked = read_pairs(&self.to_text(), &mut Config::default());
+        checked.map(|_| ()).map_err(|mut error| {
+            // Nobody wrote the text that the position is in.
+            error
+                .problem
+                .push_str(" (a field that the program set; the position is that in to_text)");
+            error
+        })
     }
 }
 

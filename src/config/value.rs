@@ -55,7 +55,7 @@ pub(super) fn show(value: Value, config: &mut Config) -> Option<String> {
         Value::Count(_, Some(field)) => Some(field(config).to_string()),
         Value::Fraction { ends, field } => {
             let fraction = *field(config);
-            (ends || fraction > 0.0).then(|| fraction.to_string())
+            (ends || fraction != 0.0).then(|| fraction.to_string())
         }
         Value::Divisions(field) => Some(show_divisions(field(config))),
         Value::Expandable => match (config.expandable_segments, config.expandable_with_tools) {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::shards::thread_number;
 use super::{Engine, PageEntry, flag};
 use crate::device::DeviceResult;
-use crate::error::{Error, InvalidPointer, PointerFault, Result};
+use crate::error::{Error, InvalidPointer, PointerFault, PointerUse, Result};
 use crate::heap::{BlockView, Heap, Lookup, class_bytes_of, class_of};
 use crate::lock::MutexGuard;
 use crate::streams::{Deferred, Guest, Ticket};
@@ -184,6 +184,7 @@ impl Engine {
     #[cold]
     pub(crate) fn free(&self, at: PageEntry<'_>, address: Address) -> Result<()> {
         let number = at.shard.number;
+        self.check_outside()?;
         let context = self.gather_for_free();
         let mut heap = at.shard.heap.lock();
         let found = heap.lookup(at.slot, address);
@@ -224,7 +225,7 @@ impl Engine {
             Lookup::Freed => PointerFault::DoubleFree,
             Lookup::Live(_) | Lookup::Nothing => PointerFault::Foreign,
         };
-        InvalidPointer { address, fault }.into()
+        InvalidPointer::new(address, fault).into()
     }
 
     /// Notes that `stream`, of another device where a guest is given, uses the live allocation at
@@ -235,11 +236,12 @@ impl Engine {
         address: Address,
         (stream, guest): (StreamId, Option<Guest>),
     ) -> Result<()> {
+        self.check_outside()?;
         let mut heap = at.shard.heap.lock();
         let found = heap.lookup(at.slot, address);
         let Lookup::Live(block) = found else {
             drop(heap);
-            return Err(self.refused(address, found));
+            return Err(self.refused(address, found).when_asked_to(PointerUse::RecordStream));
         };
         if stream != at.shard.stream || guest.is_some() {
             let mut deferred = self.deferred.lock();
@@ -261,7 +263,7 @@ impl Engine {
         let heap = at.shard.heap.lock();
         match heap.lookup(at.slot, address) {
             Lookup::Live(block) => Ok((heap.block(block), at.shard.stream)),
-            found => Err(self.refused(address, found)),
+            found => Err(self.refused(address, found).when_asked_to(PointerUse::Find)),
         }
     }
 
@@ -330,7 +332,7 @@ impl Engine {
 
 #[cold]
 pub(crate) fn foreign(address: Address) -> Error {
-    InvalidPointer { address, fault: PointerFault::Foreign }.into()
+    InvalidPointer::new(address, PointerFault::Foreign).into()
 }
 
 #[cold]

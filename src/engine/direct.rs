@@ -93,6 +93,7 @@ impl Engine {
         let Some(block) = self.direct_block(address) else {
             return Ok(false);
         };
+        self.check_outside()?;
         let is_untold = self.announce_direct(address, block.bytes);
         let context = self.gather_for_free();
         // Held for as long as the table and the counts differ.
@@ -181,6 +182,15 @@ impl Engine {
     /// An allocation of the device's own.
     pub(crate) fn direct_block(&self, address: Address) -> Option<DirectBlock> {
         self.direct.blocks.lock().get(&address).copied()
+    }
+
+    /// The allocation of the device's own around an address, and where it starts.
+    pub(crate) fn direct_around(&self, address: Address) -> Option<(Address, DirectBlock)> {
+        let blocks = self.direct.blocks.lock();
+        let mut all = blocks.iter().map(|(start, block)| (*start, *block));
+        all.find(|(start, block)| {
+            address.checked_sub(*start).is_some_and(|inside| inside < block.bytes)
+        })
     }
 
     /// What is taken from the device for direct allocations, by address, also where observers freed

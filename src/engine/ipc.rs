@@ -10,7 +10,7 @@ use super::ipc_format::{Piece, Shared};
 use super::pins::Pinned;
 use super::{Engine, PageEntry};
 use crate::device::{DeviceResult, HandleId, HandleType, ShareableHandle, fetch_descriptor};
-use crate::error::{Error, Result};
+use crate::error::{Error, InvalidPointer, PointerFault, PointerUse, Result};
 use crate::heap::Lookup;
 use crate::units::{Address, Bytes};
 
@@ -257,7 +257,7 @@ impl Engine {
         let mut ipc = self.ipc.lock();
         let found = ipc.imports.iter_mut().find(|(_, import)| import.at == address);
         let Some((key, import)) = found else {
-            return Err(foreign(address));
+            return Err(foreign(address).when_asked_to(PointerUse::Close));
         };
         import.times -= 1;
         if import.times == 0 {
@@ -288,7 +288,8 @@ fn start_of(at: PageEntry<'_>, address: Address) -> Result<Address> {
     match at.shard.heap.lock().lookup(at.slot, address) {
         Lookup::Live(_) => Ok(address),
         Lookup::Interior(start, _) => Ok(start),
-        Lookup::Freed | Lookup::Nothing => Err(foreign(address)),
+        Lookup::Freed => Err(InvalidPointer::new(address, PointerFault::DoubleFree).into()),
+        Lookup::Nothing => Err(foreign(address)),
     }
 }
 

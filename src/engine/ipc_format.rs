@@ -102,7 +102,10 @@ impl Shared {
                 let found = pieces(&mut rest, 1, |raw: [u8; 64]| Some(IpcHandle(raw)));
                 Shared::Legacy(*found.ok_or_else(cut)?.first().ok_or_else(cut)?)
             }
-            other => return Err(invalid(format!("of kind {other}, {count} times"))),
+            other => {
+                let kind = other.escape_ascii();
+                return Err(invalid(format!("of {count} pieces of kind '{kind}'")));
+            }
         };
         if !rest.is_empty() {
             return Err(invalid(format!("with {} bytes too many", rest.len())));

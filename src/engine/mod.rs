@@ -51,6 +51,7 @@ mod watch;
 
 pub(crate) use allocate::{Look, foreign};
 pub(crate) use checkpoint::SavedPool;
+pub(crate) use direct::DirectBlock;
 pub(crate) use pins::Pinned;
 pub use pool_memory::SegmentSource;
 pub(crate) use pools::StreamFilter;

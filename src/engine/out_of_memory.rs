@@ -55,7 +55,15 @@ impl Engine {
         report.streams = streams.into_values().collect();
         report.streams.sort_by_key(|usage| std::cmp::Reverse(usage.allocated + usage.cached));
         report.streams.truncate(STREAMS);
-        report.hint = self.hint(&report, cached);
+        let pool = self.shards.get(request.shard).and_then(|shard| shard.pool());
+        report.hint = match pool.filter(|pool| pool.source.is_some()) {
+            Some(pool) => format!(
+                "The request is of the private pool ({}, {}), whose own allocator gave no segment \
+                 for it.",
+                pool.id.0, pool.id.1
+            ),
+            None => self.hint(&report, cached),
+        };
         Error::OutOfMemory(Box::new(report))
     }
 

@@ -47,7 +47,7 @@ impl Engine {
             Lookup::Live(block) => (address, heap.block(block).bytes),
             Lookup::Interior(start, bytes) => (start, bytes),
             Lookup::Freed => {
-                return Err(InvalidPointer { address, fault: PointerFault::DoubleFree }.into());
+                return Err(InvalidPointer::new(address, PointerFault::DoubleFree).into());
             }
             Lookup::Nothing => return Err(foreign(address)),
         };

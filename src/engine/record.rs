@@ -101,6 +101,11 @@ impl Engine {
         }
     }
 
+    /// Fails for a call out of a tracker of this device.
+    pub(crate) fn check_outside(&self) -> Result<()> {
+        if self.is_recorded() { self.history.check_outside() } else { Ok(()) }
+    }
+
     #[inline]
     pub(super) fn is_recorded(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & flag::RECORDED != 0
@@ -109,6 +114,7 @@ impl Engine {
     /// Allocates, and records that.
     #[cold]
     pub(super) fn allocate_recorded(&self, bytes: Bytes, stream: StreamId) -> Result<Address> {
+        self.history.check_outside()?;
         let context = self.history.gather(RecordContext::State);
         let address = self.allocate_untold(bytes, stream)?;
         if address != 0 {

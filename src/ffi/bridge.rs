@@ -189,7 +189,7 @@ pub(crate) mod ffi {
         fn user_metadata() -> String;
 
         type RustFilter;
-        fn matches(self: &RustFilter, stream: u64) -> bool;
+        fn matches(self: &RustFilter, stream: u64, out: &mut bool) -> u32;
 
         type PluggableCore;
         fn new_pluggable_core() -> Box<PluggableCore>;

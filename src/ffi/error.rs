@@ -7,13 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parking_lot::Mutex;
 
-use super::bridge::ffi::AllocResult;
 use super::records::ffi::{ErrorKind, ErrorRecord, StreamUsageRecord};
 use crate::error::{
     CheckpointError, CheckpointFault, ConfigError, DeviceError, DeviceErrorKind, DriverCall, Error,
-    InvalidPointer, OutOfMemory, PointerFault, Result, StreamUsage,
+    InvalidPointer, OutOfMemory, PointerFault, PointerUse, Result, StreamUsage,
 };
-use crate::units::{Address, DeviceId, PoolId, StreamId};
+use crate::units::{DeviceId, PoolId, StreamId};
 
 thread_local! {
     /// Never dropped, so that it is there for as long as the thread is: destructors of the
@@ -60,14 +59,23 @@ fn drop_panic(panic: Box<dyn Any + Send>) {
     keep_panic(&*panic);
 }
 
-/// The same for an allocation.
-pub(crate) fn guarded_alloc(body: impl FnOnce() -> Result<Address>) -> AllocResult {
-    let mut address = 0;
-    let status = guarded(|| {
-        address = body()?;
-        Ok(())
+/// The same for a call of a function of the program.
+pub(crate) fn guarded_callback<T: Default>(
+    callback: &str,
+    out: &mut T,
+    body: impl FnOnce() -> Result<T>,
+) -> u32 {
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = format!("a panic: {}", panic_text(&*panic));
+        Err(Error::Callback { callback: callback.to_owned(), text })
     });
-    AllocResult { address, status }
+    match result {
+        Ok(value) => {
+            *out = value;
+            OK
+        }
+        Err(error) => keep(error),
+    }
 }
 
 /// The same for a function that answers a question; `otherwise` where it panics.
@@ -98,12 +106,13 @@ pub(crate) fn take_last_error() -> ErrorRecord {
 }
 
 fn panic_error(panic: &(dyn Any + Send)) -> Error {
+    Error::Internal { check: "panic".to_owned(), detail: panic_text(panic) }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    Error::Internal {
-        check: "panic".to_owned(),
-        detail: text.unwrap_or_else(|| "a panic without text".to_owned()),
-    }
+    text.unwrap_or_else(|| "a panic without text".to_owned())
 }
 
 impl ErrorRecord {
@@ -166,6 +175,9 @@ impl From<Error> for ErrorRecord {
             }
             Error::Checkpoint(error) => fill_checkpoint(&mut record, error),
             Error::AlreadyInitialized(allocator) => record.subject = allocator,
+            Error::Callback { callback, text } => {
+                (record.subject, record.detail) = (callback, text);
+            }
             Error::Internal { check, detail } => {
                 (record.subject, record.detail) = (check, detail);
             }
@@ -186,6 +198,7 @@ fn kind_of(error: &Error) -> ErrorKind {
         Error::InvalidArgument { .. } => ErrorKind::InvalidArgument,
         Error::Checkpoint(_) => ErrorKind::Checkpoint,
         Error::AlreadyInitialized(_) => ErrorKind::AlreadyInitialized,
+        Error::Callback { .. } => ErrorKind::Callback,
         Error::Internal { .. } => ErrorKind::Internal,
     }
 }
@@ -210,8 +223,14 @@ fn fill_out_of_memory(record: &mut ErrorRecord, numbers: OutOfMemory) {
     record.streams = numbers.streams.into_iter().map(usage).collect();
 }
 
+/// Where something stands in a list of all there is; 0 where it does not.
+fn place_in<T: PartialEq>(all: &[T], one: T) -> usize {
+    all.iter().position(|other| *other == one).unwrap_or(0)
+}
+
 fn fill_pointer(record: &mut ErrorRecord, pointer: InvalidPointer) {
     record.address = pointer.address;
+    record.position = place_in(&PointerUse::ALL, pointer.purpose) as u64;
     match pointer.fault {
         PointerFault::Foreign => record.fault = 0,
         PointerFault::Interior { start, bytes } => {
@@ -223,8 +242,7 @@ fn fill_pointer(record: &mut ErrorRecord, pointer: InvalidPointer) {
 }
 
 fn fill_checkpoint(record: &mut ErrorRecord, error: CheckpointError) {
-    let place = CHECKPOINT_FAULTS.iter().position(|fault| *fault == error.fault);
-    record.fault = place.unwrap_or(0) as u32;
+    record.fault = place_in(&CHECKPOINT_FAULTS, error.fault) as u32;
     (record.device, record.pool) = (error.device.0, error.pool.into());
     (record.block_start, record.block_bytes) = (error.address, error.bytes);
 }
@@ -295,7 +313,10 @@ impl From<ErrorRecord> for Error {
             ErrorKind::Checkpoint => Error::Checkpoint(checkpoint(&record)),
             ErrorKind::AlreadyInitialized => Error::AlreadyInitialized(record.subject),
             ErrorKind::Internal => Error::Internal { check: record.subject, detail: record.detail },
-            _ => Error::Internal { check: "C++ exception".to_owned(), detail: record.message },
+            ErrorKind::Callback => {
+                Error::Callback { callback: record.subject, text: record.detail }
+            }
+            _ => Error::Callback { callback: record.subject, text: record.message },
         }
     }
 }
@@ -328,7 +349,9 @@ fn pointer(record: &ErrorRecord) -> InvalidPointer {
         2 => PointerFault::DoubleFree,
         _ => PointerFault::Foreign,
     };
-    InvalidPointer { address: record.address, fault }
+    let purpose = PointerUse::ALL.get(record.position as usize).copied();
+    let purpose = purpose.unwrap_or(PointerUse::Free);
+    InvalidPointer { address: record.address, fault, purpose }
 }
 
 fn checkpoint(record: &ErrorRecord) -> CheckpointError {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::bridge::ffi::{AllocResult, EntryRecord, StatsRecord};
-use super::error::{guarded, guarded_alloc, guarded_or};
+use super::error::{guarded, guarded_callback, guarded_or};
 use super::history::HistoryCore;
-use crate::error::Result;
+use crate::error::{PointerUse, Result};
 use crate::pluggable::{Entry, Metadata, Source};
 use crate::units::{DeviceId, StreamId};
 
@@ -28,8 +28,9 @@ impl PluggableCore {
         self.read(out, |metadata| Ok(metadata.take(address)?.into()))
     }
 
+    /// For the memory around an address.
     pub(crate) fn find(&self, address: u64, out: &mut EntryRecord) -> u32 {
-        self.read(out, |metadata| Ok(metadata.find(address)?.into()))
+        self.read(out, |metadata| Ok(metadata.find(address, PointerUse::Base)?.into()))
     }
 
     pub(crate) fn owns(&self, address: u64) -> bool {
@@ -96,11 +97,15 @@ pub(crate) struct SourceFns(pub(crate) Source);
 
 impl SourceFns {
     pub(crate) fn alloc(&self, bytes: u64, device: i32, stream: u64) -> AllocResult {
-        guarded_alloc(|| (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream)))
+        let mut address = 0;
+        let status = guarded_callback("alloc_fn", &mut address, || {
+            (self.0.alloc_fn)(bytes, DeviceId(device), StreamId(stream))
+        });
+        AllocResult { address, status }
     }
 
     pub(crate) fn free(&self, address: u64, bytes: u64, device: i32, stream: u64) -> u32 {
-        guarded(|| {
+        guarded_callback("free_fn", &mut (), || {
             (self.0.free_fn)(address, bytes, DeviceId(device), StreamId(stream));
             Ok(())
         })

@@ -7,7 +7,8 @@ use cxx::{SharedPtr, UniquePtr};
 
 use super::bridge::ffi;
 use super::caching::CachingCore;
-use super::error::guarded;
+use super::error::{guarded, guarded_callback};
+use super::records::ffi::ErrorKind;
 use crate::engine::SegmentSource;
 use crate::error::Result;
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
@@ -28,8 +29,8 @@ impl From<PoolId> for ffi::PoolKey {
 pub(crate) struct RustFilter(pub(crate) Box<dyn Fn(StreamId) -> bool + Send + Sync>);
 
 impl RustFilter {
-    pub(crate) fn matches(&self, stream: u64) -> bool {
-        (self.0)(StreamId(stream))
+    pub(crate) fn matches(&self, stream: u64, out: &mut bool) -> u32 {
+        guarded_callback("pool filter", out, || Ok((self.0)(StreamId(stream))))
     }
 }
 
@@ -39,17 +40,24 @@ struct AllocatorSource(SharedPtr<ffi::CUDAAllocator>);
 impl SegmentSource for AllocatorSource {
     fn allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
         let result = ffi::segment_alloc(&self.0, device.0, bytes as usize, stream.0);
-        driven(result.status).map(|()| result.address)
+        told(result.status, "allocator of a pool").map(|()| result.address)
     }
 
     fn free(&self, device: DeviceId, address: Address, _: Bytes) -> Result<()> {
-        driven(ffi::segment_free(&self.0, device.0, address))
+        told(ffi::segment_free(&self.0, device.0, address), "allocator of a pool")
     }
 }
 
-/// The exception of a call into C++ with this status.
-pub(crate) fn driven(status: u32) -> Result<()> {
-    if status == 0 { Ok(()) } else { Err(ffi::take_driven_error().into()) }
+/// The exception of a call of a function of the program with this status.
+fn told(status: u32, callback: &str) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    let mut record = ffi::take_driven_error();
+    if record.kind == ErrorKind::Foreign {
+        record.subject = callback.to_owned();
+    }
+    Err(record.into())
 }
 
 impl CachingCore {
@@ -65,7 +73,8 @@ impl CachingCore {
     ) -> u32 {
         let matches = move |stream: StreamId| {
             let mut found = false;
-            driven(ffi::filter_matches(&filter, stream.0, &mut found)).map(|()| found)
+            told(ffi::filter_matches(&filter, stream.0, &mut found), "pool filter")?;
+            Ok(found)
         };
         guarded(|| self.0.begin_pool(DeviceId(device), pool.into(), Box::new(matches)))
     }

@@ -24,8 +24,9 @@ pub(crate) mod ffi {
         InvalidArgument,
         Checkpoint,
         AlreadyInitialized,
+        Callback,
         Internal,
-        /// A C++ exception that is none of ours.
+        /// A C++ exception that is none of ours: what a function of the program threw.
         Foreign,
     }
 
@@ -39,9 +40,9 @@ pub(crate) mod ffi {
     struct ErrorRecord {
         kind: ErrorKind,
         message: String,
-        /// Key, driver call, operation, argument, allocator or check.
+        /// Key, driver call, operation, argument, allocator, function or check.
         subject: String,
-        /// Problem, detail, why, value or hint.
+        /// Problem, detail, why, value, hint or text.
         detail: String,
         /// What was expected, or who cannot do it.
         other: String,
@@ -61,7 +62,7 @@ pub(crate) mod ffi {
         fault: u32,
         block_start: u64,
         block_bytes: u64,
-        /// Position in a text, or the number of devices.
+        /// Position in a text, the number of devices, or `PointerUse`, in declaration order.
         position: u64,
         pool: PoolKey,
     }

@@ -5,6 +5,7 @@
 //! the lock of its device's ring once, under the lock of its heap where the order of events at one
 //! address depends on it.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -17,11 +18,34 @@ use super::events::{
     Action, Annotation, Context, ContextSource, HistoryOptions, RecordContext, TraceEntry,
 };
 use super::labels;
+use crate::error::{Error, Result};
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
 /// Told of every event as it happens, with locks of the allocator held: it must not call the
 /// allocator, nor wait for a thread that does.
 pub(crate) type Tracker = Arc<dyn Fn(&TraceEntry) + Send + Sync>;
+
+thread_local! {
+    /// The history whose trackers this thread is calling, as its address; 0 for none.
+    static TELLING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// While trackers are called.
+struct Telling {
+    before: usize,
+}
+
+impl Telling {
+    fn of(history: &History) -> Telling {
+        Telling { before: TELLING.replace(std::ptr::from_ref(history).addr()) }
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        TELLING.set(self.before);
+    }
+}
 
 /// A piece of memory that an event is about.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +145,21 @@ impl History {
         self.tracked.store(true, Ordering::Relaxed);
     }
 
+    /// Fails for a call out of a tracker: it would wait for the locks that its own thread has.
+    pub(crate) fn check_outside(&self) -> Result<()> {
+        if TELLING.get() != std::ptr::from_ref(self).addr() {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            operation: "calling the allocator".to_owned(),
+            by: "a trace tracker".to_owned(),
+            why:
+                "it is called with locks of the allocator held; note the event, and act on it when \
+                  the tracker has returned"
+                    .to_owned(),
+        })
+    }
+
     fn wants(&self, when: RecordContext) -> bool {
         self.when.load(Ordering::Relaxed) >= when as u8
     }
@@ -206,6 +245,7 @@ impl History {
             user_metadata,
         };
         if tracked {
+            let _telling = Telling::of(self);
             self.trackers.read().iter().for_each(|tracker| tracker(&entry));
         }
         if kept {

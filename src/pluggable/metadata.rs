@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::counters::DeviceCounters;
 use super::recorder::Recorder;
 use crate::engine::OutOfMemoryObserver;
-use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, Result};
+use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, PointerUse, Result};
 use crate::lock::Mutex;
 use crate::observe::history::Tracker;
 use crate::observe::{
@@ -96,6 +96,7 @@ impl Metadata {
 
     #[cold]
     fn record_told(&self, address: Address, entry: Entry) -> Result<()> {
+        self.recorder.check_outside()?;
         let context = self.recorder.gather(RecordContext::State);
         let mut state = self.state.lock();
         state.insert(address, entry)?;
@@ -113,6 +114,7 @@ impl Metadata {
 
     #[cold]
     fn take_told(&self, address: Address) -> Result<Entry> {
+        self.recorder.check_outside()?;
         let context = self.recorder.gather(RecordContext::All);
         let mut state = self.state.lock();
         let entry = state.remove(address)?;
@@ -120,11 +122,11 @@ impl Metadata {
         Ok(entry)
     }
 
-    /// What is known of a live allocation.
-    pub(crate) fn find(&self, address: Address) -> Result<Entry> {
+    /// What is known of a live allocation; an error says what it was wanted for.
+    pub(crate) fn find(&self, address: Address, purpose: PointerUse) -> Result<Entry> {
         let state = self.state.lock();
         let entry = state.live.get(&address).map(Live::entry);
-        entry.ok_or_else(|| state.refuse(address))
+        entry.ok_or_else(|| state.refuse(address).when_asked_to(purpose))
     }
 
     /// Whether the pointer is the start of a live allocation.
@@ -149,7 +151,7 @@ impl Metadata {
             device: device.0,
             allocated,
             reserved: allocated,
-            hint: "The user's alloc_fn gave no memory; the device's total is unknown.".to_owned(),
+            hint: "The user's alloc_fn gave no memory.".to_owned(),
             ..OutOfMemory::default()
         }));
         self.recorder.failed(&error, device, stream);
@@ -310,7 +312,7 @@ impl State {
     fn refuse(&self, address: Address) -> Error {
         let freed = address != 0 && self.freed.contains(&address);
         let fault = if freed { PointerFault::DoubleFree } else { PointerFault::Foreign };
-        InvalidPointer { address, fault }.into()
+        InvalidPointer::new(address, fault).into()
     }
 }
 
@@ -364,7 +366,7 @@ mod tests {
     fn gives_back_exactly_what_was_recorded() {
         let metadata = Metadata::new();
         metadata.record(0x1000, ENTRY).expect("new");
-        assert_eq!(metadata.find(0x1000).expect("live"), ENTRY);
+        assert_eq!(metadata.find(0x1000, PointerUse::Find).expect("live"), ENTRY);
         assert_eq!(metadata.take(0x1000).expect("live"), ENTRY);
         assert!(metadata.is_idle());
     }
@@ -387,7 +389,7 @@ mod tests {
         let metadata = Metadata::new();
         metadata.record(0x1000, ENTRY).expect("new");
         assert!(metadata.record(0x1000, Entry { bytes: 1, ..ENTRY }).is_err());
-        assert_eq!(metadata.find(0x1000).expect("live"), ENTRY);
+        assert_eq!(metadata.find(0x1000, PointerUse::Find).expect("live"), ENTRY);
         assert_eq!(metadata.statistics(DeviceId(0)).expect("known").allocation.all.current, 1);
     }
 

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 
 use super::Entry;
 use crate::engine::{OutOfMemoryEvent, OutOfMemoryObserver};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::observe::history::{History, Subject, Tracker};
 use crate::observe::{Action, Context, HistoryOptions, RecordContext, Snapshot};
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
@@ -88,6 +88,12 @@ impl Recorder {
 
     pub(super) fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
         self.observers.write().push(observer);
+    }
+
+    /// Fails for a call out of a tracker: the metadata of all devices are locked meanwhile.
+    pub(super) fn check_outside(&self) -> Result<()> {
+        let histories = self.wanted.read().histories.clone();
+        histories.iter().try_for_each(|history| history.check_outside())
     }
 
     /// The context of this thread, if contexts are gathered as far as `when`.

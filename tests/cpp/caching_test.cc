@@ -94,6 +94,42 @@ TEST_CASE("BadPointersAreToldApart") {
   allocator->raw_delete(nullptr);
 }
 
+TEST_CASE("BadNumbersAndNullAreTold") {
+  const auto allocator = makeSim();
+  CHECK_THROWS_WITH_AS(allocator->cacheInfo(0, nullptr),
+                       "invalid largest_block null; expected a number to raise",
+                       InvalidArgumentError);
+  CHECK_THROWS_WITH_AS(allocator->init(-1), "invalid device_count -1; expected 0 or more",
+                       InvalidArgumentError);
+  CHECK_FALSE(allocator->initialized());
+  CHECK_THROWS_AS((void)makeSim(std::size_t(-1)), InvalidArgumentError);
+}
+
+TEST_CASE("BadPointersAreToldWithWhatWasAskedFor") {
+  const auto allocator = std::dynamic_pointer_cast<CachingAllocator>(makeSim());
+  int local = 0;
+  const auto check = [](PointerUse purpose, const char* begin, const auto& call) {
+    try {
+      call();
+      FAIL("was accepted");
+    } catch (const InvalidPointerError& error) {
+      CHECK(error.purpose == purpose);
+      CHECK(std::string(error.what()).find(begin) == 0);
+    }
+  };
+  check(PointerUse::Free, "Trying to free a pointer", [&] { allocator->raw_delete(&local); });
+  check(PointerUse::Base, "Trying to find the memory around a pointer",
+        [&] { (void)allocator->getBaseAllocation(&local, nullptr); });
+  check(PointerUse::Pin, "Trying to pin a pointer", [&] { (void)allocator->pinMemory(&local); });
+  check(PointerUse::Share, "Trying to share a pointer",
+        [&] { (void)allocator->shareIpcHandle(&local); });
+  DataPtr data = allocator->allocate(512);
+  allocator->raw_delete(data.get());
+  check(PointerUse::RecordStream, "Trying to record a stream for a pointer",
+        [&] { allocator->recordStream(data, reinterpret_cast<cudaStream_t>(std::uintptr_t{2})); });
+  (void)data.release_context();
+}
+
 TEST_CASE("StatisticsCountCallsAndBytes") {
   const auto allocator = makeSim();
   void* const small = allocator->raw_alloc(1000);

@@ -2,7 +2,10 @@
 #include <doctest/doctest.h>
 #include <plugalloc/plugalloc.h>
 
+#include <atomic>
 #include <cstdlib>
+#include <thread>
+#include <vector>
 
 using namespace plugalloc;
 
@@ -39,7 +42,32 @@ TEST_CASE("SwapsUntilInitialisedAndOldPointersGoHome") {
   CHECK(freed_first == 2);
   CHECK(freed_second == 0);
 
+  // Whoever reads meanwhile sees one of the two.
+  std::atomic<bool> stop{false};
+  std::atomic<int> others{0};
+  std::vector<std::thread> readers;
+  const auto third = makeCustom(freed_second);
+  for (int i = 0; i < 4; ++i) {
+    readers.emplace_back([&] {
+      while (!stop) {
+        const auto seen = getCurrentAllocator();
+        others += seen != second && seen != third ? 1 : 0;
+      }
+    });
+  }
+  for (int i = 0; i < 1000; ++i) {
+    changeCurrentAllocator(third);
+    changeCurrentAllocator(second);
+  }
   second->init(1);
+  CHECK_THROWS_AS(changeCurrentAllocator(third), AlreadyInitializedError);
+  CHECK(getCurrentAllocator() == second);
+  CHECK_THROWS_AS(changeCurrentAllocator(third), AlreadyInitializedError);
+  stop = true;
+  for (std::thread& reader : readers) {
+    reader.join();
+  }
+  CHECK(others == 0);
   try {
     changeCurrentAllocator(makeCustom(freed_first));
     FAIL("the current one is initialised");

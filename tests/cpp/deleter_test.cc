@@ -60,7 +60,7 @@ TEST_CASE("HandlerIsTold") {
   bool fail = true;
   const auto failing = makeMalloc(&fail);
   failing->raw_deallocate(failing->raw_allocate(8));
-  CHECK(told == "the source failed");
+  CHECK(told == "the program's free_fn threw: the source failed");
   setDeleterErrorHandler(nullptr);
   allocator->raw_deallocate(allocator->raw_allocate(8));
 }

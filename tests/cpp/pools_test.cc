@@ -74,7 +74,8 @@ TEST_CASE("AFilterThatThrowsFailsTheAllocation") {
     }
     return true;
   });
-  CHECK_THROWS_AS((void)allocator->raw_alloc(kMiB), InternalError);
+  CHECK_THROWS_WITH_AS((void)allocator->raw_alloc(kMiB),
+                       "the program's pool filter threw: the filter is broken", CallbackError);
   broken = false;
   allocator->raw_delete(allocator->raw_alloc(kMiB));
   allocator->endAllocateToPool(0, kPool);

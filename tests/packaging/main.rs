@@ -3,6 +3,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dependent;
+mod flags;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ fn configured(project: &Path, out: &Path) -> cmake::Config {
         .out_dir(out)
         .profile("Release")
         .no_default_flags(true)
+        .define("CMAKE_CXX_FLAGS", flags::marking())
         .env("CMAKE_BUILD_PARALLEL_LEVEL", "2");
     config
 }
@@ -132,6 +135,16 @@ fn pkg_config_finds_the_moved_package() {
     compiler.args(flags.split_whitespace());
     run(compiler.arg(format!("-Wl,-rpath,{}", folder.display())));
     run(&mut Command::new(program));
+}
+
+#[test]
+fn an_older_standard_is_told_at_the_first_header() {
+    let mut compiler = Command::new("c++");
+    compiler.args(["-std=c++14", "-fsyntax-only", "-I"]).arg(source().join("cpp/include"));
+    compiler.arg(source().join("tests/consumer/main.cc"));
+    let output = compiler.output().expect("a compiler");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("plugalloc needs C++17"), "{errors}");
 }
 
 #[test]

@@ -198,3 +198,10 @@ fn a_device_without_virtual_memory_says_so() {
     assert_refused(plain.unmap(at, GRANULE), DeviceErrorKind::Unsupported, words);
     plain.free(at).unwrap();
 }
+
+#[test]
+fn a_machine_with_more_memory_than_there_can_be_is_refused() {
+    let machine = |capacity| SimMachine::new(SimOptions { capacity, ..SimOptions::default() });
+    assert_misuse(machine((1 << 60) + 1).map(drop), "at most 1 EiB");
+    machine(1 << 60).unwrap();
+}

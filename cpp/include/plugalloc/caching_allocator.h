@@ -43,6 +43,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// True after `init` or the first allocation.
   [[nodiscard]] bool initialized() override;
   /// Marks the allocator as in use; its devices were settled when it was made.
+  /// @throws InvalidArgumentError for a number below 0.
   void init(int device_count) override;
   /// A pool that is in use keeps what it has. While a capture may be under way nothing is given
   /// back. May wait for the device.
@@ -58,6 +59,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   void setMemoryFraction(double fraction, DeviceIndex device) override;
   void enable(bool value) override;
   [[nodiscard]] bool isEnabled() const override;
+  /// @throws InvalidArgumentError for null, InvalidDeviceError.
   void cacheInfo(DeviceIndex device, std::size_t* largest_block) override;
   /// Of memory that is cached, too: nothing needs to live at `ptr`.
   void* getBaseAllocation(void* ptr, std::size_t* size) override;
@@ -74,7 +76,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// pools ended that graphs used, or 64 others, the device is waited for, so that this one can
   /// have their memory. `filter` is called from every thread that allocates, several at a time.
   /// Where it throws the allocation fails: with the same error if it is of a kind of error.h, else
-  /// with an `InternalError` that has its text. While a pool is open and one of its streams is
+  /// with a `CallbackError` that has its text. While a pool is open and one of its streams is
   /// being captured, or none has allocated yet, no event of the device is asked and nothing is
   /// given back.
   void beginAllocateToPool(DeviceIndex device, MempoolId_t mempool_id,

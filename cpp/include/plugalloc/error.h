@@ -77,17 +77,31 @@ enum class PointerFault {
   DoubleFree,  ///< The allocation at this address was freed before.
 };
 
-/// A pointer that is not the start of a live allocation. Nothing was freed.
+/// What was to be done with a pointer.
+enum class PointerUse {
+  Free,          ///< To free it.
+  RecordStream,  ///< To record a stream that uses it.
+  Find,          ///< To tell or take over the allocation that starts there.
+  Base,          ///< To tell the memory around it.
+  Pin,           ///< To keep its memory in place.
+  Share,         ///< To share its memory with other processes.
+  Close,         ///< To close memory of another process.
+};
+
+/// A pointer with which the call can do nothing: it is not the start of a live allocation, or not
+/// what else the call needs. Nothing was freed.
 class PLUGALLOC_API InvalidPointerError : public Error {
  public:
-  /// An error about `address`; the last two are 0 unless `kind` is `Interior`.
+  /// An error about `address`; `block_start`, `block_bytes` are 0 unless `kind` is `Interior`.
   InvalidPointerError(const std::string& message, std::uint64_t address, PointerFault kind,
-                      std::uint64_t block_start = 0, std::size_t block_bytes = 0);
+                      std::uint64_t block_start = 0, std::size_t block_bytes = 0,
+                      PointerUse purpose = PointerUse::Free);
   ~InvalidPointerError() override;
   std::uint64_t address;      ///< The pointer.
   PointerFault kind;          ///< What is wrong with it.
   std::uint64_t block_start;  ///< Where the allocation around it starts.
   std::size_t block_bytes;    ///< How long that allocation is.
+  PointerUse purpose;         ///< What was to be done with it.
 };
 
 /// A configuration text that cannot be read.
@@ -195,9 +209,19 @@ class PLUGALLOC_API AlreadyInitializedError : public Error {
   std::string allocator;  ///< The `name()` of the current allocator.
 };
 
+/// A function of the program that plugalloc called (a filter, a tracker, an allocator behind a
+/// pool) threw something that is none of the kinds of error of this header.
+class PLUGALLOC_API CallbackError : public Error {
+ public:
+  /// An error saying that the program's function `callback` threw `text`.
+  CallbackError(std::string callback, std::string text);
+  ~CallbackError() override;
+  std::string callback;  ///< What the function is: "pool filter", "trace tracker".
+  std::string text;      ///< What it said: `what()` of its exception.
+};
+
 /// One of the library's own invariants does not hold, or its Rust part panicked: a bug in
-/// plugalloc. Or, with `check` "C++ exception" and its text in `detail`: a filter or a source of
-/// segments of the program threw something that is none of the kinds of error of this header.
+/// plugalloc.
 class PLUGALLOC_API InternalError : public Error {
  public:
   /// An error about the invariant `check`, with what was found.
@@ -211,10 +235,11 @@ class PLUGALLOC_API InternalError : public Error {
 using DeleterErrorHandler = std::function<void(const Error&)>;
 
 /// Deleters never throw. An error inside one (a pointer freed twice, or an exception of a user's
-/// `free_fn`) goes to this handler, on the thread of the deleter, outside every lock; an exception
-/// from the handler itself is swallowed. So does what trackers, observers and gatherers of contexts
-/// throw; then the handler is called where they were, and may do no more than they: under a lock of
-/// the allocator for a tracker, whose exception it must not answer by calling that allocator.
+/// `free_fn`, as a `CallbackError`) goes to this handler, on the thread of the deleter, outside
+/// every lock; an exception from the handler itself is swallowed. So does what trackers, observers
+/// and gatherers of contexts throw; then the handler is called where they were, and may do no more
+/// than they: under a lock of the allocator for a tracker, whose exception it must not answer by
+/// calling that allocator.
 ///
 /// Without a handler (the default, or an empty function) the first such exception is kept as it
 /// is, and thrown by the next `allocate`, `raw_alloc`, `raw_alloc_with_stream` or `emptyCache` of

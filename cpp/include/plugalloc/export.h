@@ -2,6 +2,10 @@
 /// Visibility of what the library promises, and the ABI version.
 #pragma once
 
+#if __cplusplus < 201703L
+#error "plugalloc needs C++17: compile with -std=c++17 or a later standard"
+#endif
+
 /// Marks a class or function that programs outside the library may use. Everything else is hidden.
 #if defined(_WIN32)
 #define PLUGALLOC_API

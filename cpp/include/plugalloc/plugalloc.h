@@ -41,7 +41,7 @@ struct Options {
 /// Makes a caching allocator, which shares nothing with others of the process.
 /// @throws DeviceError for "cuda" without driver or GPU, ConfigError for options that cannot be
 /// read, UnsupportedError for one that the device does not have, InvalidArgumentError for another
-/// `device` or a number of devices below 0 or above 255.
+/// `device`, a number of devices below 0 or above 255 or a capacity above 1 EiB.
 [[nodiscard]] PLUGALLOC_API std::shared_ptr<CUDAAllocator> createCachingAllocator(
     const Options& options = {});
 
@@ -52,7 +52,8 @@ struct Options {
     std::function<void(void*, std::size_t, int, cudaStream_t)> free_fn);
 
 /// The allocator of this process. The first call makes a caching allocator with default options,
-/// unless another was set before. Never null. Thread-safe. It is not destroyed at exit.
+/// unless another was set before. Never null. Thread-safe; once the allocator is initialised a call
+/// takes no lock. It is not destroyed at exit.
 /// @throws what `createCachingAllocator` throws.
 [[nodiscard]] PLUGALLOC_API std::shared_ptr<CUDAAllocator> getCurrentAllocator();
 

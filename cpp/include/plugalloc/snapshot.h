@@ -129,7 +129,8 @@ using OutOfMemoryObserver = std::function<void(std::int64_t device, std::size_t 
 /// request, bytes allocated, the device's total. Called without any lock.
 using OomRejectionObserver = std::function<void(std::int64_t device, std::size_t requested,
                                                 std::size_t allocated, std::size_t device_total)>;
-/// Told of every event. Called under a lock of the allocator, which it must not call back.
+/// Told of every event. Called under a lock of the allocator, which it must not call back: what it
+/// allocates and frees there is refused (`UnsupportedError`), other calls may never return.
 using AllocatorTraceTracker = std::function<void(const TraceEntry&)>;
 
 /// A pool's allocations at one moment (`getCheckpointState`). Compile derived classes with run-time

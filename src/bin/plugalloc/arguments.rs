@@ -123,6 +123,9 @@ fn parse_device(text: &str) -> Result<DeviceChoice, String> {
         .ok_or_else(|| "expected sim, cuda or cuda:N".to_owned())
 }
 
+/// The most memory that a device may be said to have.
+const MOST: Bytes = 1 << 60;
+
 /// A whole number of bytes, or of the unit behind it; all units are powers of 1024.
 fn parse_size(text: &str) -> Result<Bytes, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -140,6 +143,7 @@ fn parse_size(text: &str) -> Result<Bytes, String> {
     let bytes = digits.parse::<Bytes>().ok().and_then(|number| number.checked_mul(1 << shift));
     match bytes {
         None => Err("too large for 64 bits".to_owned()),
+        Some(bytes) if bytes > MOST => Err("a device has at most 1 EiB (1048576TiB)".to_owned()),
         Some(0) => Err("a device has at least one byte".to_owned()),
         Some(bytes) => Ok(bytes),
     }
@@ -158,7 +162,7 @@ mod tests {
         assert_eq!(parse_size("512"), Ok(512));
         assert_eq!(parse_size("80GiB"), Ok(80 << 30));
         assert_eq!(parse_size("2M"), Ok(2 << 20));
-        for wrong in ["", "G", "-1", "1.5G", "80GB", "0", "99999999999T", "+1"] {
+        for wrong in ["", "G", "-1", "1.5G", "80GB", "0", "99999999999T", "+1", "1048577T"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }

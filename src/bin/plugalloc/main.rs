@@ -72,7 +72,8 @@ fn replay_all(arguments: &ReplayArguments) -> Result<bool, String> {
         [] => traces_of_the_tree(Path::new(TRACES))?,
         named => named.to_vec(),
     };
-    if arguments.snapshots.is_some() {
+    if let Some(directory) = &arguments.snapshots {
+        check_directory(directory)?;
         check_names(&traces)?;
     }
     let progress = progress_bar(traces.len());
@@ -137,6 +138,17 @@ fn trace_name(path: &Path) -> String {
     let name = path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     name.strip_suffix(".csv").unwrap_or(name).to_owned()
+}
+
+/// Fails where there is no such directory to write to, before the replay that would be in vain.
+fn check_directory(directory: &Path) -> Result<(), String> {
+    let problem = match std::fs::metadata(directory) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "this is no directory".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let directory = directory.display();
+    Err(format!("--snapshots {directory}: {problem}; name a directory that exists"))
 }
 
 /// Fails where the snapshot of one trace would take the place of another's.

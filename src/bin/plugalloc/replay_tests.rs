@@ -52,7 +52,7 @@ impl Client for Ledger {
             Some(_) => Ok(()),
             None => {
                 let fault = PointerFault::Foreign;
-                Err(Error::InvalidPointer(InvalidPointer { address, fault }))
+                Err(Error::InvalidPointer(InvalidPointer::new(address, fault)))
             }
         }
     }

@@ -15,7 +15,7 @@ use super::refusal::{Outcome, Refusal, misuse, not_permitted};
 use super::streams::Work;
 use crate::device::{Device, DeviceResult, HostFunction};
 use crate::error::{DeviceError, DriverCall};
-use crate::units::{Bytes, GIB, StreamId};
+use crate::units::{Bytes, GIB, MAX_REQUEST, StreamId};
 
 /// What a [`SimMachine`] is to be.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ impl SimMachine {
     ///
     /// # Errors
     ///
-    /// The host cannot make a file in memory.
+    /// The host cannot make a file in memory, or a device is to have more than 1 EiB.
     pub fn new(options: SimOptions) -> DeviceResult<SimMachine> {
         let count = options.devices;
         let shared = Shared::new(options).map_err(|refusal| DeviceError {
@@ -162,6 +162,10 @@ thread_local! {
 impl Shared {
     fn new(options: SimOptions) -> Outcome<Shared> {
         let SimOptions { devices, capacity, virtual_memory, adopt_streams, backed, .. } = options;
+        if capacity > MAX_REQUEST {
+            let most = "a simulated device has at most 1 EiB";
+            return Err(misuse(format!("{most}, and {capacity} bytes are asked for")));
+        }
         let mut memory = Memory::new(devices, capacity, virtual_memory)?;
         memory.backed = backed;
         let work = Work::new(devices, adopt_streams);
