@@ -90,12 +90,14 @@ impl Engine {
         let released = self
             .release_segments(growth, Bytes::MAX, None)
             .and_then(|_| Ok(self.release_idle(growth, Bytes::MAX, None)?));
+        // Also where not everything could be waited for: what is put aside is nobody's until then.
+        let announced = self.announce(growth).and_then(|more| match more {
+            true => Ok(self.release_idle(growth, Bytes::MAX, None).map(drop)?),
+            false => Ok(()),
+        });
         waited?;
         released?;
-        if self.announce(growth)? {
-            self.release_idle(growth, Bytes::MAX, None)?;
-        }
-        Ok(())
+        announced
     }
 
     /// Gives idle handles of one pool or of all back, save those of streams that are being
