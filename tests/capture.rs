@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{A, B, C, GPU, Rig};
+use common::{A, B, C, GPU, Rig, config, plain};
 use plugalloc::device::Device;
 use plugalloc::error::DriverCall;
 use plugalloc::units::{GIB, MIB};
@@ -134,4 +134,30 @@ fn memory_freed_in_a_capture_serves_no_other_stream_after_emptying_the_cache() {
     let block = rig.allocate(8 * MIB, B);
     rig.free(block);
     rig.finish();
+}
+
+/// A segment that a captured stream has freed is idle, and in use by the graph.
+#[test]
+fn segments_that_a_capture_uses_are_not_given_back() {
+    for way in ["empty", "idle", "full"] {
+        let rig = Rig::new(plain(64 * MIB), config(|c| c.release_idle_ms = 10));
+        rig.allocator.clock().set_us(0);
+        rig.device().capture_begin(A).unwrap();
+        let freed = rig.allocate(20 * MIB, A);
+        rig.fill(freed, 0x11, 20 * MIB, A);
+        rig.free(freed);
+        match way {
+            "empty" => rig.allocator.empty_cache().unwrap(),
+            "idle" => [11, 22, 33].into_iter().for_each(|ms| {
+                rig.allocator.clock().set_us(ms * 1000);
+                rig.allocator.process_events().unwrap();
+            }),
+            _ => _ = rig.out_of_memory(60 * MIB, B),
+        }
+        assert_eq!(rig.ledger().used, 20 * MIB, "{way}");
+        let graph = rig.device().capture_end(A).unwrap();
+        rig.device().graph_launch(graph, A).unwrap();
+        rig.assert_filled(freed, 0x11, 20 * MIB);
+        rig.finish();
+    }
 }
