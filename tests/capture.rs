@@ -161,3 +161,22 @@ fn segments_that_a_capture_uses_are_not_given_back() {
         rig.finish();
     }
 }
+
+/// Each attempt counts on memory of the captured stream, and moves other memory before it finds
+/// that it cannot have that: observers have to be told of that each time.
+#[test]
+fn a_request_beside_a_capture_ends_where_observers_are_told_of_what_moves() {
+    for bytes in (22..64).step_by(2) {
+        let rig = Rig::of(64 * MIB);
+        rig.allocator.observe_mappings(|_| {});
+        rig.device().capture_begin(A).unwrap();
+        let idle = [A, C, B].map(|stream| rig.allocate(20 * MIB, stream));
+        idle.iter().for_each(|&block| rig.free(block));
+        println!("{bytes} MiB");
+        let result = rig.try_allocate(bytes * MIB, B);
+        assert_eq!(result.is_ok(), bytes <= 44, "{bytes} MiB");
+        result.into_iter().for_each(|block| rig.free(block));
+        rig.device().capture_end(A).unwrap();
+        rig.finish();
+    }
+}

@@ -13,9 +13,24 @@ use crate::units::{Address, Bytes, PoolId};
 /// How often a request is tried again because other threads were faster.
 const LOST_RACES: u32 = 1000;
 
+/// How often a request is tried again because observers were told of what is in its way. Two are
+/// enough where nothing else happens; but an attempt that fails may have moved memory, which is in
+/// the way of the next one.
+const MOST_ROUNDS: u32 = 8;
+
 impl Engine {
     /// The ladder: each rung frees something, and the request is looked at again from the start.
     pub(super) fn climb(
+        &self,
+        growth: &mut MutexGuard<'_, Growth>,
+        request: Request,
+    ) -> Result<Address> {
+        let result = self.climb_rungs(growth, request);
+        self.give_unmapped_back(growth);
+        result
+    }
+
+    fn climb_rungs(
         &self,
         growth: &mut MutexGuard<'_, Growth>,
         request: Request,
@@ -58,7 +73,7 @@ impl Engine {
         {
             return Ok(address);
         }
-        loop {
+        for _ in 0..MOST_ROUNDS {
             if self.virtual_memory
                 && let Some(address) = self.use_room_in_place(growth, request)?
             {
@@ -73,6 +88,18 @@ impl Engine {
         }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
+    }
+
+    /// Gives spare handles back to the device that are mapped nowhere any more, as it happens where
+    /// room is made in place: what is kept has an address, by which others see it.
+    fn give_unmapped_back(&self, growth: &mut Growth) {
+        for number in growth.store.spare.clone() {
+            let unmapped = growth.store.handle(number).is_some_and(|h| h.dormant.is_empty());
+            if unmapped {
+                // Else it serves the next request, or goes with the rest of the cache.
+                let _ = growth.store.release(number);
+            }
+        }
     }
 
     /// Gives all cached memory back to the device.
