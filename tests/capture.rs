@@ -5,10 +5,10 @@
 
 mod common;
 
-use common::{A, B, C, GPU, Rig, config, plain};
+use common::{A, B, C, GPU, Rig, capacity, config, plain};
 use plugalloc::device::Device;
 use plugalloc::error::DriverCall;
-use plugalloc::units::{GIB, MIB};
+use plugalloc::units::{Bytes, GIB, GRANULE, MIB};
 
 const EVENT_CALLS: [DriverCall; 3] =
     [DriverCall::EventRecord, DriverCall::EventQuery, DriverCall::EventSynchronize];
@@ -166,17 +166,31 @@ fn segments_that_a_capture_uses_are_not_given_back() {
 /// that it cannot have that: observers have to be told of that each time.
 #[test]
 fn a_request_beside_a_capture_ends_where_observers_are_told_of_what_moves() {
-    for bytes in (22..64).step_by(2) {
-        let rig = Rig::of(64 * MIB);
-        rig.allocator.observe_mappings(|_| {});
-        rig.device().capture_begin(A).unwrap();
-        let idle = [A, C, B].map(|stream| rig.allocate(20 * MIB, stream));
-        idle.iter().for_each(|&block| rig.free(block));
-        println!("{bytes} MiB");
-        let result = rig.try_allocate(bytes * MIB, B);
-        assert_eq!(result.is_ok(), bytes <= 44, "{bytes} MiB");
-        result.into_iter().for_each(|block| rig.free(block));
-        rig.device().capture_end(A).unwrap();
-        rig.finish();
-    }
+    let rig = Rig::new(capacity(26 * MIB), config(|c| c.max_handle = GRANULE));
+    rig.allocator.observe_mappings(|_| {});
+    rig.device().capture_begin(C).unwrap();
+    let idle = rig.allocate(15 * MIB, C);
+    rig.free(idle);
+    let live = rig.allocate(5 * MIB / 2, B);
+    rig.out_of_memory(29 * MIB / 2, A);
+    rig.device().capture_end(C).unwrap();
+    rig.free(live);
+    rig.finish();
+}
+
+/// Memory that was unmapped for a request which then did not need it has no address any more.
+#[test]
+fn a_snapshot_shows_all_that_is_reserved_after_memory_was_unmapped_for_a_request() {
+    let rig = Rig::new(capacity(32 * MIB), config(|c| c.max_handle = GRANULE));
+    rig.allocator.observe_mappings(|_| {});
+    rig.device().capture_begin(C).unwrap();
+    let idle = rig.allocate(20 * MIB, A);
+    rig.free(idle);
+    let block = rig.allocate(13 * MIB, C);
+    let snapshot = rig.allocator.snapshot(None, false);
+    let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
+    assert_eq!(total as i64, rig.statistics().reserved_bytes.all.current);
+    rig.device().capture_end(C).unwrap();
+    rig.free(block);
+    rig.finish();
 }

@@ -397,6 +397,7 @@ fn what_could_not_be_given_back_is_told_before_the_call_ends() {
     let pool = PoolId(0, 1);
     for way in ["pool", "idle", "direct"] {
         let (device, allocator) = open(plain(64 * MIB), config(|c| c.release_idle_ms = 10));
+        allocator.clock().set_us(0);
         let seen = observe(&allocator, &device);
         if way == "pool" {
             allocator.begin_allocate_to_pool(GPU, pool, |on| on == A).unwrap();

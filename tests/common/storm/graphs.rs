@@ -94,8 +94,7 @@ impl Storm {
             self.rig.allocator.mark_capture_end(GPU).unwrap();
         }
         self.seen.graphs += 1;
-        let mut graph =
-            Graph { id, spans: capture.spans, cells: capture.cells, launched: false };
+        let mut graph = Graph { id, spans: capture.spans, cells: capture.cells, launched: false };
         if capture.spoilt {
             device.graph_destroy(id).unwrap();
             return self.journal.keep(graph);

@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use plugalloc::device::EventId;
 use plugalloc::device::Device;
+use plugalloc::device::EventId;
 use plugalloc::device::sim::SimOptions;
 use plugalloc::observe::HistoryOptions;
 use plugalloc::units::{Address, Bytes, StreamId};
