@@ -13,9 +13,8 @@ use crate::units::{Address, Bytes, PoolId};
 /// How often a request is tried again because other threads were faster.
 const LOST_RACES: u32 = 1000;
 
-/// How often a request is tried again because observers were told of what is in its way. Two are
-/// enough where nothing else happens; but an attempt that fails may have moved memory, which is in
-/// the way of the next one.
+/// How often a request is tried again because observers were told of what is in its way. An attempt
+/// that fails may have moved memory, which is in the way of the next one: that has no end by itself.
 const MOST_ROUNDS: u32 = 8;
 
 impl Engine {
