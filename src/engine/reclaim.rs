@@ -14,7 +14,8 @@ use crate::units::{Address, Bytes, PoolId};
 const LOST_RACES: u32 = 1000;
 
 /// How often a request is tried again because observers were told of what is in its way. An attempt
-/// that fails may have moved memory, which is in the way of the next one: that has no end by itself.
+/// that fails may have moved memory, which is in the way of the next one: this has no end by
+/// itself.
 const MOST_ROUNDS: u32 = 8;
 
 impl Engine {
