@@ -5,10 +5,10 @@
 
 mod common;
 
-use common::{A, B, C, GPU, Rig};
+use common::{A, B, C, GPU, Rig, capacity, config, plain};
 use plugalloc::device::Device;
 use plugalloc::error::DriverCall;
-use plugalloc::units::{GIB, MIB};
+use plugalloc::units::{Bytes, GIB, GRANULE, MIB};
 
 const EVENT_CALLS: [DriverCall; 3] =
     [DriverCall::EventRecord, DriverCall::EventQuery, DriverCall::EventSynchronize];
@@ -132,6 +132,65 @@ fn memory_freed_in_a_capture_serves_no_other_stream_after_emptying_the_cache() {
     rig.free(freed);
     rig.device().capture_end(A).unwrap();
     let block = rig.allocate(8 * MIB, B);
+    rig.free(block);
+    rig.finish();
+}
+
+/// A segment that a captured stream has freed is idle, and in use by the graph.
+#[test]
+fn segments_that_a_capture_uses_are_not_given_back() {
+    for way in ["empty", "idle", "full"] {
+        let rig = Rig::new(plain(64 * MIB), config(|c| c.release_idle_ms = 10));
+        rig.allocator.clock().set_us(0);
+        rig.device().capture_begin(A).unwrap();
+        let freed = rig.allocate(20 * MIB, A);
+        rig.fill(freed, 0x11, 20 * MIB, A);
+        rig.free(freed);
+        match way {
+            "empty" => rig.allocator.empty_cache().unwrap(),
+            "idle" => [11, 22, 33].into_iter().for_each(|ms| {
+                rig.allocator.clock().set_us(ms * 1000);
+                rig.allocator.process_events().unwrap();
+            }),
+            _ => _ = rig.out_of_memory(60 * MIB, B),
+        }
+        assert_eq!(rig.ledger().used, 20 * MIB, "{way}");
+        let graph = rig.device().capture_end(A).unwrap();
+        rig.device().graph_launch(graph, A).unwrap();
+        rig.assert_filled(freed, 0x11, 20 * MIB);
+        rig.finish();
+    }
+}
+
+/// Each attempt counts on memory of the captured stream, and moves other memory before it finds
+/// that it cannot have that: observers have to be told of that each time.
+#[test]
+fn a_request_beside_a_capture_ends_where_observers_are_told_of_what_moves() {
+    let rig = Rig::new(capacity(26 * MIB), config(|c| c.max_handle = GRANULE));
+    rig.allocator.observe_mappings(|_| {});
+    rig.device().capture_begin(C).unwrap();
+    let idle = rig.allocate(15 * MIB, C);
+    rig.free(idle);
+    let live = rig.allocate(5 * MIB / 2, B);
+    rig.out_of_memory(29 * MIB / 2, A);
+    rig.device().capture_end(C).unwrap();
+    rig.free(live);
+    rig.finish();
+}
+
+/// Memory that was unmapped for a request which then did not need it has no address any more.
+#[test]
+fn a_snapshot_shows_all_that_is_reserved_after_memory_was_unmapped_for_a_request() {
+    let rig = Rig::new(capacity(32 * MIB), config(|c| c.max_handle = GRANULE));
+    rig.allocator.observe_mappings(|_| {});
+    rig.device().capture_begin(C).unwrap();
+    let idle = rig.allocate(20 * MIB, A);
+    rig.free(idle);
+    let block = rig.allocate(13 * MIB, C);
+    let snapshot = rig.allocator.snapshot(None, false);
+    let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
+    assert_eq!(total as i64, rig.statistics().reserved_bytes.all.current);
+    rig.device().capture_end(C).unwrap();
     rig.free(block);
     rig.finish();
 }

@@ -438,6 +438,7 @@ fn what_could_not_be_given_back_is_told_before_the_call_ends() {
     let pool = PoolId(0, 1);
     for way in ["pool", "idle", "direct"] {
         let (device, allocator) = open(plain(64 * MIB), config(|c| c.release_idle_ms = 10));
+        allocator.clock().set_us(0);
         let seen = observe(&allocator, &device);
         if way == "pool" {
             allocator.begin_allocate_to_pool(GPU, pool, |on| on == A).unwrap();
@@ -470,4 +471,42 @@ fn what_could_not_be_given_back_is_told_before_the_call_ends() {
         finish(&device, &allocator);
         assert!(seen.lock().spans.is_empty());
     }
+}
+
+/// While observers are told of segments that go, these are in no heap, but the device has them.
+#[test]
+fn a_snapshot_shows_what_is_put_aside_for_observers() {
+    let (device, allocator) = open(plain(64 * MIB), Config::default());
+    let weak = Arc::downgrade(&allocator);
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&shown);
+    allocator.observe_mappings(move |event| {
+        let Some(allocator) = weak.upgrade() else { return };
+        if event.change == MappingChange::Unmapping {
+            let snapshot = allocator.snapshot(None, false);
+            let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
+            let reserved = allocator.statistics(GPU).unwrap().reserved_bytes.all.current;
+            into.lock().push((total, reserved as Bytes));
+        }
+    });
+    let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
+    allocator.free(block).unwrap();
+    finish(&device, &allocator);
+    assert_eq!(*shown.lock(), [(30 * MIB, 30 * MIB)]);
+}
+
+#[test]
+fn emptying_the_cache_gives_back_what_it_can_with_observers_too() {
+    let (device, allocator) = open(capacity(64 * MIB), Config::default());
+    let seen = observe(&allocator, &device);
+    let [idle, waits] = [A, B].map(|on| allocator.allocate(GPU, 20 * MIB, on).unwrap());
+    allocator.record_stream(waits, C).unwrap();
+    device.hold(C).unwrap();
+    [idle, waits].iter().for_each(|&block| allocator.free(block).unwrap());
+    let error = allocator.empty_cache().unwrap_err();
+    assert!(error.to_string().contains("would wait for ever"), "{error}");
+    assert_eq!(device.ledger().used, 20 * MIB, "what waits for C");
+    device.resume(C).unwrap();
+    finish(&device, &allocator);
+    assert!(seen.lock().spans.is_empty());
 }

@@ -157,6 +157,29 @@ fn memory_of_a_stream_under_a_retired_name_is_taken_in_its_order() {
     }
 }
 
+/// A stream ends, and the next one of its name uses a block that it has left: the block's memory is
+/// taken in the order of that one.
+#[test]
+fn a_stream_under_a_retired_name_that_was_recorded_is_waited_for() {
+    let rig = Rig::of(8 * MIB);
+    let last = rig.device().stream_create().unwrap();
+    let name = StreamId(last.0 + 0x100);
+    let old = rig.allocate(8 * MIB, name);
+    rig.allocator.retire_stream(GPU, name).unwrap();
+    rig.device().stream_destroy(name).unwrap();
+    assert_eq!(rig.device().stream_create().unwrap(), name);
+    rig.device().hold(name).unwrap();
+    rig.allocator.record_stream(old, name).unwrap();
+    rig.fill(old, 0xaa, 8 * MIB, name);
+    rig.free(old);
+    let new = rig.allocate(8 * MIB, B);
+    rig.fill(new, 0xbb, 8 * MIB, B);
+    rig.device().resume(name).unwrap();
+    rig.assert_filled(new, 0xbb, 8 * MIB);
+    rig.free(new);
+    rig.finish();
+}
+
 /// A stream is destroyed with work held back, and the driver gives its name to the next one, which
 /// ends without having used any memory.
 #[test]

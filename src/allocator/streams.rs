@@ -8,7 +8,8 @@ use crate::units::{Address, DeviceId, StreamId};
 
 impl Allocator {
     /// Tells that `stream` uses the allocation too: once freed, it is not used again before what is
-    /// queued there by then has run. Address 0 is ignored, and so is the allocation's own stream.
+    /// queued there by then has run. Address 0 is ignored, and so is the allocation's own stream,
+    /// unless that was [retired](Allocator::retire_stream) and another one has its name.
     /// The stream may be another device's of this allocator; a default stream is taken for that of
     /// the allocation's device.
     ///

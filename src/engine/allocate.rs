@@ -243,11 +243,13 @@ impl Engine {
             drop(heap);
             return Err(self.refused(address, found).when_asked_to(PointerUse::RecordStream));
         };
+        let mut deferred = self.deferred.lock();
+        // Another stream may have got the name of the one that the block is of.
+        let renamed = guest.is_none() && deferred.is_retired(stream);
+        if renamed {
+            deferred.revive(stream)?;
+        }
         if stream != at.shard.stream || guest.is_some() {
-            let mut deferred = self.deferred.lock();
-            if guest.is_none() {
-                deferred.revive(stream)?;
-            }
             heap.set_shared(block);
             deferred.record(address, stream, guest);
         }

@@ -13,9 +13,24 @@ use crate::units::{Address, Bytes, PoolId};
 /// How often a request is tried again because other threads were faster.
 const LOST_RACES: u32 = 1000;
 
+/// How often a request is tried again because observers were told of what is in its way. An attempt
+/// that fails may have moved memory, which is in the way of the next one: this has no end by
+/// itself.
+const MOST_ROUNDS: u32 = 8;
+
 impl Engine {
     /// The ladder: each rung frees something, and the request is looked at again from the start.
     pub(super) fn climb(
+        &self,
+        growth: &mut MutexGuard<'_, Growth>,
+        request: Request,
+    ) -> Result<Address> {
+        let result = self.climb_rungs(growth, request);
+        self.give_unmapped_back(growth);
+        result
+    }
+
+    fn climb_rungs(
         &self,
         growth: &mut MutexGuard<'_, Growth>,
         request: Request,
@@ -61,7 +76,7 @@ impl Engine {
         {
             return Ok(address);
         }
-        loop {
+        for _ in 0..MOST_ROUNDS {
             if self.virtual_memory
                 && let Some(address) = self.use_room_in_place(growth, request)?
             {
@@ -76,6 +91,18 @@ impl Engine {
         }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
+    }
+
+    /// Gives spare handles back to the device that are mapped nowhere any more, as it happens where
+    /// room is made in place: what is kept has an address, by which others see it.
+    fn give_unmapped_back(&self, growth: &mut Growth) {
+        for number in growth.store.spare.clone() {
+            let unmapped = growth.store.handle(number).is_some_and(|h| h.dormant.is_empty());
+            if unmapped {
+                // Else it serves the next request, or goes with the rest of the cache.
+                let _ = growth.store.release(number);
+            }
+        }
     }
 
     /// Gives all cached memory back to the device.
@@ -94,12 +121,14 @@ impl Engine {
         let released = self
             .release_segments(growth, Bytes::MAX, None)
             .and_then(|_| Ok(self.release_idle(growth, Bytes::MAX, None)?));
+        // Also where not everything could be waited for: what is put aside is nobody's until then.
+        let announced = self.announce(growth).and_then(|more| match more {
+            true => Ok(self.release_idle(growth, Bytes::MAX, None).map(drop)?),
+            false => Ok(()),
+        });
         waited?;
         released?;
-        if self.announce(growth)? {
-            self.release_idle(growth, Bytes::MAX, None)?;
-        }
-        Ok(())
+        announced
     }
 
     /// Gives idle handles of one pool or of all back, save those of streams that are being

@@ -53,7 +53,8 @@ impl Engine {
     }
 
     /// Gives unused segments back, up to about `wanted` bytes, of one pool or of all. Nothing while
-    /// a capture may be under way: the device would have to be waited for. Where there are
+    /// a capture may be under way: the device would have to be waited for. Those of streams that
+    /// are being captured all the same stay. Where there are
     /// observers, the segments are put aside until these have been told, and do not count yet.
     pub(super) fn release_segments(
         &self,
@@ -67,6 +68,10 @@ impl Engine {
         }
         for (_, shard) in self.shards.iter() {
             if only.is_some_and(|pool| pool != shard.pool_id()) {
+                continue;
+            }
+            // What a capture used, its graph will use.
+            if self.deferred.lock().is_captured(shard.stream)? {
                 continue;
             }
             let mut heap = shard.heap.lock();

@@ -23,6 +23,7 @@ impl Engine {
             let stream = shard.1.stream;
             self.add_runs(&growth, heap, (stream, pool), &mut segments);
         }
+        self.add_parting(&growth, only, &mut segments);
         if only.is_none_or(|only| only == PoolId::DEFAULT) {
             self.add_spare(&growth, &mut segments);
             self.add_direct(&growth, &mut segments);
@@ -94,6 +95,30 @@ impl Engine {
                 registration_counter: handle.born,
                 ..SnapshotSegment::new(self.id(), PoolId::DEFAULT, vec![block])
             });
+        }
+    }
+
+    /// Segments that go once observers have been told.
+    fn add_parting(
+        &self,
+        growth: &Growth,
+        only: Option<PoolId>,
+        segments: &mut Vec<SnapshotSegment>,
+    ) {
+        for segment in growth.parting.segments() {
+            let Some(shard) = self.shards.get(segment.shard) else {
+                continue;
+            };
+            let pool = shard.pool_id();
+            if only.is_none_or(|only| only == pool) {
+                let block = free_block(segment.base, segment.bytes);
+                segments.push(SnapshotSegment {
+                    stream: shard.stream,
+                    is_large: segment.kind == ArenaKind::Large,
+                    registration_counter: growth.store.segment_born(segment.base),
+                    ..SnapshotSegment::new(self.id(), pool, vec![block])
+                });
+            }
         }
     }
 

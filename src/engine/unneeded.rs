@@ -72,6 +72,9 @@ impl Engine {
 
     fn release_unneeded_segments(&self, growth: &mut Growth) -> Result<()> {
         for (_, shard) in self.shards.iter() {
+            if self.deferred.lock().is_captured(shard.stream)? {
+                continue;
+            }
             let mut heap = shard.heap.lock();
             let idle = heap.free_segments();
             let mut unneeded = heap.unneeded(idle.iter().map(|(_, bytes, _)| bytes).sum());

@@ -91,6 +91,11 @@ pub(super) struct Segment {
 }
 
 impl Parting {
+    /// Segments that are in no heap, and that the device has still.
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
     /// Bytes of segments that are in no heap.
     pub(super) fn segment_bytes(&self) -> Bytes {
         self.segments.iter().map(|segment| segment.bytes).sum()
