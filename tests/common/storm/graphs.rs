@@ -136,7 +136,9 @@ impl Storm {
         };
         for (at, bytes) in ends(at, block.requested) {
             let mut cell = Cell::new((at, bytes), value, stream, step);
-            self.rig.device().copy_async(cell.address(), at, bytes, stream).unwrap();
+            let to = cell.address();
+            // SAFETY: the cell is as long as that, and is kept until its stream has run the copy.
+            unsafe { self.rig.device().copy_async(to, at, bytes, stream) }.unwrap();
             capture.cells.push(cell);
         }
     }

@@ -174,7 +174,9 @@ impl Storm {
         let Some(value) = block.value.filter(|_| block.captured.is_none()) else { return };
         for (at, bytes) in ends(at, block.requested) {
             let mut cell = Cell::new((at, bytes), value, stream, self.steps);
-            self.rig.device().copy_async(cell.address(), at, bytes, stream).unwrap();
+            let to = cell.address();
+            // SAFETY: the cell is as long as that, and is kept until its stream has run the copy.
+            unsafe { self.rig.device().copy_async(to, at, bytes, stream) }.unwrap();
             self.journal.cells.push(cell);
         }
     }
