@@ -66,7 +66,8 @@ impl Worker<'_> {
         let bytes = bytes.min(WRITTEN);
         let mut cell = vec![!value; bytes as usize].into_boxed_slice();
         let to = cell.as_mut_ptr() as Address;
-        self.yard.rig.device().copy_async(to, at, bytes, self.stream).unwrap();
+        // SAFETY: what is read lies in the cell, which is kept until its stream has run the copy.
+        unsafe { self.yard.rig.device().copy_async(to, at, bytes, self.stream) }.unwrap();
         self.cells.push((cell, value));
     }
 
