@@ -12,12 +12,12 @@ constexpr std::size_t kUsual = static_cast<std::size_t>(-1);
 
 /// The model, and how much of it is used at once.
 struct Load {
-  int workers = 0;           ///< Threads, each with a stream for its work and one for uploads.
-  int requests = 0;          ///< For each worker, after the warm-up.
-  int warmup = 0;            ///< For each worker: not timed.
-  std::size_t layers = 0;    ///< Of the model.
-  std::size_t hidden = 0;    ///< Words of one token; whole heads (kHead words).
-  std::size_t longest = 0;   ///< Tokens of the longest prompt.
+  int workers = 0;          ///< Threads, each with a stream for its work and one for uploads.
+  int requests = 0;         ///< For each worker, after the warm-up.
+  int warmup = 0;           ///< For each worker: not timed.
+  std::size_t layers = 0;   ///< Of the model.
+  std::size_t hidden = 0;   ///< Words of one token; whole heads (kHead words).
+  std::size_t longest = 0;  ///< Tokens of the longest prompt.
   /// Conversations that each worker holds at most; of none, each request stands alone.
   std::size_t sessions = kUsual;
   bool random_shapes = true;
