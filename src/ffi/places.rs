@@ -41,13 +41,13 @@ impl CachingCore {
             ffi::tell_observer(&observer, mapped, event.device.0, event.address, event.bytes);
         };
         guarded(|| {
-            *number = self.0.observe_mappings(tell).0;
+            *number = self.0.observe_mappings(tell)?.0;
             Ok(())
         })
     }
 
     pub(crate) fn unobserve_mappings(&self, number: u64) -> bool {
-        guarded_or(false, || self.0.unobserve_mappings(ObserverId(number)))
+        guarded_or(false, || self.0.unobserve_mappings(ObserverId(number)).unwrap_or(false))
     }
 
     pub(crate) fn share(&self, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32 {
