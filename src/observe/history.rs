@@ -65,9 +65,9 @@ impl Drop for Telling {
     }
 }
 
-/// Fails for a call of this allocator out of one of its trackers, of whichever device: it would wait
-/// for the locks that its own thread has, or for another thread that waits for these. Takes no lock
-/// itself.
+/// Fails for a call of this allocator out of one of its trackers, of whichever device: it would
+/// wait for the locks that its own thread has, or for another thread that waits for these. Takes no
+/// lock itself.
 pub(crate) fn check_outside(owner: usize) -> Result<()> {
     let Tellers { owners, depth } = TELLING.get();
     if depth <= DEPTH && !owners[..depth].contains(&owner) {
