@@ -382,7 +382,7 @@ impl Allocator {
     /// nothing waits for a stream: how every test ends.
     ///
     /// # Errors
-    /// [`Error::Internal`] with what is left.
+    /// [`Error::InUse`] with what is left of a device; [`Error::Internal`] as `is_valid`.
     pub fn is_quiescent(&self) -> Result<()> {
         self.check_outside()?;
         self.engines.iter().try_for_each(Engine::is_quiescent)
