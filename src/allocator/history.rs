@@ -71,7 +71,8 @@ impl Allocator {
     /// device is locked while what there is of it is copied: calls on it wait.
     ///
     /// Of a device's memory, the segments add up to what is reserved, and their blocks to the
-    /// segments.
+    /// segments. A pool that is not there has no segments, which is no error: most pools are there
+    /// on one device alone, and one without uses is gone with the last of its memory.
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) inside of a tracker.

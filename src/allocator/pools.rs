@@ -164,6 +164,10 @@ impl Allocator {
     /// [`PoolId::DEFAULT`] stands for everything, as [`empty_cache`](Allocator::empty_cache). May
     /// wait for the device.
     ///
+    /// A pool that is not there has nothing to give back, which is no error: a pool without uses is
+    /// gone with the last of its memory, and who releases one and empties it, as PyTorch's
+    /// `MemPool` does at its end, need not know whether that was before.
+    ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where a driver call fails.
     pub fn empty_pool(&self, pool: PoolId) -> Result<()> {
@@ -186,10 +190,9 @@ impl Allocator {
     /// Tells that a capture has ended.
     ///
     /// # Errors
-    /// Only for a device that is not there.
+    /// Where as many have ended as were marked to begin.
     pub fn mark_capture_end(&self, device: DeviceId) -> Result<()> {
-        self.enter(device)?.mark_capture_end();
-        Ok(())
+        self.enter(device)?.mark_capture_end()
     }
 
     /// The pool whose memory an address lies in.
