@@ -154,7 +154,7 @@ pub(crate) mod ffi {
             observer: UniquePtr<CppObserver>,
             number: &mut u64,
         ) -> u32;
-        fn unobserve_mappings(self: &CachingCore, number: u64) -> bool;
+        fn unobserve_mappings(self: &CachingCore, number: u64, found: &mut bool) -> u32;
         fn share(self: &CachingCore, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32;
         fn open_shared(self: &CachingCore, device: i32, handle: &[u8], address: &mut u64) -> u32;
         fn close_shared(self: &CachingCore, device: i32, address: u64) -> u32;

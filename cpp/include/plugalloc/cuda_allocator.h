@@ -161,7 +161,7 @@ class PLUGALLOC_API CUDAAllocator : public DeviceAllocator {
   /// Adds an observer, for the life of the allocator.
   virtual void attachOomRejectionObserver(OomRejectionObserver observer);
   /// Adds a tracker, for the life of the allocator. What it calls of the allocator is refused
-  /// (`UnsupportedError`), since locks are held meanwhile.
+  /// (`UnsupportedError`), since locks are held meanwhile; `getContextForPointer` gives null there.
   virtual void attachAllocatorTraceTracker(AllocatorTraceTracker tracker);
   /// @}
 
