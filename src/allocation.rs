@@ -62,8 +62,8 @@ impl Allocation {
     }
 
     /// Has the allocator keep a stream that works on the memory.
-    pub(crate) fn keep_stream(&self, owner: Owner, stream: StreamId) {
-        self.allocator.keep_stream(self.device, stream, owner);
+    pub(crate) fn keep_stream(&self, owner: Owner, stream: StreamId) -> Result<()> {
+        self.allocator.keep_stream(self.device, stream, owner)
     }
 
     /// Tells that `stream` uses the memory too: once freed, it is not used again before what is
@@ -176,7 +176,7 @@ impl Stream {
         owner: Owner,
     ) -> Result<Stream> {
         let on = Arc::clone(allocator.device(device)?);
-        allocator.keep_stream(device, id, Arc::clone(&owner));
+        allocator.keep_stream(device, id, Arc::clone(&owner))?;
         Ok(Stream { allocator: Arc::clone(allocator), device: on, id, owner: Some(owner) })
     }
 

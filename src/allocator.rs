@@ -148,6 +148,17 @@ impl Allocator {
         }
     }
 
+    /// A device, for a call that takes locks of it.
+    fn enter(&self, device: DeviceId) -> Result<&Engine> {
+        self.check_outside()?;
+        self.engine(device)
+    }
+
+    /// Fails for a call out of a tracker, which is called with locks held.
+    fn check_outside(&self) -> Result<()> {
+        self.engines.first().map_or(Ok(()), Engine::check_outside)
+    }
+
     /// The engine of an address, and its entry in the map.
     #[inline]
     fn owner(&self, address: Address) -> Option<(&Engine, PageEntry<'_>)> {
@@ -210,6 +221,10 @@ impl Allocator {
     /// count. On the hot path it does not, since there the count is changed under the lock that is
     /// given back last.
     pub(crate) fn is_left(&self) -> bool {
+        // Who is inside of a tracker is inside of the allocator.
+        if self.check_outside().is_err() {
+            return false;
+        }
         let allocated = |engine: &Engine| engine.statistics().allocation.all.current;
         // In this order: who has ended its last block is seen in the second.
         self.engines.iter().all(|engine| allocated(engine) == 0)
@@ -227,6 +242,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidPointer`] where the address is not the start of one.
     pub fn block(&self, address: Address) -> Result<BlockInfo> {
+        self.check_outside()?;
         let Some((engine, entry)) = self.owner(address) else {
             let asked = || self.refused_outside(address).when_asked_to(PointerUse::Find);
             return self.direct_block(address).ok_or_else(asked);
@@ -242,6 +258,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidPointer`] where the address is not in memory of this allocator.
     pub fn base_allocation(&self, address: Address) -> Result<(Address, Bytes)> {
+        self.check_outside()?;
         if let Some((_, entry)) = self.owner(address)
             && let Some(range) = Engine::range_at(entry, address)
         {
@@ -258,6 +275,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::Device`] where a driver call fails; what was not given back stays cached.
     pub fn empty_cache(&self) -> Result<()> {
+        self.check_outside()?;
         let results: Vec<_> = self.engines.iter().map(Engine::empty_cache).collect();
         results.into_iter().collect()
     }
@@ -270,6 +288,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::Device`] where an event cannot be asked.
     pub fn process_events(&self) -> Result<()> {
+        self.check_outside()?;
         for engine in &self.engines {
             engine.process_events()?;
         }
@@ -282,7 +301,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidArgument`] for anything outside `[0, 1]`.
     pub fn set_memory_fraction(&self, device: DeviceId, fraction: f64) -> Result<()> {
-        self.engine(device)?.set_memory_fraction(fraction)
+        self.enter(device)?.set_memory_fraction(fraction)
     }
 
     /// The limit as a share of the device's memory; 1 where there is none.
@@ -290,7 +309,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub fn memory_fraction(&self, device: DeviceId) -> Result<f64> {
-        Ok(self.engine(device)?.memory_fraction())
+        Ok(self.enter(device)?.memory_fraction())
     }
 
     /// Turns caching on or off. While off, every allocation is the device's own, and every free
@@ -320,7 +339,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub fn largest_free_block(&self, device: DeviceId) -> Result<Bytes> {
-        Ok(self.engine(device)?.largest_free_block())
+        Ok(self.enter(device)?.largest_free_block())
     }
 
     /// The statistics of a device.
@@ -328,9 +347,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub fn statistics(&self, device: DeviceId) -> Result<DeviceStatistics> {
-        let engine = self.engine(device)?;
-        engine.check_outside()?;
-        Ok(engine.statistics())
+        Ok(self.enter(device)?.statistics())
     }
 
     /// Sets every peak of a device to the current value.
@@ -338,7 +355,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub fn reset_peak_statistics(&self, device: DeviceId) -> Result<()> {
-        self.engine(device)?.reset_peaks();
+        self.enter(device)?.reset_peaks();
         Ok(())
     }
 
@@ -347,7 +364,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub fn reset_accumulated_statistics(&self, device: DeviceId) -> Result<()> {
-        self.engine(device)?.reset_accumulated();
+        self.enter(device)?.reset_accumulated();
         Ok(())
     }
 
@@ -357,6 +374,7 @@ impl Allocator {
     /// # Errors
     /// [`Error::Internal`] with the name of the invariant that is broken.
     pub fn is_valid(&self) -> Result<()> {
+        self.check_outside()?;
         self.engines.iter().try_for_each(Engine::is_valid)
     }
 
@@ -364,8 +382,9 @@ impl Allocator {
     /// nothing waits for a stream: how every test ends.
     ///
     /// # Errors
-    /// [`Error::Internal`] with what is left.
+    /// [`Error::InUse`] with what is left of a device; [`Error::Internal`] as `is_valid`.
     pub fn is_quiescent(&self) -> Result<()> {
+        self.check_outside()?;
         self.engines.iter().try_for_each(Engine::is_quiescent)
     }
 }

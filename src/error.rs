@@ -1,9 +1,11 @@
 //! The errors of the library. Each variant holds the numbers that a reader needs to act on it.
 
 mod checkpoint;
+mod in_use;
 mod pointer;
 
 pub use checkpoint::{CheckpointError, CheckpointFault};
+pub use in_use::InUse;
 pub use pointer::{InvalidPointer, PointerFault, PointerUse};
 
 use crate::units::{Bytes, DeviceId, StreamId, format_bytes};
@@ -66,6 +68,9 @@ pub enum Error {
     /// A pool that cannot be brought back to a checkpoint.
     #[error("{0}")]
     Checkpoint(CheckpointError),
+    /// Something is in use where the program expected nothing to be.
+    #[error("{0}")]
+    InUse(InUse),
     /// The current allocator cannot be exchanged any more.
     #[error("can't swap an already initialized allocator: {0}")]
     AlreadyInitialized(String),

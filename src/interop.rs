@@ -145,7 +145,7 @@ impl<T> Slice<T> {
                 expected: "a type whose values have a size".to_owned(),
             });
         }
-        allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream));
+        allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream))?;
         // Freed, the memory is not used again before this stream has passed.
         allocation.record_stream(stream_id(stream))?;
         let length = allocation.bytes() as usize / size_of::<T>();
@@ -218,8 +218,9 @@ impl<T> Slice<T> {
                 Err(foreign(address).when_asked_to(PointerUse::Find))
             } else {
                 let stream = slice.stream();
-                allocation.keep_stream(Arc::clone(stream) as _, stream_id(stream));
-                allocation.record_stream(stream_id(stream))
+                allocation
+                    .keep_stream(Arc::clone(stream) as _, stream_id(stream))
+                    .and_then(|()| allocation.record_stream(stream_id(stream)))
             };
             match usable {
                 Ok(()) => Ok(allocation),
@@ -282,7 +283,7 @@ impl Allocator {
         let bytes = (length as Bytes).saturating_mul(size_of::<T>() as Bytes);
         check_context(&**self.device(device)?, stream.context())?;
         let id = stream_id(stream);
-        self.keep_stream(device, id, Arc::clone(stream) as _);
+        self.keep_stream(device, id, Arc::clone(stream) as _)?;
         let allocation = self.alloc(device, bytes, id)?;
         self.device(device)?.fill_async(allocation.address(), 0, bytes, id)?;
         // SAFETY: zeros are valid values of this type, and are written on the stream of the slice.

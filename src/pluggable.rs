@@ -109,7 +109,7 @@ impl PluggableAllocator {
     /// [`Error::OutOfMemory`] where `alloc_fn` gives address 0, [`Error::InvalidArgument`] where it
     /// gives one that is live already, and whatever error it gives itself.
     pub fn allocate(&self, device: DeviceId, bytes: Bytes, stream: StreamId) -> Result<Address> {
-        self.metadata.check_device(device)?;
+        self.metadata.check_request(device)?;
         let address = (self.alloc_fn)(bytes, device, stream)?;
         match (address, bytes) {
             (0, 0) => Ok(0),
@@ -146,7 +146,11 @@ impl PluggableAllocator {
     }
 
     /// Whether the address is the start of a live allocation.
-    pub fn owns(&self, address: Address) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] inside of a tracker.
+    pub fn owns(&self, address: Address) -> Result<bool> {
         self.metadata.owns(address)
     }
 

@@ -8,7 +8,7 @@ use common::{A, B, GPU, Rig, SIZES, capacity, config, fault};
 use plugalloc::Config;
 use plugalloc::device::sim::SimOptions;
 use plugalloc::error::{Error, PointerFault};
-use plugalloc::units::{DeviceId, GIB, KIB, MIB, StreamId};
+use plugalloc::units::{Bytes, DeviceId, GIB, KIB, MIB, StreamId};
 
 #[test]
 fn addresses_are_multiples_of_512() {
@@ -308,6 +308,36 @@ fn sizes_are_rounded_up_to_divisions_of_powers_of_two() {
         assert_eq!((block.requested, block.bytes), (bytes, served));
         rig.free(address);
     }
+    rig.finish();
+}
+
+#[test]
+fn what_is_in_use_is_told_as_such() {
+    let rig = Rig::of(64 * MIB);
+    let in_use = || match rig.allocator.is_quiescent() {
+        Err(Error::InUse(used)) => used,
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (rig.allocate(20 * MIB, A), rig.allocate(1000, A));
+    let served = rig.served(first) + rig.served(second);
+    let used = in_use();
+    assert_eq!((used.device, used.allocations, used.allocated), (GPU, 2, served as Bytes));
+    assert_eq!((used.recorded, used.waiting, used.pins), (0, 0, 0));
+    let text = rig.allocator.is_quiescent().unwrap_err().to_string();
+    assert_eq!(text, "device 0 is in use: 2 allocation(s) of 20.00 MiB live");
+    rig.device().hold(B).unwrap();
+    rig.fill(first, 1, 1000, B);
+    rig.allocator.record_stream(first, B).unwrap();
+    assert_eq!(in_use().recorded, 1);
+    rig.free(first);
+    let pin = rig.allocator.pin(second).unwrap();
+    rig.free(second);
+    let used = in_use();
+    assert_eq!((used.allocations, used.allocated, used.recorded), (0, 0, 0));
+    assert_eq!((used.waiting, used.pins), (1, 1));
+    rig.device().resume(B).unwrap();
+    drop(pin);
+    rig.allocator.process_events().unwrap();
     rig.finish();
 }
 

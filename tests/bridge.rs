@@ -264,7 +264,7 @@ fn a_snapshot_is_that_of_the_engine() {
     let rig = rig(2, GIB);
     assert_eq!(rig.cpp.snapshot_segments().expect("a snapshot"), 0);
     let blocks = [100, 3 << 20].map(|bytes| rig.cpp.raw_alloc(bytes).expect("fits"));
-    let segments = rig.engine.snapshot(None, false).segments;
+    let segments = rig.engine.snapshot(None, false).unwrap().segments;
     assert!(segments.len() >= 2, "small and large: {segments:?}");
     assert_eq!(rig.cpp.snapshot_segments().expect("a snapshot"), segments.len());
     blocks.into_iter().for_each(|block| rig.cpp.raw_delete(block).expect("live"));

@@ -167,7 +167,7 @@ fn segments_that_a_capture_uses_are_not_given_back() {
 #[test]
 fn a_request_beside_a_capture_ends_where_observers_are_told_of_what_moves() {
     let rig = Rig::new(capacity(26 * MIB), config(|c| c.max_handle = GRANULE));
-    rig.allocator.observe_mappings(|_| {});
+    rig.allocator.observe_mappings(|_| {}).unwrap();
     rig.device().capture_begin(C).unwrap();
     let idle = rig.allocate(15 * MIB, C);
     rig.free(idle);
@@ -182,12 +182,12 @@ fn a_request_beside_a_capture_ends_where_observers_are_told_of_what_moves() {
 #[test]
 fn a_snapshot_shows_all_that_is_reserved_after_memory_was_unmapped_for_a_request() {
     let rig = Rig::new(capacity(32 * MIB), config(|c| c.max_handle = GRANULE));
-    rig.allocator.observe_mappings(|_| {});
+    rig.allocator.observe_mappings(|_| {}).unwrap();
     rig.device().capture_begin(C).unwrap();
     let idle = rig.allocate(20 * MIB, A);
     rig.free(idle);
     let block = rig.allocate(13 * MIB, C);
-    let snapshot = rig.allocator.snapshot(None, false);
+    let snapshot = rig.allocator.snapshot(None, false).unwrap();
     let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
     assert_eq!(total as i64, rig.statistics().reserved_bytes.all.current);
     rig.device().capture_end(C).unwrap();

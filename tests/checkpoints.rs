@@ -31,7 +31,7 @@ impl Rig {
 
     /// All that can be seen of memory and of what is counted.
     fn seen(&self) -> String {
-        let segments = self.allocator.snapshot(None, false).segments;
+        let segments = self.allocator.snapshot(None, false).unwrap().segments;
         format!("{segments:?} {:?}", self.statistics())
     }
 
@@ -355,7 +355,7 @@ fn events_are_all_frees_and_then_all_allocations() {
     };
     rig.allocator.record_history(&options).unwrap();
     rig.restore(&checkpoint);
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     let event = |at: usize| (trace[at].action, trace[at].address, trace[at].bytes);
     let sizes = [(kept, 2 * MIB), (later, 5 * MIB)];
     let freed = sorted([event(0), event(2)].map(|(_, at, bytes)| (at, bytes)));
@@ -369,7 +369,10 @@ fn events_are_all_frees_and_then_all_allocations() {
     assert!(trace[..6].iter().all(|entry| entry.pool == POOL && entry.stream == A));
     assert!(trace[4..6].iter().all(|entry| entry.action == Action::Alloc));
     assert!(trace[..6].iter().all(|entry| entry.context.is_some()));
-    assert!(rig.allocator.context_of(ended).is_some() && rig.allocator.context_of(later).is_none());
+    assert!(
+        rig.allocator.context_of(ended).unwrap().is_some()
+            && rig.allocator.context_of(later).unwrap().is_none()
+    );
     [kept, ended].iter().for_each(|&at| rig.free(at));
     rig.end(POOL);
     rig.finish();

@@ -195,7 +195,7 @@ impl Followed {
         let counted = (allocation.current, allocation.allocated, allocation.freed);
         assert_eq!(counted, (live, self.counts.0, self.counts.1));
         assert_eq!(statistics.allocated_bytes.all.peak, self.peak);
-        let snapshot = rig.allocator.snapshot(None, true);
+        let snapshot = rig.allocator.snapshot(None, true).unwrap();
         self.events.follow(&snapshot.device_traces[0]);
         self.events.assert_shows(&snapshot);
     }

@@ -44,7 +44,7 @@ fn end(rig: Rig, pool: PoolId, source: &Arc<Counted>) {
 
 #[track_caller]
 fn fault(rig: &Rig, checkpoint: &Checkpoint) -> CheckpointFault {
-    let seen = || format!("{:?}", rig.allocator.snapshot(None, false).segments);
+    let seen = || format!("{:?}", rig.allocator.snapshot(None, false).unwrap().segments);
     let before = seen();
     let result = rig.allocator.restore_pool(GPU, checkpoint);
     assert_eq!(seen(), before, "nothing has changed");

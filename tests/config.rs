@@ -355,7 +355,7 @@ fn documented_defaults_are_those_in_force() {
 #[test]
 fn a_field_that_no_text_could_set_is_refused_with_its_key() {
     type Set = fn(&mut Config);
-    let wrong: [(&str, Set); 8] = [
+    let wrong: [(&str, Set); 12] = [
         ("max_handle_mb", |config| config.max_handle = 0),
         ("max_handle_mb", |config| config.max_handle = 3 * MIB),
         ("large_segment_size_mb", |config| config.large_segment_size = MIB),
@@ -364,6 +364,10 @@ fn a_field_that_no_text_could_set_is_refused_with_its_key() {
         ("garbage_collection_threshold", |config| config.garbage_collection_threshold = -0.5),
         ("garbage_collection_threshold", |config| config.garbage_collection_threshold = f64::NAN),
         ("per_process_memory_fraction", |config| config.memory_fraction = f64::NAN),
+        ("max_split_size_mb", |config| config.max_split_size = Some(19 * MIB)),
+        ("max_split_size_mb", |config| config.max_split_size = Some(20 * MIB - 1)),
+        ("max_non_split_rounding_mb", |config| config.max_non_split_rounding = 0),
+        ("max_non_split_rounding_mb", |config| config.large_segment_size = 64 * MIB),
     ];
     for (key, set) in wrong {
         let mut config = Config::default();

@@ -9,7 +9,7 @@ use common::{A, B, C, GPU, Random, Rig, capacity};
 use plugalloc::Config;
 use plugalloc::device::sim::SimOptions;
 use plugalloc::device::{CaptureId, Device};
-use plugalloc::error::DriverCall;
+use plugalloc::error::{DriverCall, Error};
 use plugalloc::units::{Address, Bytes, GIB, MIB, PoolId, StreamId};
 
 const POOL: PoolId = PoolId(1, 0);
@@ -204,6 +204,28 @@ fn a_capture_that_forbids_asking_events_survives_whatever_others_do() {
     rig.assert_filled(scratch, 0x33, 8 * MIB);
     rig.device().graph_destroy(graph).unwrap();
     rig.allocator.release_pool(GPU, POOL).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn the_end_of_a_capture_that_never_began_is_refused() {
+    let rig = Rig::of(64 * MIB);
+    let ends = || rig.allocator.mark_capture_end(GPU);
+    let refused = || match ends() {
+        Err(Error::InvalidArgument { value, .. }) => assert_eq!(value, "0"),
+        other => panic!("{other:?}"),
+    };
+    refused();
+    (0..2).for_each(|_| rig.allocator.mark_capture_begin(GPU).unwrap());
+    ends().unwrap();
+    ends().unwrap();
+    refused();
+    // It has not counted: the next one is a capture like any other.
+    rig.allocator.mark_capture_begin(GPU).unwrap();
+    rig.free(rig.allocate(MIB, A));
+    rig.allocator.empty_cache().unwrap();
+    assert!(rig.ledger().used > 0, "a capture may be under way");
+    ends().unwrap();
     rig.finish();
 }
 

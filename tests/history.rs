@@ -26,7 +26,7 @@ fn record(rig: &Rig, max_entries: usize) {
 
 /// What happened to memory that is handed out, by address and bytes.
 fn of_allocations(rig: &Rig) -> Vec<(Action, Address, Bytes)> {
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     let kept = trace.iter().filter(|entry| {
         matches!(entry.action, Action::Alloc | Action::FreeRequested | Action::FreeCompleted)
     });
@@ -41,7 +41,7 @@ fn an_allocation_and_its_free_are_three_events() {
     rig.free(block);
     let expected = [Action::Alloc, Action::FreeRequested, Action::FreeCompleted];
     assert_eq!(of_allocations(&rig), expected.map(|action| (action, block, 1000)));
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     assert!(trace.windows(2).all(|pair| pair[0].time_us <= pair[1].time_us));
     let alloc = trace.iter().find(|entry| entry.action == Action::Alloc).unwrap();
     assert_eq!((alloc.device, alloc.stream, alloc.pool), (GPU, A, PoolId::DEFAULT));
@@ -57,18 +57,20 @@ fn a_tracker_that_calls_the_allocator_is_refused() {
     let (allocator, beside) = (Arc::downgrade(&rig.allocator), Arc::clone(&other.allocator));
     let told = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&told);
-    rig.allocator.track_events(move |_| {
-        let allocator = allocator.upgrade().unwrap();
-        let answers = [
-            allocator.allocate(GPU, 1000, A).map(drop),
-            allocator.free(block),
-            allocator.record_stream(block, B),
-            allocator.statistics(GPU).map(drop),
-        ];
-        log.lock().unwrap().extend(answers.map(|answer| answer.unwrap_err().to_string()));
-        // Another allocator is none of its business.
-        beside.free(beside.allocate(GPU, 1000, A).unwrap()).unwrap();
-    });
+    rig.allocator
+        .track_events(move |_| {
+            let allocator = allocator.upgrade().unwrap();
+            let answers = [
+                allocator.allocate(GPU, 1000, A).map(drop),
+                allocator.free(block),
+                allocator.record_stream(block, B),
+                allocator.statistics(GPU).map(drop),
+            ];
+            log.lock().unwrap().extend(answers.map(|answer| answer.unwrap_err().to_string()));
+            // Another allocator is none of its business.
+            beside.free(beside.allocate(GPU, 1000, A).unwrap()).unwrap();
+        })
+        .unwrap();
     rig.free(block);
     let texts = told.lock().unwrap().clone();
     assert!(!texts.is_empty());
@@ -85,10 +87,12 @@ fn a_tracker_that_panics_stops_nothing() {
     let before = rig.allocate(1000, A);
     let told = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&told);
-    rig.allocator.track_events(move |_| {
-        count.fetch_add(1, Ordering::Relaxed);
-        panic!("a tracker that panics");
-    });
+    rig.allocator
+        .track_events(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            panic!("a tracker that panics");
+        })
+        .unwrap();
     rig.free(before);
     let block = rig.allocate(3 * MIB, B);
     rig.free(block);
@@ -112,11 +116,14 @@ fn a_free_is_completed_when_other_streams_are_done() {
         let blocks = snapshot.segments.iter().flat_map(|segment| &segment.blocks);
         blocks.filter(|b| b.address == block).map(|b| b.state).collect::<Vec<_>>()
     };
-    assert_eq!(states(&rig.allocator.snapshot(None, false)), [BlockState::ActivePendingFree]);
+    assert_eq!(
+        states(&rig.allocator.snapshot(None, false).unwrap()),
+        [BlockState::ActivePendingFree]
+    );
     rig.device().resume(B).unwrap();
     rig.allocator.process_events().unwrap();
     assert_eq!(events(), [Action::Alloc, Action::FreeRequested, Action::FreeCompleted]);
-    assert_eq!(states(&rig.allocator.snapshot(None, false)), [BlockState::Inactive]);
+    assert_eq!(states(&rig.allocator.snapshot(None, false).unwrap()), [BlockState::Inactive]);
     rig.finish();
 }
 
@@ -131,7 +138,7 @@ fn a_history_begins_and_ends_at_any_time() {
     rig.free(early);
     let freed = [Action::FreeRequested, Action::FreeCompleted];
     assert_eq!(of_allocations(&rig), freed.map(|action| (action, early, 1000)));
-    rig.allocator.stop_history();
+    rig.allocator.stop_history().unwrap();
     assert!(of_allocations(&rig).is_empty());
     rig.free(late);
     assert!(of_allocations(&rig).is_empty());
@@ -151,7 +158,7 @@ fn the_newest_events_are_kept() {
     record(&rig, 4);
     (0..5).for_each(|k| rig.free(rig.allocate(1000 + k, A)));
     let sizes = |rig: &Rig| {
-        let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+        let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
         trace.iter().map(|entry| entry.bytes).collect::<Vec<_>>()
     };
     assert_eq!(sizes(&rig), [1003, 1004, 1004, 1004]);
@@ -172,7 +179,7 @@ fn events_can_be_left_out() {
     let options = HistoryOptions { max_entries: 9, skip, ..HistoryOptions::default() };
     rig.allocator.record_history(&options).unwrap();
     rig.free(rig.allocate(1000, A));
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     let actions: Vec<_> = trace.iter().map(|entry| entry.action).collect();
     assert_eq!(actions, [Action::Alloc, Action::FreeCompleted]);
     rig.finish();
@@ -209,15 +216,15 @@ fn contexts_are_gathered_as_far_as_wanted() {
         rig.allocator.record_history(&HistoryOptions { when, ..options }).unwrap();
         let block = rig.allocate(1000, A);
         let live = (when != RecordContext::Never).then_some(0);
-        assert_eq!(number(rig.allocator.context_of(block).as_ref()), live);
-        let snapshot = rig.allocator.snapshot(None, false);
+        assert_eq!(number(rig.allocator.context_of(block).unwrap().as_ref()), live);
+        let snapshot = rig.allocator.snapshot(None, false).unwrap();
         let blocks = snapshot.segments.iter().flat_map(|segment| &segment.blocks);
         let shown: Vec<_> = blocks.filter_map(|b| number(b.context.as_ref())).collect();
         assert_eq!(shown, Vec::from_iter(live));
         rig.free(block);
-        assert!(rig.allocator.context_of(block).is_none());
+        assert!(rig.allocator.context_of(block).unwrap().is_none());
         assert_eq!(count.load(Ordering::Relaxed), gathered, "{when:?}");
-        let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+        let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
         let handed_out = trace.iter().filter(|entry| entry.bytes == 1000);
         let found: Vec<_> = handed_out.map(|entry| number(entry.context.as_ref())).collect();
         assert_eq!(found, in_trace, "{when:?}");
@@ -251,7 +258,7 @@ fn threads_name_what_they_do() {
     rig.free(rig.allocate(500, A));
     pop_compile_context();
     pop_compile_context();
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     let labels = |action, bytes| {
         let found = trace.iter().find(|entry| (entry.action, entry.bytes) == (action, bytes));
         let entry = found.unwrap();
@@ -278,7 +285,7 @@ fn marks_are_kept_while_a_history_is() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     assert!(matches!(mark(2, "nowhere"), Err(Error::InvalidDevice { .. })));
-    let marks = rig.allocator.snapshot(None, false).annotations;
+    let marks = rig.allocator.snapshot(None, false).unwrap().annotations;
     let found: Vec<_> = marks.iter().map(|m| (m.device.0, m.metadata[0].1.as_str())).collect();
     assert_eq!(found, [(1, "second"), (0, "third"), (0, "fourth")]);
     rig.finish();
@@ -305,7 +312,7 @@ fn requests_that_fail_are_told() {
     let expected =
         [(30 * MIB + 5, 32 * MIB, 24 * MIB, false), (20 * MIB, 20 * MIB, 22 * MIB, true)];
     assert_eq!(*told.lock().unwrap(), expected);
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     let of = |entry: &TraceEntry| (entry.address, entry.bytes, entry.stream);
     let failed: Vec<_> =
         trace.iter().filter(|entry| entry.action == Action::OutOfMemory).map(of).collect();
@@ -319,7 +326,7 @@ fn trackers_see_everything_with_and_without_a_history() {
     let rig = Rig::new(plain(64 * MIB), Config::default());
     let seen = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&seen);
-    rig.allocator.track_events(move |entry| into.lock().unwrap().push(entry.action));
+    rig.allocator.track_events(move |entry| into.lock().unwrap().push(entry.action)).unwrap();
     rig.free(rig.allocate(1000, A));
     rig.allocator.empty_cache().unwrap();
     let expected = [
@@ -330,11 +337,11 @@ fn trackers_see_everything_with_and_without_a_history() {
         Action::SegmentFree,
     ];
     assert_eq!(*seen.lock().unwrap(), expected);
-    assert!(rig.allocator.snapshot(None, true).device_traces[0].is_empty());
+    assert!(rig.allocator.snapshot(None, true).unwrap().device_traces[0].is_empty());
     let skip = Action::ALL.to_vec();
     let options = HistoryOptions { max_entries: 9, skip, ..HistoryOptions::default() };
     rig.allocator.record_history(&options).unwrap();
-    rig.allocator.stop_history();
+    rig.allocator.stop_history().unwrap();
     rig.free(rig.allocate(1000, A));
     // The snapshot above is one.
     assert_eq!(seen.lock().unwrap().len(), 5 + 1 + 4);
@@ -346,14 +353,14 @@ fn memory_without_caching_is_segments_of_its_own() {
     let rig = Rig::new(capacity(64 * MIB), config(|c| c.caching = false));
     record(&rig, 100);
     let block = rig.allocate(5000, A);
-    let snapshot = rig.allocator.snapshot(None, true);
+    let snapshot = rig.allocator.snapshot(None, true).unwrap();
     let [segment] = &snapshot.segments[..] else {
         panic!("{:?}", snapshot.segments);
     };
     assert_eq!((segment.address, segment.total, segment.requested), (block, 5120, 5000));
     assert_eq!((segment.stream, segment.is_large, segment.is_expandable), (A, false, false));
     rig.free(block);
-    let trace = rig.allocator.snapshot(None, true).device_traces.remove(0);
+    let trace = rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0);
     let actions: Vec<_> = trace.iter().map(|entry| (entry.action, entry.bytes)).collect();
     let expected = [
         (Action::SegmentAlloc, 5120),
@@ -405,14 +412,14 @@ fn events_lead_to_every_snapshot(options: SimOptions, conf: &str, seed: u64) {
             _ => {}
         }
         if step % 100 == 99 {
-            let snapshot = rig.allocator.snapshot(None, true);
+            let snapshot = rig.allocator.snapshot(None, true).unwrap();
             model.follow(&snapshot.device_traces[0]);
             model.assert_shows(&snapshot);
             let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
             assert_eq!(total as i64, rig.statistics().reserved_bytes.all.current);
             let active: Bytes = snapshot.segments.iter().map(|segment| segment.active).sum();
             assert_eq!(active as i64, rig.statistics().active_bytes.all.current);
-            let of_pool = rig.allocator.snapshot(Some(pool), false);
+            let of_pool = rig.allocator.snapshot(Some(pool), false).unwrap();
             assert!(of_pool.segments.iter().all(|segment| segment.pool == pool));
             let all = snapshot.segments.iter().filter(|segment| segment.pool == pool);
             assert_eq!(of_pool.segments.len(), all.count());
@@ -466,7 +473,7 @@ fn events_of_one_address_are_in_order_whatever_threads_do() {
         }
         scope.spawn(|| {
             for _ in 0..50 {
-                let snapshot = rig.allocator.snapshot(None, true);
+                let snapshot = rig.allocator.snapshot(None, true).unwrap();
                 let mut model = Model::default();
                 model.follow(&snapshot.device_traces[0]);
                 model.assert_within(&snapshot);
@@ -474,7 +481,7 @@ fn events_of_one_address_are_in_order_whatever_threads_do() {
         });
     });
     exchange.into_inner().unwrap().into_iter().for_each(|block| rig.free(block));
-    let snapshot = rig.allocator.snapshot(None, true);
+    let snapshot = rig.allocator.snapshot(None, true).unwrap();
     let mut model = Model::default();
     model.follow(&snapshot.device_traces[0]);
     model.assert_shows(&snapshot);

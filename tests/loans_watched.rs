@@ -94,7 +94,7 @@ fn pinned_memory_lends_nothing_and_what_was_pinned_does() {
 }
 
 fn trace(rig: &Rig) -> Vec<TraceEntry> {
-    rig.allocator.snapshot(None, true).device_traces.remove(0)
+    rig.allocator.snapshot(None, true).unwrap().device_traces.remove(0)
 }
 
 fn record(rig: &Rig) {
@@ -109,7 +109,7 @@ fn a_loan_is_memory_that_goes_from_the_lender_to_the_borrower_and_back() {
     let mut model = Model::default();
     let mut follow = |rig: &Rig| {
         model.follow(&trace(rig));
-        model.assert_shows(&rig.allocator.snapshot(None, false));
+        model.assert_shows(&rig.allocator.snapshot(None, false).unwrap());
     };
     let [kept, freed] = [rig.allocate(2560 * KIB, A), rig.allocate(1536 * KIB, A)];
     rig.free(freed);
@@ -192,7 +192,7 @@ fn watched_load(seed: u64, faults: bool) -> usize {
         if step % 10 == 0 {
             rig.allocator.is_valid().unwrap();
             model.follow(&trace(&rig));
-            model.assert_shows(&rig.allocator.snapshot(None, false));
+            model.assert_shows(&rig.allocator.snapshot(None, false).unwrap());
         }
     }
     let events = trace(&rig);

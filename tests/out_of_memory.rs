@@ -111,6 +111,35 @@ fn memory_used_outside_is_told() {
 }
 
 #[test]
+fn a_device_smaller_than_what_is_taken_is_told() {
+    for (options, requested, taken) in [
+        (capacity(MIB), 1000, "2.00 MiB"),
+        (capacity(3 * MIB), 2 * MIB + 1, "4.00 MiB"),
+        (plain(MIB), 1000, "2.00 MiB"),
+        (plain(19 * MIB), 2 * MIB, "20.00 MiB"),
+    ] {
+        let rig = Rig::new(options, Config::default());
+        let hint = rig.out_of_memory(requested, A).hint;
+        assert!(hint.contains(&format!("for this request {taken}, which is more")), "{hint}");
+        rig.finish();
+    }
+    // Without caching, what is asked for is taken.
+    let rig = Rig::new(plain(19 * MIB), config(|c| c.caching = false));
+    let live = rig.allocate(2 * MIB, A);
+    let hint = rig.out_of_memory(18 * MIB, A).hint;
+    assert!(hint.contains("only freeing allocations helps"), "{hint}");
+    rig.free(live);
+    rig.finish();
+    // What is left is less than a piece.
+    let rig = Rig::of(3 * MIB);
+    let live = rig.allocate(2 * MIB, A);
+    let hint = rig.out_of_memory(600 * KIB, A).hint;
+    assert!(hint.contains("for this request 2.00 MiB: what is free there is no use"), "{hint}");
+    rig.free(live);
+    rig.finish();
+}
+
+#[test]
 fn stealing_that_is_off_is_told() {
     let rig = Rig::new(capacity(64 * MIB), config(|c| c.steal = false));
     let idle = rig.allocate(48 * MIB, A);

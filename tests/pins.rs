@@ -214,19 +214,21 @@ fn an_observer_may_call_the_allocator() {
     let weak: Weak<Allocator> = Arc::downgrade(&allocator);
     let calls = Arc::new(Mutex::new(0));
     let counter = Arc::clone(&calls);
-    let id = allocator.observe_mappings(move |event| {
-        *counter.lock() += 1;
-        let Some(allocator) = weak.upgrade() else { return };
-        // Others may have moved it on since.
-        let _ = allocator.owns(event.address);
-        assert!(allocator.statistics(GPU).unwrap().reserved_bytes.all.current >= 0);
-        allocator.largest_free_block(GPU).unwrap();
-        allocator.is_valid().unwrap();
-        allocator.process_events().unwrap();
-        allocator.empty_cache().unwrap();
-        let block = allocator.allocate(GPU, MIB, C).unwrap();
-        allocator.free(block).unwrap();
-    });
+    let id = allocator
+        .observe_mappings(move |event| {
+            *counter.lock() += 1;
+            let Some(allocator) = weak.upgrade() else { return };
+            // Others may have moved it on since.
+            let _ = allocator.owns(event.address);
+            assert!(allocator.statistics(GPU).unwrap().reserved_bytes.all.current >= 0);
+            allocator.largest_free_block(GPU).unwrap();
+            allocator.is_valid().unwrap();
+            allocator.process_events().unwrap();
+            allocator.empty_cache().unwrap();
+            let block = allocator.allocate(GPU, MIB, C).unwrap();
+            allocator.free(block).unwrap();
+        })
+        .unwrap();
     std::thread::scope(|scope| {
         for stream in [A, B] {
             let allocator = &allocator;
@@ -240,8 +242,8 @@ fn an_observer_may_call_the_allocator() {
         }
     });
     assert!(*calls.lock() > 10);
-    assert!(allocator.unobserve_mappings(id));
-    assert!(!allocator.unobserve_mappings(id));
+    assert!(allocator.unobserve_mappings(id).unwrap());
+    assert!(!allocator.unobserve_mappings(id).unwrap());
     let before = *calls.lock();
     let block = allocator.allocate(GPU, 40 * MIB, A).unwrap();
     allocator.free(block).unwrap();
@@ -300,18 +302,20 @@ fn what_an_observer_gives_back_disappears_after_it_was_told() {
         let [first, second] = [A, B].map(|on| allocator.allocate(GPU, 30 * MIB, on).unwrap());
         let weak = Arc::downgrade(&allocator);
         let left = Mutex::new(Some(second));
-        let id = allocator.observe_mappings(move |event| {
-            let Some(allocator) = weak.upgrade() else { return };
-            if event.change == MappingChange::Unmapping {
-                let block = left.lock().take();
-                block.into_iter().for_each(|block| allocator.free(block).unwrap());
-                allocator.empty_cache().unwrap();
-            }
-        });
+        let id = allocator
+            .observe_mappings(move |event| {
+                let Some(allocator) = weak.upgrade() else { return };
+                if event.change == MappingChange::Unmapping {
+                    let block = left.lock().take();
+                    block.into_iter().for_each(|block| allocator.free(block).unwrap());
+                    allocator.empty_cache().unwrap();
+                }
+            })
+            .unwrap();
         allocator.free(first).unwrap();
         allocator.empty_cache().unwrap();
         allocator.is_valid().unwrap();
-        assert!(allocator.unobserve_mappings(id));
+        assert!(allocator.unobserve_mappings(id).unwrap());
         finish(&device, &allocator);
         assert!(seen.lock().spans.is_empty());
     }
@@ -326,19 +330,21 @@ fn what_an_observer_frees_without_a_cache_disappears_after_it_was_told() {
         let [first, second] = [A, B].map(|on| allocator.allocate(GPU, 30 * MIB, on).unwrap());
         let (weak, faulty) = (Arc::downgrade(&allocator), Arc::downgrade(&device));
         let left = Mutex::new(Some(second));
-        let id = allocator.observe_mappings(move |event| {
-            let Some(allocator) = weak.upgrade() else { return };
-            if event.change == MappingChange::Unmapping
-                && let Some(block) = left.lock().take()
-            {
-                allocator.free(block).unwrap();
-                assert_eq!(fault(allocator.free(block)), PointerFault::Foreign);
-                assert!(!allocator.owns(block));
-                if fails {
-                    faulty.upgrade().unwrap().fail_nth(DriverCall::Free, 1);
+        let id = allocator
+            .observe_mappings(move |event| {
+                let Some(allocator) = weak.upgrade() else { return };
+                if event.change == MappingChange::Unmapping
+                    && let Some(block) = left.lock().take()
+                {
+                    allocator.free(block).unwrap();
+                    assert_eq!(fault(allocator.free(block)), PointerFault::Foreign);
+                    assert!(!allocator.owns(block));
+                    if fails {
+                        faulty.upgrade().unwrap().fail_nth(DriverCall::Free, 1);
+                    }
                 }
-            }
-        });
+            })
+            .unwrap();
         allocator.free(first).unwrap();
         allocator.is_valid().unwrap();
         assert_eq!(device.ledger().used, if fails { 30 * MIB } else { 0 });
@@ -349,7 +355,7 @@ fn what_an_observer_frees_without_a_cache_disappears_after_it_was_told() {
         let third = allocator.allocate(GPU, 30 * MIB, A).unwrap();
         allocator.free(third).unwrap();
         assert_eq!(device.ledger().used, 0);
-        assert!(allocator.unobserve_mappings(id));
+        assert!(allocator.unobserve_mappings(id).unwrap());
         finish(&device, &allocator);
         for seen in [seen, late] {
             assert!(seen.lock().spans.is_empty());
@@ -365,14 +371,16 @@ fn nothing_goes_where_a_capture_begins_while_observers_are_told() {
         let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
         let weak = Arc::downgrade(&allocator);
         let begun = Mutex::new(false);
-        let id = allocator.observe_mappings(move |event| {
-            let Some(allocator) = weak.upgrade() else { return };
-            if event.change == MappingChange::Unmapping
-                && !std::mem::replace(&mut *begun.lock(), true)
-            {
-                allocator.mark_capture_begin(GPU).unwrap();
-            }
-        });
+        let id = allocator
+            .observe_mappings(move |event| {
+                let Some(allocator) = weak.upgrade() else { return };
+                if event.change == MappingChange::Unmapping
+                    && !std::mem::replace(&mut *begun.lock(), true)
+                {
+                    allocator.mark_capture_begin(GPU).unwrap();
+                }
+            })
+            .unwrap();
         allocator.free(block).unwrap();
         allocator.empty_cache().unwrap();
         let ledger = device.ledger();
@@ -381,7 +389,7 @@ fn nothing_goes_where_a_capture_begins_while_observers_are_told() {
         assert!(seen.lock().covers(block, 30 * MIB));
         allocator.mark_capture_end(GPU).unwrap();
         allocator.free(block).unwrap();
-        assert!(allocator.unobserve_mappings(id));
+        assert!(allocator.unobserve_mappings(id).unwrap());
         finish(&device, &allocator);
         assert!(seen.lock().spans.is_empty());
     }
@@ -394,19 +402,21 @@ fn an_observer_that_comes_during_a_call_of_another_hears_everything_once() {
         let (weak, machine) = (Arc::downgrade(&allocator), Arc::clone(&device));
         let late = Arc::new(Mutex::new(None));
         let place = Arc::clone(&late);
-        let id = allocator.observe_mappings(move |event| {
-            let Some(allocator) = weak.upgrade() else { return };
-            if event.change == change && place.lock().is_none() {
-                *place.lock() = Some(observe(&allocator, &machine));
-            }
-        });
+        let id = allocator
+            .observe_mappings(move |event| {
+                let Some(allocator) = weak.upgrade() else { return };
+                if event.change == change && place.lock().is_none() {
+                    *place.lock() = Some(observe(&allocator, &machine));
+                }
+            })
+            .unwrap();
         // Of several handles, each of which is told by itself.
         let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
         allocator.free(block).unwrap();
         allocator.empty_cache().unwrap();
         let seen = late.lock().take().unwrap();
         assert!(seen.lock().mapped > 1 && seen.lock().spans.is_empty());
-        assert!(allocator.unobserve_mappings(id));
+        assert!(allocator.unobserve_mappings(id).unwrap());
         finish(&device, &allocator);
     }
 }
@@ -415,7 +425,7 @@ fn an_observer_that_comes_during_a_call_of_another_hears_everything_once() {
 #[test]
 fn observers_come_and_go_while_memory_is_put_aside() {
     let (device, allocator) = open(plain(256 * MIB), config(|c| c.release_idle_ms = 10));
-    let id = allocator.observe_mappings(|_| {});
+    let id = allocator.observe_mappings(|_| {}).unwrap();
     let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
     allocator.free(block).unwrap();
     for (stream, ms) in [(B, 11), (C, 22)] {
@@ -423,7 +433,7 @@ fn observers_come_and_go_while_memory_is_put_aside() {
         let block = allocator.allocate(GPU, 12 * MIB, stream).unwrap();
         allocator.free(block).unwrap();
     }
-    assert!(allocator.unobserve_mappings(id));
+    assert!(allocator.unobserve_mappings(id).unwrap());
     allocator.empty_cache().unwrap();
     let seen = observe(&allocator, &device);
     let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
@@ -480,15 +490,17 @@ fn a_snapshot_shows_what_is_put_aside_for_observers() {
     let weak = Arc::downgrade(&allocator);
     let shown = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&shown);
-    allocator.observe_mappings(move |event| {
-        let Some(allocator) = weak.upgrade() else { return };
-        if event.change == MappingChange::Unmapping {
-            let snapshot = allocator.snapshot(None, false);
-            let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
-            let reserved = allocator.statistics(GPU).unwrap().reserved_bytes.all.current;
-            into.lock().push((total, reserved as Bytes));
-        }
-    });
+    allocator
+        .observe_mappings(move |event| {
+            let Some(allocator) = weak.upgrade() else { return };
+            if event.change == MappingChange::Unmapping {
+                let snapshot = allocator.snapshot(None, false).unwrap();
+                let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
+                let reserved = allocator.statistics(GPU).unwrap().reserved_bytes.all.current;
+                into.lock().push((total, reserved as Bytes));
+            }
+        })
+        .unwrap();
     let block = allocator.allocate(GPU, 30 * MIB, A).unwrap();
     allocator.free(block).unwrap();
     finish(&device, &allocator);

@@ -39,7 +39,7 @@ fn actions(entries: &[TraceEntry]) -> Vec<Action> {
 
 /// Nothing is live, and nothing is said to be.
 fn finish(allocator: &PluggableAllocator) {
-    assert!(allocator.snapshot(false).segments.is_empty());
+    assert!(allocator.snapshot(false).unwrap().segments.is_empty());
     for device in 0..2 {
         let statistics = allocator.statistics(DeviceId(device)).unwrap();
         assert_eq!(statistics.allocated_bytes.all.current, 0);
@@ -52,7 +52,7 @@ fn an_allocation_is_a_segment_that_comes_and_goes() {
     record(&allocator, 100);
     let block = allocator.allocate(GPU, 1000, A).unwrap();
     allocator.free(block).unwrap();
-    let trace = allocator.snapshot(true).device_traces.remove(0);
+    let trace = allocator.snapshot(true).unwrap().device_traces.remove(0);
     let expected = [
         Action::SegmentAlloc,
         Action::Alloc,
@@ -65,9 +65,12 @@ fn an_allocation_is_a_segment_that_comes_and_goes() {
         let place = (entry.device, entry.address, entry.bytes, entry.stream);
         assert_eq!(place, (GPU, block, 1000, A));
     }
-    assert_eq!(actions(&allocator.snapshot(true).device_traces[0]).last(), Some(&Action::Snapshot));
-    allocator.stop_history();
-    assert!(allocator.snapshot(true).device_traces[0].is_empty());
+    assert_eq!(
+        actions(&allocator.snapshot(true).unwrap().device_traces[0]).last(),
+        Some(&Action::Snapshot)
+    );
+    allocator.stop_history().unwrap();
+    assert!(allocator.snapshot(true).unwrap().device_traces[0].is_empty());
     finish(&allocator);
 }
 
@@ -78,11 +81,14 @@ fn a_tracker_that_calls_the_allocator_is_refused() {
     let itself = Arc::downgrade(&allocator);
     let told = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&told);
-    allocator.track_events(move |_| {
-        let allocator = itself.upgrade().unwrap();
-        let answers = [allocator.allocate(DeviceId(1), 1000, A).map(drop), allocator.free(block)];
-        log.lock().unwrap().extend(answers.map(|answer| answer.unwrap_err().to_string()));
-    });
+    allocator
+        .track_events(move |_| {
+            let allocator = itself.upgrade().unwrap();
+            let answers =
+                [allocator.allocate(DeviceId(1), 1000, A).map(drop), allocator.free(block)];
+            log.lock().unwrap().extend(answers.map(|answer| answer.unwrap_err().to_string()));
+        })
+        .unwrap();
     allocator.free(block).unwrap();
     let texts = told.lock().unwrap().clone();
     assert!(!texts.is_empty());
@@ -104,7 +110,7 @@ fn a_free_is_recorded_before_the_function_has_the_memory() {
         },
     );
     let events = Arc::clone(&seen);
-    allocator.track_events(move |event| events.lock().unwrap().push(event.action));
+    allocator.track_events(move |event| events.lock().unwrap().push(event.action)).unwrap();
     let block = allocator.allocate(GPU, 1000, A).unwrap();
     allocator.free(block).unwrap();
     assert_eq!(seen.lock().unwrap().len(), 5);
@@ -118,7 +124,7 @@ fn a_snapshot_has_all_that_is_live_and_adds_up() {
     let late = allocator.allocate(second, 2 * MIB, A).unwrap();
     let blocks =
         [512, MIB, MIB + 1].map(|bytes| (allocator.allocate(GPU, bytes, A).unwrap(), bytes));
-    let snapshot = allocator.snapshot(false);
+    let snapshot = allocator.snapshot(false).unwrap();
     let found: Vec<_> = snapshot
         .segments
         .iter()
@@ -171,12 +177,12 @@ fn contexts_are_gathered_as_far_as_wanted() {
         push_compile_context("region");
         let block = allocator.allocate(GPU, 8, A).unwrap();
         pop_compile_context();
-        assert_eq!(number(allocator.context_of(block)), Some(1));
-        let snapshot = allocator.snapshot(true);
+        assert_eq!(number(allocator.context_of(block).unwrap()), Some(1));
+        let snapshot = allocator.snapshot(true).unwrap();
         assert_eq!(number(snapshot.segments[0].blocks[0].context.clone()), Some(1));
         allocator.free(block).unwrap();
-        assert_eq!(number(allocator.context_of(block)), None);
-        let trace = allocator.snapshot(true).device_traces.remove(0);
+        assert_eq!(number(allocator.context_of(block).unwrap()), None);
+        let trace = allocator.snapshot(true).unwrap().device_traces.remove(0);
         let of = |action| trace.iter().find(|entry| entry.action == action).unwrap();
         let found = [Action::Alloc, Action::FreeRequested].map(|a| number(of(a).context.clone()));
         assert_eq!(found, kept, "{when:?}");
@@ -192,7 +198,9 @@ fn trackers_are_told_of_devices_that_are_used_later_too() {
     let allocator = numbers();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let events = Arc::clone(&seen);
-    allocator.track_events(move |event| events.lock().unwrap().push((event.device, event.action)));
+    allocator
+        .track_events(move |event| events.lock().unwrap().push((event.device, event.action)))
+        .unwrap();
     let options =
         HistoryOptions { max_entries: 9, skip: vec![Action::Alloc], ..HistoryOptions::default() };
     allocator.record_history(&options).unwrap();
@@ -202,10 +210,10 @@ fn trackers_are_told_of_devices_that_are_used_later_too() {
     allocator.record_annotation(device, &[("step".to_owned(), "7".to_owned())]).unwrap();
     let told = vec![(device, Action::SegmentAlloc), (device, Action::Alloc)];
     assert_eq!(*seen.lock().unwrap(), told);
-    let snapshot = allocator.snapshot(true);
+    let snapshot = allocator.snapshot(true).unwrap();
     assert_eq!(actions(&snapshot.device_traces[1]), [Action::SegmentAlloc]);
     assert_eq!(snapshot.annotations[0].device, device);
-    allocator.stop_history();
+    allocator.stop_history().unwrap();
     assert!(!allocator.is_history_enabled());
     allocator.free(block).unwrap();
     assert_eq!(seen.lock().unwrap().last(), Some(&(device, Action::SegmentFree)));
@@ -225,7 +233,7 @@ fn a_request_that_fails_is_told() {
     });
     assert!(matches!(allocator.allocate(GPU, 640, A), Err(Error::OutOfMemory(_))));
     assert_eq!(*told.lock().unwrap(), [(640, 0, false)]);
-    let trace = allocator.snapshot(true).device_traces.remove(0);
+    let trace = allocator.snapshot(true).unwrap().device_traces.remove(0);
     assert_eq!(actions(&trace), [Action::OutOfMemory]);
     assert_eq!((trace[0].bytes, trace[0].stream), (640, A));
     // Nothing fails where nothing was asked for.
@@ -276,7 +284,7 @@ fn events_are_in_order_however_many_threads_there_are() {
                         allocator.free(one).unwrap();
                     }
                     if random.below(500) == 0 {
-                        let snapshot = allocator.snapshot(true);
+                        let snapshot = allocator.snapshot(true).unwrap();
                         let live: BTreeMap<_, _> =
                             snapshot.segments.iter().map(|s| (s.address, s.total)).collect();
                         assert_eq!(after(&snapshot.device_traces[0]), live);
@@ -286,6 +294,6 @@ fn events_are_in_order_however_many_threads_there_are() {
             });
         }
     });
-    assert!(after(&allocator.snapshot(true).device_traces[0]).is_empty());
+    assert!(after(&allocator.snapshot(true).unwrap().device_traces[0]).is_empty());
     finish(&allocator);
 }

@@ -461,3 +461,15 @@ fn pools_that_come_and_go_do_not_each_leave_a_heap_behind() {
     assert!(heaps.parse::<u32>().unwrap() < 100, "{heaps} heaps");
     rig.finish();
 }
+
+/// As in PyTorch, whose pools are emptied after they were released.
+#[test]
+fn a_pool_that_is_not_there_has_nothing() {
+    let rig = Rig::of(64 * MIB);
+    rig.free(rig.allocate(MIB, A));
+    let used = rig.ledger().used;
+    rig.allocator.empty_pool(PoolId(77, 7)).unwrap();
+    assert!(rig.allocator.snapshot(Some(PoolId(77, 7)), false).unwrap().segments.is_empty());
+    assert_eq!(rig.ledger().used, used, "nothing of others went");
+    rig.finish();
+}

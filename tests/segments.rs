@@ -46,7 +46,9 @@ fn requests_share_a_segment_and_leave_it_whole() {
 
 #[test]
 fn the_segment_for_middling_requests_can_be_chosen() {
-    let rig = Rig::new(plain(GIB), config(|c| c.large_segment_size = 64 * MIB));
+    let sizes =
+        |c: &mut Config| (c.large_segment_size, c.max_non_split_rounding) = (64 * MIB, 64 * MIB);
+    let rig = Rig::new(plain(GIB), config(sizes));
     let block = rig.allocate(2 * MIB, A);
     assert_eq!(rig.ledger().used, 64 * MIB);
     rig.free(block);

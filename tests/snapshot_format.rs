@@ -86,7 +86,7 @@ fn python_reads_pytorchs_structure() {
         let name = context.downcast_ref::<String>().unwrap().clone();
         vec![Frame { filename: "request.rs".to_owned(), line: 7, name }]
     };
-    let snapshot = rig.allocator.snapshot(None, true);
+    let snapshot = rig.allocator.snapshot(None, true).unwrap();
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let file = |end: &str| directory.join(format!("snapshot-{}.{end}", std::process::id()));
     let (pickle, json) = (file("pickle"), file("json"));

@@ -183,7 +183,7 @@ impl Worker<'_> {
                 allocator.set_memory_fraction(GPU, fraction).unwrap();
             }
             97 => {
-                let snapshot = allocator.snapshot(None, false);
+                let snapshot = allocator.snapshot(None, false).unwrap();
                 assert!(snapshot.segments.iter().all(|segment| segment.active <= segment.total));
             }
             _ => allocator.is_valid().unwrap(),

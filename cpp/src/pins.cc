@@ -50,7 +50,9 @@ std::uint64_t CachingAllocator::observeMappings(MappingObserver observer) {
 }
 
 bool CachingAllocator::unobserveMappings(std::uint64_t number) {
-  return state_->core->unobserve_mappings(number);
+  bool found = false;
+  check(state_->core->unobserve_mappings(number, found));
+  return found;
 }
 
 PLUGALLOC_END_NAMESPACE

@@ -36,7 +36,7 @@ PluggableAllocator::PluggableAllocator(AllocFn alloc_fn, FreeFn free_fn) {
 
 PluggableAllocator::PluggableAllocator(const PluggableAllocator& other)
     : CUDAAllocator(), state_(std::make_shared<State>(other.state_->call)) {
-  state_->core->copy_fractions(*other.state_->core);
+  check(state_->core->copy_fractions(*other.state_->core));
   Registry::add(state_);
 }
 
@@ -82,7 +82,7 @@ const char* PluggableAllocator::name() const noexcept { return "pluggable"; }
 
 void* PluggableAllocator::allocateOn(int device, std::size_t nbytes, cudaStream_t stream) {
   bridge::throwPendingDeleterError();
-  check(state_->core->check_device(device));
+  check(state_->core->check_request(device));
   void* const block = state_->call.alloc(nbytes, device, stream);
   if (block != nullptr) {
     check(state_->core->record(toNumber(block), nbytes, device, toNumber(stream)));
@@ -180,7 +180,7 @@ void PluggableAllocator::enable(bool) {}
 bool PluggableAllocator::isEnabled() const { return true; }
 
 void PluggableAllocator::cacheInfo(DeviceIndex device, std::size_t*) {
-  check(state_->core->check_device(device));
+  check(state_->core->check_request(device));
 }
 
 void* PluggableAllocator::getBaseAllocation(void* ptr, std::size_t* size) {

@@ -106,7 +106,7 @@ impl Allocator {
     /// [`InvalidArgument`](crate::Error::InvalidArgument) where there is no such pool, or it has
     /// been released.
     pub fn checkpoint_pool(&self, device: DeviceId, pool: PoolId) -> Result<Checkpoint> {
-        Ok(Checkpoint(self.engine(device)?.save_pool(pool)?))
+        Ok(Checkpoint(self.enter(device)?.save_pool(pool)?))
     }
 
     /// Brings the checkpoint's pool back to what was live then. Every claim to an allocation of the
@@ -130,7 +130,7 @@ impl Allocator {
         device: DeviceId,
         checkpoint: &Checkpoint,
     ) -> Result<CheckpointDelta> {
-        let restored = self.engine(device)?.restore_pool(&checkpoint.0)?;
+        let restored = self.enter(device)?.restore_pool(&checkpoint.0)?;
         let allocated = restored.allocated.into_iter().map(|block| info(device, block)).collect();
         Ok(CheckpointDelta { freed: restored.freed, allocated })
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Allocator;
+use crate::error::Result;
 use crate::units::{DeviceId, StreamId};
 
 /// What destroys a stream when the last one of it is dropped.
@@ -26,16 +27,30 @@ impl Owners {
 
 impl Allocator {
     /// Keeps a stream until nobody else has it.
-    pub(crate) fn keep_stream(&self, device: DeviceId, stream: StreamId, owner: Owner) {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) inside of a tracker.
+    pub(crate) fn keep_stream(
+        &self,
+        device: DeviceId,
+        stream: StreamId,
+        owner: Owner,
+    ) -> Result<()> {
+        self.check_outside()?;
         let place = Arc::as_ptr(&owner).cast::<()>();
         let before = self.owners.0.lock().insert((device, stream), owner);
         if before.is_none_or(|before| Arc::as_ptr(&before).cast::<()>() != place) {
             self.let_go_of_streams();
         }
+        Ok(())
     }
 
     /// Retires the kept streams that nobody else has any more, and lets them end.
+    /// Inside of a tracker that is left to the next time.
     pub(crate) fn let_go_of_streams(&self) {
+        if self.check_outside().is_err() {
+            return;
+        }
         self.owners.0.lock().retain(|&(device, stream), owner| {
             let retire = || self.engine(device)?.retire_stream(stream);
             // One that cannot be retired now, because it is being captured, is kept.

@@ -78,6 +78,7 @@ impl Allocator {
 
     /// Pins by number.
     pub(crate) fn pin_memory(&self, address: Address) -> Result<(DeviceId, Pinned)> {
+        self.check_outside()?;
         if let Some((engine, entry)) = self.owner(address) {
             return Ok((
                 engine.id(),
@@ -95,7 +96,7 @@ impl Allocator {
     }
 
     pub(crate) fn unpin(&self, device: DeviceId, number: u64) -> Result<()> {
-        self.engine(device)?.unpin(number)
+        self.enter(device)?.unpin(number)
     }
 
     /// Calls `observer` whenever memory has appeared at some addresses or is about to disappear
@@ -117,19 +118,27 @@ impl Allocator {
     ///   may stand for the same memory. [Pin](Allocator::pin) what must not move at all.
     ///
     /// Allocations and frees that change no mapping cost nothing more.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] inside of a tracker.
     pub fn observe_mappings(
         &self,
         observer: impl Fn(&MappingEvent) + Send + Sync + 'static,
-    ) -> ObserverId {
+    ) -> Result<ObserverId> {
+        self.check_outside()?;
         let observer: MappingObserver = Arc::new(observer);
         let number = OBSERVERS.fetch_add(1, Ordering::Relaxed);
         self.engines.iter().for_each(|engine| engine.observe_mappings(number, &observer));
-        ObserverId(number)
+        Ok(ObserverId(number))
     }
 
     /// Removes an observer, which is not called any more afterwards; false where it is not there.
-    pub fn unobserve_mappings(&self, observer: ObserverId) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] inside of a tracker.
+    pub fn unobserve_mappings(&self, observer: ObserverId) -> Result<bool> {
+        self.check_outside()?;
         let removed = self.engines.iter().map(|engine| engine.unobserve_mappings(observer.0));
-        removed.fold(false, |any, removed| any | removed)
+        Ok(removed.fold(false, |any, removed| any | removed))
     }
 }

@@ -60,7 +60,7 @@ impl Allocator {
         pool: PoolId,
         source: Option<Arc<dyn SegmentSource>>,
     ) -> Result<()> {
-        self.engine(device)?.create_or_incref_pool(pool, source)
+        self.enter(device)?.create_or_incref_pool(pool, source)
     }
 
     /// Sends allocations to the pool, which is made if need be and gets one more use: those on
@@ -85,7 +85,7 @@ impl Allocator {
         pool: PoolId,
         filter: impl Fn(StreamId) -> bool + Send + Sync + 'static,
     ) -> Result<()> {
-        self.engine(device)?.begin_pool(pool, Box::new(move |stream| Ok(filter(stream))))
+        self.enter(device)?.begin_pool(pool, Box::new(move |stream| Ok(filter(stream))))
     }
 
     /// The same with a filter that can fail; an allocation fails with its error.
@@ -95,7 +95,7 @@ impl Allocator {
         pool: PoolId,
         filter: crate::engine::StreamFilter,
     ) -> Result<()> {
-        self.engine(device)?.begin_pool(pool, filter)
+        self.enter(device)?.begin_pool(pool, filter)
     }
 
     /// Allocations no longer go to the pool. Its uses stay as they are.
@@ -103,7 +103,7 @@ impl Allocator {
     /// # Errors
     /// Where they did not.
     pub fn end_allocate_to_pool(&self, device: DeviceId, pool: PoolId) -> Result<()> {
-        self.engine(device)?.end_pool(pool)
+        self.enter(device)?.end_pool(pool)
     }
 
     /// Gives one use of the pool up. With the last one, its memory serves others as any idle memory
@@ -115,7 +115,7 @@ impl Allocator {
     /// # Errors
     /// Where the pool has no use, or the last is given up while allocations go to it.
     pub fn release_pool(&self, device: DeviceId, pool: PoolId) -> Result<()> {
-        self.engine(device)?.release_pool(pool)
+        self.enter(device)?.release_pool(pool)
     }
 
     /// How many uses the pool has; 0 where there is no such pool.
@@ -123,7 +123,7 @@ impl Allocator {
     /// # Errors
     /// Only for a device that is not there.
     pub fn pool_use_count(&self, device: DeviceId, pool: PoolId) -> Result<u32> {
-        Ok(self.engine(device)?.pool_use_count(pool))
+        Ok(self.enter(device)?.pool_use_count(pool))
     }
 
     /// Lets requests outside of pools that would fail otherwise take what this pool has free on
@@ -133,7 +133,7 @@ impl Allocator {
     /// # Errors
     /// For turning it on where there is no such pool.
     pub fn set_use_on_oom(&self, device: DeviceId, pool: PoolId, use_on_oom: bool) -> Result<()> {
-        self.engine(device)?.set_use_on_oom(pool, use_on_oom)
+        self.enter(device)?.set_use_on_oom(pool, use_on_oom)
     }
 
     /// From now on each request in the pool takes a segment of its own, which is not divided: 2 MiB
@@ -144,7 +144,7 @@ impl Allocator {
     /// # Errors
     /// Where there is no such pool.
     pub fn set_no_split(&self, device: DeviceId, pool: PoolId) -> Result<()> {
-        self.engine(device)?.set_no_split(pool)
+        self.enter(device)?.set_no_split(pool)
     }
 
     /// Whether the live allocations of the pool are exactly these.
@@ -157,16 +157,21 @@ impl Allocator {
         pool: PoolId,
         expected: &HashSet<Address>,
     ) -> Result<bool> {
-        self.engine(device)?.pool_holds_exactly(pool, expected)
+        self.enter(device)?.pool_holds_exactly(pool, expected)
     }
 
     /// Gives back what a pool without uses has cached, on all devices; of a pool in use nothing.
     /// [`PoolId::DEFAULT`] stands for everything, as [`empty_cache`](Allocator::empty_cache). May
     /// wait for the device.
     ///
+    /// A pool that is not there has nothing to give back, which is no error: a pool without uses is
+    /// gone with the last of its memory, and who releases one and empties it, as PyTorch's
+    /// `MemPool` does at its end, need not know whether that was before.
+    ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) where a driver call fails.
     pub fn empty_pool(&self, pool: PoolId) -> Result<()> {
+        self.check_outside()?;
         let results: Vec<_> = self.engines.iter().map(|engine| engine.empty_pool(pool)).collect();
         results.into_iter().collect()
     }
@@ -178,17 +183,16 @@ impl Allocator {
     /// # Errors
     /// Only for a device that is not there.
     pub fn mark_capture_begin(&self, device: DeviceId) -> Result<()> {
-        self.engine(device)?.mark_capture_begin();
+        self.enter(device)?.mark_capture_begin();
         Ok(())
     }
 
     /// Tells that a capture has ended.
     ///
     /// # Errors
-    /// Only for a device that is not there.
+    /// Where as many have ended as were marked to begin.
     pub fn mark_capture_end(&self, device: DeviceId) -> Result<()> {
-        self.engine(device)?.mark_capture_end();
-        Ok(())
+        self.enter(device)?.mark_capture_end()
     }
 
     /// The pool whose memory an address lies in.

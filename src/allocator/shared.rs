@@ -71,6 +71,7 @@ impl Allocator {
     /// [`Error::InvalidPointer`] where nothing is live at the address; [`Error::Unsupported`] where
     /// the device cannot share this memory; [`Error::Device`] where the driver fails.
     pub fn share(&self, address: Address) -> Result<SharedMemory> {
+        self.check_outside()?;
         if let Some((engine, entry)) = self.owner(address) {
             let shared = engine.share(entry, address);
             let (handle, offset) =
@@ -105,10 +106,10 @@ impl Allocator {
     }
 
     pub(crate) fn open_raw(&self, device: DeviceId, handle: &[u8]) -> Result<(Address, Bytes)> {
-        self.engine(device)?.open_shared(handle)
+        self.enter(device)?.open_shared(handle)
     }
 
     pub(crate) fn close_shared(&self, device: DeviceId, address: Address) -> Result<()> {
-        self.engine(device)?.close_shared(address)
+        self.enter(device)?.close_shared(address)
     }
 }

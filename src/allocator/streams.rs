@@ -21,6 +21,7 @@ impl Allocator {
         if address == 0 {
             return Ok(());
         }
+        self.check_outside()?;
         match self.owner(address) {
             Some((engine, entry)) => {
                 let guest = self.guest_of(engine, stream)?;
@@ -73,6 +74,7 @@ impl Allocator {
     /// [`Error::Device`](crate::Error::Device) where no event can be recorded on the stream,
     /// because it is being captured for instance.
     pub fn retire_stream(&self, device: DeviceId, stream: StreamId) -> Result<()> {
+        self.check_outside()?;
         let _goes_last = self.owners.take(device, stream);
         let engine = self.engine(device)?;
         for other in self.engines.iter().filter(|other| other.id() != device) {

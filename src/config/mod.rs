@@ -15,18 +15,21 @@ use crate::units::{Bytes, MIB};
 /// They can be set one by one here, or read from a text such as
 /// `expandable_segments:True,garbage_collection_threshold:0.8`, in the syntax of PyTorch's
 /// `PYTORCH_CUDA_ALLOC_CONF`, whose keys are understood. The table of keys is in [`parse`]. What a
-/// key would refuse is refused here, too, when an allocator is made.
+/// key would refuse, by itself or beside others, is refused here, too, when an allocator is made.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
     /// Blocks of this size or more are never split, on a device without virtual memory management;
-    /// `None`: no limit. Key `max_split_size_mb`.
+    /// `None`: no limit. At least `large_segment_size`. Key `max_split_size_mb`.
     pub max_split_size: Option<Bytes>,
-    /// By how much a block of `max_split_size` or more may exceed a request that it serves.
-    /// Key `max_non_split_rounding_mb`.
+    /// By how much a block of `max_split_size` or more may exceed a request that it serves; no less
+    /// than `large_segment_size`. Key `max_non_split_rounding_mb`.
     pub max_non_split_rounding: Bytes,
     /// What one segment for requests between 1 and 10 MiB takes on a device without virtual memory
     /// management. Key `large_segment_size_mb`.
+    ///
+    /// `max_split_size` and `max_non_split_rounding` are at least this. A text that names this key
+    /// alone sets the latter to the same; a program does so itself.
     pub large_segment_size: Bytes,
     /// Into how many equal steps each power of two is divided when sizes are rounded up, by size
     /// class (from 1 MiB to 32 GiB); 0 or 1: off. Key `roundup_power2_divisions`.

@@ -150,10 +150,11 @@ impl Config {
         pairs.collect::<Vec<_>>().join(",")
     }
 
-    /// Fails where a field holds a value that its key would refuse: fields can be set to anything.
+    /// Fails where a field holds a value that its key would refuse, by itself or beside others:
+    /// fields can be set to anything.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let checked = read_pairs(&self.to_text(), &mut Config::default());
-        checked.map(|_| ()).map_err(|mut error| {
+        let read = read_pairs(&self.to_text(), &mut Config::default());
+        read.and_then(|positions| check_relations(self, &positions)).map_err(|mut error| {
             // Nobody wrote the text that the position is in.
             error
                 .problem

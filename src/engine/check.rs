@@ -1,7 +1,7 @@
 //! Every invariant of a device's allocator, by name.
 
 use super::{Engine, Growth};
-use crate::error::{Error, Result};
+use crate::error::{Error, InUse, Result};
 use crate::heap::{Heap, State};
 use crate::lock::MutexGuard;
 use crate::pages::Place;
@@ -124,19 +124,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Fails where anything waits for a stream or is recorded for one.
+    /// Fails where anything is allocated or pinned, waits for a stream or is recorded for one.
     pub(crate) fn is_quiescent(&self) -> Result<()> {
+        let (allocations, allocated) = self.allocated();
         let deferred = self.deferred.lock();
-        if deferred.waiting() + deferred.recorded() > 0 {
-            return broken("nothing waits for a stream", format!("{deferred:?}"));
-        }
+        let (recorded, waiting) = (deferred.recorded(), deferred.waiting());
         drop(deferred);
-        if self.pinned() > 0 {
-            return broken("nothing is pinned", format!("{} pins", self.pinned()));
-        }
-        let allocated = self.allocated();
-        if allocated > 0 {
-            return broken("nothing is allocated", format!("{allocated} bytes"));
+        let (device, pins) = (self.id(), self.pinned());
+        let used = InUse { device, allocations, allocated, recorded, waiting, pins };
+        if used.is_anything() {
+            return Err(Error::InUse(used));
         }
         self.is_valid()
     }

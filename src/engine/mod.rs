@@ -222,6 +222,8 @@ impl Engine {
         let divided = if divisions.is_some() { flag::DIVIDED } else { 0 };
         let policy = Policy::new(&config);
         let moving = MovingTime::new(&policy);
+        // The map is one for all devices of the allocator, and no other allocator's.
+        let history = History::new(DeviceId(index as i32), Arc::as_ptr(&map).addr());
         let engine = Engine {
             index,
             divisions,
@@ -257,7 +259,7 @@ impl Engine {
             ipc: Padded::default(),
             deferred: Padded(Mutex::new(deferred)),
             direct: Padded::default(),
-            history: Padded(History::new(DeviceId(index as i32))),
+            history: Padded(history),
             alarm: Padded::default(),
             ooms: AtomicU64::new(0),
             fraction_limited: AtomicBool::new(false),

@@ -7,7 +7,7 @@ use super::grow::Request;
 use super::{Engine, Growth};
 use crate::error::{Error, OutOfMemory, StreamUsage};
 use crate::heap::metric;
-use crate::units::{Bytes, format_bytes};
+use crate::units::{Bytes, GRANULE, format_bytes};
 
 /// How many streams a report lists, those that hold most first.
 const STREAMS: usize = 8;
@@ -79,6 +79,14 @@ impl Engine {
                 format_bytes(report.limit)
             );
         }
+        let taken = self.least_taken(report.requested);
+        if taken > report.total {
+            return format!(
+                "Memory is taken from the device in whole pieces, for this request {}, which is \
+                 more than the device has.",
+                format_bytes(taken)
+            );
+        }
         let elsewhere = report.total.saturating_sub(report.free + report.reserved);
         if elsewhere >= report.requested {
             return format!(
@@ -98,6 +106,13 @@ impl Engine {
             return "Memory of a stream that is being captured serves no other stream before the \
                     capture has ended."
                 .to_owned();
+        }
+        if cached < report.requested && (report.requested..taken).contains(&report.free) {
+            return format!(
+                "Memory is taken from the device in whole pieces, for this request {}: what is \
+                 free there is no use before allocations are freed.",
+                format_bytes(taken)
+            );
         }
         if cached < report.requested {
             return "The memory is in use: only freeing allocations helps.".to_owned();
@@ -120,6 +135,16 @@ impl Engine {
         "Cached memory lies in handles that live allocations share; a smaller max_handle_mb leaves \
          less of it."
             .to_owned()
+    }
+
+    /// What has to be taken from the device for a request where nothing is cached.
+    fn least_taken(&self, requested: Bytes) -> Bytes {
+        let (kind, rounded) = self.size_of(requested);
+        match self.virtual_memory {
+            _ if !self.is_caching() => rounded,
+            true => rounded.next_multiple_of(GRANULE),
+            false => self.segment_size(rounded, kind),
+        }
     }
 
     /// Whether a stream with memory of this device is being captured. Those that were retired are

@@ -188,8 +188,15 @@ impl Engine {
     }
 
     /// A capture has ended on this device.
-    pub(crate) fn mark_capture_end(&self) {
-        self.captures.mark_end();
+    pub(crate) fn mark_capture_end(&self) -> Result<()> {
+        if self.captures.mark_end() {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument {
+            argument: "device of an ended capture",
+            value: self.index.to_string(),
+            expected: "one where a capture was marked to begin and not to end since".to_owned(),
+        })
     }
 
     /// Whether requests of the default pool that would fail may be served from what a pool has

@@ -101,7 +101,7 @@ impl Engine {
         }
     }
 
-    /// Fails for a call out of a tracker of this device.
+    /// Fails for a call out of a tracker of the allocator, of whichever device.
     pub(crate) fn check_outside(&self) -> Result<()> {
         if self.is_recorded() { self.history.check_outside() } else { Ok(()) }
     }

@@ -153,9 +153,12 @@ impl Engine {
         }
     }
 
-    /// Bytes that live allocations hold, now.
-    pub(crate) fn allocated(&self) -> Bytes {
-        let heaps = self.shards.iter();
-        heaps.map(|(_, shard)| shard.heap.lock().tally.current(metric::BYTES) as Bytes).sum()
+    /// How many allocations are live, and the bytes that they hold.
+    pub(crate) fn allocated(&self) -> (u64, Bytes) {
+        self.shards.iter().fold((0, 0), |(count, bytes), (_, shard)| {
+            let heap = shard.heap.lock();
+            let now = |metric: usize| heap.tally.current(metric) as u64;
+            (count + now(metric::COUNT), bytes + now(metric::BYTES))
+        })
     }
 }

@@ -154,7 +154,7 @@ pub(crate) mod ffi {
             observer: UniquePtr<CppObserver>,
             number: &mut u64,
         ) -> u32;
-        fn unobserve_mappings(self: &CachingCore, number: u64) -> bool;
+        fn unobserve_mappings(self: &CachingCore, number: u64, found: &mut bool) -> u32;
         fn share(self: &CachingCore, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32;
         fn open_shared(self: &CachingCore, device: i32, handle: &[u8], address: &mut u64) -> u32;
         fn close_shared(self: &CachingCore, device: i32, address: u64) -> u32;
@@ -200,13 +200,13 @@ pub(crate) mod ffi {
         fn is_idle(self: &PluggableCore) -> bool;
         fn out_of_memory(self: &PluggableCore, bytes: u64, device: i32, stream: u64) -> u32;
         fn history(self: &PluggableCore) -> Box<HistoryCore>;
-        fn check_device(self: &PluggableCore, device: i32) -> u32;
+        fn check_request(self: &PluggableCore, device: i32) -> u32;
         fn set_fraction(self: &PluggableCore, device: i32, fraction: f64) -> u32;
         fn fraction(self: &PluggableCore, device: i32, out: &mut f64) -> u32;
         fn statistics(self: &PluggableCore, device: i32, out: &mut StatsRecord) -> u32;
         fn reset_peaks(self: &PluggableCore, device: i32) -> u32;
         fn reset_accumulated(self: &PluggableCore, device: i32) -> u32;
-        fn copy_fractions(self: &PluggableCore, from: &PluggableCore);
+        fn copy_fractions(self: &PluggableCore, from: &PluggableCore) -> u32;
 
         type SourceFns;
         fn alloc(self: &SourceFns, bytes: u64, device: i32, stream: u64) -> AllocResult;

@@ -174,6 +174,9 @@ impl From<Error> for ErrorRecord {
                 (record.detail, record.other) = (value, expected);
             }
             Error::Checkpoint(error) => fill_checkpoint(&mut record, error),
+            Error::InUse(_) => {
+                (record.subject, record.detail) = ("function".to_owned(), record.message.clone());
+            }
             Error::AlreadyInitialized(allocator) => record.subject = allocator,
             Error::Callback { callback, text } => {
                 (record.subject, record.detail) = (callback, text);
@@ -198,7 +201,8 @@ fn kind_of(error: &Error) -> ErrorKind {
         Error::InvalidArgument { .. } => ErrorKind::InvalidArgument,
         Error::Checkpoint(_) => ErrorKind::Checkpoint,
         Error::AlreadyInitialized(_) => ErrorKind::AlreadyInitialized,
-        Error::Callback { .. } => ErrorKind::Callback,
+        // No call of C++ gives the first one: only a function of a Rust program does.
+        Error::InUse(_) | Error::Callback { .. } => ErrorKind::Callback,
         Error::Internal { .. } => ErrorKind::Internal,
     }
 }

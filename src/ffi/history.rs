@@ -123,13 +123,13 @@ fn set_config(out: &mut records::SnapshotRecord, config: &Config) {
 /// An allocator whose events can be recorded.
 trait Recorded: Send + Sync {
     fn record_history(&self, options: &HistoryOptions) -> Result<()>;
-    fn stop_history(&self);
+    fn stop_history(&self) -> Result<()>;
     fn is_history_enabled(&self) -> bool;
     fn annotate(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()>;
     /// Of all pools, or of one.
     fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Result<Snapshot>;
-    fn context_of(&self, address: Address) -> Option<Context>;
-    fn track(&self, tracker: Tracker);
+    fn context_of(&self, address: Address) -> Result<Option<Context>>;
+    fn track(&self, tracker: Tracker) -> Result<()>;
     fn observe_out_of_memory(&self, observer: OutOfMemoryObserver);
 }
 
@@ -138,8 +138,8 @@ impl Recorded for Allocator {
         Allocator::record_history(self, options)
     }
 
-    fn stop_history(&self) {
-        Allocator::stop_history(self);
+    fn stop_history(&self) -> Result<()> {
+        Allocator::stop_history(self)
     }
 
     fn is_history_enabled(&self) -> bool {
@@ -151,15 +151,15 @@ impl Recorded for Allocator {
     }
 
     fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Result<Snapshot> {
-        Ok(Allocator::snapshot(self, pool, traces))
+        Allocator::snapshot(self, pool, traces)
     }
 
-    fn context_of(&self, address: Address) -> Option<Context> {
+    fn context_of(&self, address: Address) -> Result<Option<Context>> {
         Allocator::context_of(self, address)
     }
 
-    fn track(&self, tracker: Tracker) {
-        self.track_events(move |event| tracker(event));
+    fn track(&self, tracker: Tracker) -> Result<()> {
+        self.track_events(move |event| tracker(event))
     }
 
     fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
@@ -172,8 +172,8 @@ impl Recorded for Metadata {
         Metadata::record_history(self, options)
     }
 
-    fn stop_history(&self) {
-        Metadata::stop_history(self);
+    fn stop_history(&self) -> Result<()> {
+        Metadata::stop_history(self)
     }
 
     fn is_history_enabled(&self) -> bool {
@@ -186,7 +186,7 @@ impl Recorded for Metadata {
 
     fn snapshot(&self, pool: Option<PoolId>, traces: bool) -> Result<Snapshot> {
         match pool {
-            None => Ok(Metadata::snapshot(self, traces)),
+            None => Metadata::snapshot(self, traces),
             Some(_) => Err(Error::Unsupported {
                 operation: "a snapshot of one pool".to_owned(),
                 by: "pluggable".to_owned(),
@@ -195,12 +195,12 @@ impl Recorded for Metadata {
         }
     }
 
-    fn context_of(&self, address: Address) -> Option<Context> {
+    fn context_of(&self, address: Address) -> Result<Option<Context>> {
         Metadata::context_of(self, address)
     }
 
-    fn track(&self, tracker: Tracker) {
-        Metadata::track(self, tracker);
+    fn track(&self, tracker: Tracker) -> Result<()> {
+        Metadata::track(self, tracker)
     }
 
     fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
@@ -242,10 +242,7 @@ impl HistoryCore {
     }
 
     pub(crate) fn stop_history(&self) -> u32 {
-        guarded(|| {
-            self.0.stop_history();
-            Ok(())
-        })
+        guarded(|| self.0.stop_history())
     }
 
     pub(crate) fn is_history_enabled(&self) -> bool {
@@ -286,14 +283,14 @@ impl HistoryCore {
     }
 
     pub(crate) fn context_of(&self, address: u64) -> SharedPtr<records::GatheredContext> {
-        guarded_or(SharedPtr::null(), || unwrapped(self.0.context_of(address).as_ref()))
+        guarded_or(SharedPtr::null(), || {
+            unwrapped(self.0.context_of(address).ok().flatten().as_ref())
+        })
     }
 
     pub(crate) fn track(&self, tracker: UniquePtr<ffi::CppTracker>) -> u32 {
-        guarded(|| {
-            self.0.track(Arc::new(move |event| ffi::tell_tracker(&tracker, &event.into())));
-            Ok(())
-        })
+        let tell = move |event: &TraceEntry| ffi::tell_tracker(&tracker, &event.into());
+        guarded(|| self.0.track(Arc::new(tell)))
     }
 
     pub(crate) fn observe_failures(&self, to: UniquePtr<ffi::CppOutOfMemoryObserver>) -> u32 {

@@ -5,7 +5,7 @@ use cxx::UniquePtr;
 
 use super::bridge::ffi;
 use super::caching::CachingCore;
-use super::error::{guarded, guarded_or};
+use super::error::guarded;
 use crate::allocator::ObserverId;
 use crate::engine::{MappingChange, MappingEvent};
 use crate::units::DeviceId;
@@ -41,13 +41,16 @@ impl CachingCore {
             ffi::tell_observer(&observer, mapped, event.device.0, event.address, event.bytes);
         };
         guarded(|| {
-            *number = self.0.observe_mappings(tell).0;
+            *number = self.0.observe_mappings(tell)?.0;
             Ok(())
         })
     }
 
-    pub(crate) fn unobserve_mappings(&self, number: u64) -> bool {
-        guarded_or(false, || self.0.unobserve_mappings(ObserverId(number)))
+    pub(crate) fn unobserve_mappings(&self, number: u64, found: &mut bool) -> u32 {
+        guarded(|| {
+            *found = self.0.unobserve_mappings(ObserverId(number))?;
+            Ok(())
+        })
     }
 
     pub(crate) fn share(&self, address: u64, offset: &mut u64, handle: &mut Vec<u8>) -> u32 {

@@ -34,7 +34,7 @@ impl PluggableCore {
     }
 
     pub(crate) fn owns(&self, address: u64) -> bool {
-        guarded_or(false, || self.0.owns(address))
+        guarded_or(false, || self.0.owns(address).unwrap_or(false))
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -49,8 +49,8 @@ impl PluggableCore {
         Box::new(HistoryCore::of_functions(Arc::clone(&self.0)))
     }
 
-    pub(crate) fn check_device(&self, device: i32) -> u32 {
-        guarded(|| self.0.check_device(DeviceId(device)))
+    pub(crate) fn check_request(&self, device: i32) -> u32 {
+        guarded(|| self.0.check_request(DeviceId(device)))
     }
 
     pub(crate) fn set_fraction(&self, device: i32, fraction: f64) -> u32 {
@@ -73,8 +73,8 @@ impl PluggableCore {
         guarded(|| self.0.reset_accumulated(DeviceId(device)))
     }
 
-    pub(crate) fn copy_fractions(&self, from: &PluggableCore) {
-        self.0.copy_fractions(&from.0);
+    pub(crate) fn copy_fractions(&self, from: &PluggableCore) -> u32 {
+        guarded(|| self.0.copy_fractions(&from.0))
     }
 
     #[inline]

@@ -47,7 +47,7 @@ impl Snapshot {
     ///
     /// let allocator = Allocator::builder().device("sim").build()?;
     /// let block = allocator.allocate(DeviceId(0), 1 << 20, StreamId::DEFAULT)?;
-    /// let text = allocator.snapshot(None, true).to_json(None);
+    /// let text = allocator.snapshot(None, true)?.to_json(None);
     /// assert!(text.contains("\"state\": \"active_allocated\""));
     /// allocator.free(block)?;
     /// # Ok::<(), plugalloc::Error>(())

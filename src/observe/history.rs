@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,19 +26,36 @@ use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 /// allocator, nor wait for a thread that does.
 pub(crate) type Tracker = Arc<dyn Fn(&TraceEntry) + Send + Sync>;
 
+/// How deep trackers may lie inside of each other, each of which calls another allocator. Whoever
+/// goes deeper is refused by all allocators.
+const DEPTH: usize = 4;
+
+/// The allocators whose trackers a thread is inside of, the outermost first.
+#[derive(Clone, Copy)]
+struct Tellers {
+    owners: [usize; DEPTH],
+    depth: usize,
+}
+
 thread_local! {
-    /// The history whose trackers this thread is calling, as its address; 0 for none.
-    static TELLING: Cell<usize> = const { Cell::new(0) };
+    static TELLING: Cell<Tellers> = const { Cell::new(Tellers { owners: [0; DEPTH], depth: 0 }) };
 }
 
 /// While trackers are called.
 struct Telling {
-    before: usize,
+    before: Tellers,
 }
 
 impl Telling {
-    fn of(history: &History) -> Telling {
-        Telling { before: TELLING.replace(std::ptr::from_ref(history).addr()) }
+    fn of(owner: usize) -> Telling {
+        let before = TELLING.get();
+        let mut now = before;
+        if let Some(place) = now.owners.get_mut(now.depth) {
+            *place = owner;
+        }
+        now.depth += 1;
+        TELLING.set(now);
+        Telling { before }
     }
 }
 
@@ -45,6 +63,33 @@ impl Drop for Telling {
     fn drop(&mut self) {
         TELLING.set(self.before);
     }
+}
+
+/// Fails for a call of this allocator out of one of its trackers, of whichever device: it would
+/// wait for the locks that its own thread has, or for another thread that waits for these. Takes no
+/// lock itself.
+pub(crate) fn check_outside(owner: usize) -> Result<()> {
+    let Tellers { owners, depth } = TELLING.get();
+    if depth <= DEPTH && !owners[..depth].contains(&owner) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        operation: "calling the allocator".to_owned(),
+        by: "a trace tracker".to_owned(),
+        why: "it is called with locks of the allocator held; note the event, and act on it when \
+              the tracker has returned"
+            .to_owned(),
+    })
+}
+
+/// A tracker whose panics end in it, since the allocator is in the middle of what it tells of.
+pub(crate) fn caught(tracker: impl Fn(&TraceEntry) + Send + Sync + 'static) -> Tracker {
+    Arc::new(move |event| {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tracker(event))) {
+            // It has been printed; dropping its value could panic again.
+            std::mem::forget(panic);
+        }
+    })
 }
 
 /// A piece of memory that an event is about.
@@ -59,6 +104,8 @@ pub(crate) struct Subject {
 /// The history of one device, and whoever tracks its events.
 pub(crate) struct History {
     device: DeviceId,
+    /// What names the allocator among all: the address of something that it has for itself.
+    owner: usize,
     ring: Mutex<Ring>,
     /// Whether events are kept.
     enabled: AtomicBool,
@@ -92,9 +139,10 @@ fn now_us() -> u64 {
 }
 
 impl History {
-    pub(crate) fn new(device: DeviceId) -> Self {
+    pub(crate) fn new(device: DeviceId, owner: usize) -> Self {
         History {
             device,
+            owner,
             ring: Mutex::default(),
             enabled: AtomicBool::new(false),
             when: AtomicU8::new(0),
@@ -145,19 +193,9 @@ impl History {
         self.tracked.store(true, Ordering::Relaxed);
     }
 
-    /// Fails for a call out of a tracker: it would wait for the locks that its own thread has.
+    /// Fails for a call out of a tracker of the allocator.
     pub(crate) fn check_outside(&self) -> Result<()> {
-        if TELLING.get() != std::ptr::from_ref(self).addr() {
-            return Ok(());
-        }
-        Err(Error::Unsupported {
-            operation: "calling the allocator".to_owned(),
-            by: "a trace tracker".to_owned(),
-            why:
-                "it is called with locks of the allocator held; note the event, and act on it when \
-                  the tracker has returned"
-                    .to_owned(),
-        })
+        check_outside(self.owner)
     }
 
     fn wants(&self, when: RecordContext) -> bool {
@@ -245,7 +283,7 @@ impl History {
             user_metadata,
         };
         if tracked {
-            let _telling = Telling::of(self);
+            let _telling = Telling::of(self.owner);
             self.trackers.read().iter().for_each(|tracker| tracker(&entry));
         }
         if kept {

@@ -8,7 +8,7 @@ use super::counters::DeviceCounters;
 use super::recorder::Recorder;
 use crate::engine::OutOfMemoryObserver;
 use crate::error::{Error, InvalidPointer, OutOfMemory, PointerFault, PointerUse, Result};
-use crate::lock::Mutex;
+use crate::lock::{Mutex, MutexGuard};
 use crate::observe::history::Tracker;
 use crate::observe::{
     BlockState, Context, DeviceStatistics, HistoryOptions, RecordContext, Snapshot, SnapshotBlock,
@@ -124,19 +124,26 @@ impl Metadata {
 
     /// What is known of a live allocation; an error says what it was wanted for.
     pub(crate) fn find(&self, address: Address, purpose: PointerUse) -> Result<Entry> {
-        let state = self.state.lock();
+        let state = self.lock()?;
         let entry = state.live.get(&address).map(Live::entry);
         entry.ok_or_else(|| state.refuse(address).when_asked_to(purpose))
     }
 
     /// Whether the pointer is the start of a live allocation.
-    pub(crate) fn owns(&self, address: Address) -> bool {
-        self.state.lock().live.contains_key(&address)
+    pub(crate) fn owns(&self, address: Address) -> Result<bool> {
+        Ok(self.lock()?.live.contains_key(&address))
     }
 
-    /// Whether nothing is live.
+    /// Whether nothing is live, and nobody inside of a tracker.
     pub(crate) fn is_idle(&self) -> bool {
-        self.state.lock().live.is_empty()
+        self.lock().is_ok_and(|state| state.live.is_empty())
+    }
+
+    /// The state; for calls out of a tracker, which is called with the lock held, an error.
+    #[inline]
+    fn lock(&self) -> Result<MutexGuard<'_, State>> {
+        self.recorder.check_outside()?;
+        Ok(self.state.lock())
     }
 
     /// Counts a request for which there was no memory, tells whoever wants to know, and gives the
@@ -161,6 +168,14 @@ impl Metadata {
     /// Fails for a device number that cannot be.
     pub(crate) fn check_device(&self, device: DeviceId) -> Result<()> {
         place_of(device).map(|_| ())
+    }
+
+    /// Fails for what cannot be recorded later: a device number that cannot be, or a call out of a
+    /// tracker. Whoever asks the source for memory asks this first, since otherwise nobody would
+    /// have what the source gives.
+    pub(crate) fn check_request(&self, device: DeviceId) -> Result<()> {
+        self.recorder.check_outside()?;
+        self.check_device(device)
     }
 
     pub(crate) fn statistics(&self, device: DeviceId) -> Result<DeviceStatistics> {
@@ -191,22 +206,26 @@ impl Metadata {
         self.of(device, |counters| counters.fraction = fraction)
     }
 
-    pub(crate) fn copy_fractions(&self, from: &Metadata) {
-        let fractions: Vec<f64> = from.state.lock().devices.iter().map(|c| c.fraction).collect();
-        let mut state = self.state.lock();
+    pub(crate) fn copy_fractions(&self, from: &Metadata) -> Result<()> {
+        let fractions: Vec<f64> = from.lock()?.devices.iter().map(|c| c.fraction).collect();
+        let mut state = self.lock()?;
         for (device, fraction) in fractions.into_iter().enumerate() {
             state.counters(device).fraction = fraction;
         }
+        Ok(())
     }
 
     pub(crate) fn record_history(&self, options: &HistoryOptions) -> Result<()> {
         options.check()?;
+        self.recorder.check_outside()?;
         self.recorder.start(options);
         Ok(())
     }
 
-    pub(crate) fn stop_history(&self) {
+    pub(crate) fn stop_history(&self) -> Result<()> {
+        self.recorder.check_outside()?;
         self.recorder.stop();
+        Ok(())
     }
 
     pub(crate) fn is_history_enabled(&self) -> bool {
@@ -214,13 +233,15 @@ impl Metadata {
     }
 
     pub(crate) fn annotate(&self, device: DeviceId, metadata: &[(String, String)]) -> Result<()> {
-        self.check_device(device)?;
+        self.check_request(device)?;
         self.recorder.annotate(device, metadata);
         Ok(())
     }
 
-    pub(crate) fn track(&self, tracker: Tracker) {
+    pub(crate) fn track(&self, tracker: Tracker) -> Result<()> {
+        self.recorder.check_outside()?;
         self.recorder.track(&tracker);
+        Ok(())
     }
 
     pub(crate) fn observe_out_of_memory(&self, observer: OutOfMemoryObserver) {
@@ -228,19 +249,19 @@ impl Metadata {
     }
 
     /// The context of a live allocation.
-    pub(crate) fn context_of(&self, address: Address) -> Option<Context> {
-        let device = self.state.lock().live.get(&address)?.entry().device;
-        self.recorder.context_of(device, address)
+    pub(crate) fn context_of(&self, address: Address) -> Result<Option<Context>> {
+        let device = self.lock()?.live.get(&address).map(|live| live.entry().device);
+        Ok(device.and_then(|device| self.recorder.context_of(device, address)))
     }
 
     /// All that is live, each allocation as a segment of one block, and the history.
-    pub(crate) fn snapshot(&self, traces: bool) -> Snapshot {
-        let state = self.state.lock();
+    pub(crate) fn snapshot(&self, traces: bool) -> Result<Snapshot> {
+        let state = self.lock()?;
         let mut snapshot = Snapshot::default();
         snapshot.segments.extend(state.live.iter().map(|(&at, live)| self.segment(at, live)));
         snapshot.segments.sort_by_key(|segment| (segment.device, segment.address));
         self.recorder.add_to(&mut snapshot, state.devices.len(), traces);
-        snapshot
+        Ok(snapshot)
     }
 
     fn segment(&self, address: Address, live: &Live) -> SnapshotSegment {
@@ -258,7 +279,7 @@ impl Metadata {
 
     fn of<T>(&self, device: DeviceId, look: impl FnOnce(&mut DeviceCounters) -> T) -> Result<T> {
         let device = place_of(device)?;
-        Ok(look(self.state.lock().counters(device)))
+        Ok(look(self.lock()?.counters(device)))
     }
 }
 
@@ -412,7 +433,7 @@ mod tests {
         let (metadata, other) = (Metadata::new(), Metadata::new());
         metadata.set_fraction(DeviceId(2), 0.5).expect("a share");
         assert!(metadata.set_fraction(DeviceId(2), 1.5).is_err());
-        other.copy_fractions(&metadata);
+        other.copy_fractions(&metadata).expect("outside");
         let fractions = [0, 1, 2, 3].map(|device| other.fraction(DeviceId(device)).expect("known"));
         assert_eq!(fractions, [1.0, 1.0, 0.5, 1.0]);
         assert!(other.fraction(DeviceId(MAX_DEVICES as i32)).is_err());

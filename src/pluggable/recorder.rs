@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use super::Entry;
 use crate::engine::{OutOfMemoryEvent, OutOfMemoryObserver};
 use crate::error::{Error, Result};
-use crate::observe::history::{History, Subject, Tracker};
+use crate::observe::history::{History, Subject, Tracker, check_outside};
 use crate::observe::{Action, Context, HistoryOptions, RecordContext, Snapshot};
 use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 
@@ -20,7 +20,8 @@ use crate::units::{Address, Bytes, DeviceId, PoolId, StreamId};
 pub(super) struct Recorder {
     /// Whether anybody wants to know of events.
     active: AtomicBool,
-    wanted: RwLock<Wanted>,
+    /// Apart, so that its address names the allocator wherever that is moved.
+    wanted: Box<RwLock<Wanted>>,
     observers: RwLock<Vec<OutOfMemoryObserver>>,
 }
 
@@ -34,9 +35,9 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn history(&mut self, device: usize) -> Arc<History> {
+    fn history(&mut self, device: usize, owner: usize) -> Arc<History> {
         while self.histories.len() <= device {
-            let history = History::new(DeviceId(self.histories.len() as i32));
+            let history = History::new(DeviceId(self.histories.len() as i32), owner);
             self.options.iter().for_each(|options| history.start(options));
             self.trackers.iter().for_each(|tracker| history.track(Arc::clone(tracker)));
             self.histories.push(Arc::new(history));
@@ -58,7 +59,7 @@ impl Recorder {
     fn history(&self, device: DeviceId) -> Option<Arc<History>> {
         let index = device.index()?;
         let known = self.wanted.read().histories.get(index).cloned();
-        Some(known.unwrap_or_else(|| self.wanted.write().history(index)))
+        Some(known.unwrap_or_else(|| self.wanted.write().history(index, self.owner())))
     }
 
     pub(super) fn start(&self, options: &HistoryOptions) {
@@ -90,10 +91,14 @@ impl Recorder {
         self.observers.write().push(observer);
     }
 
+    fn owner(&self) -> usize {
+        std::ptr::from_ref(&*self.wanted).addr()
+    }
+
     /// Fails for a call out of a tracker: the metadata of all devices are locked meanwhile.
+    #[inline]
     pub(super) fn check_outside(&self) -> Result<()> {
-        let histories = self.wanted.read().histories.clone();
-        histories.iter().try_for_each(|history| history.check_outside())
+        if self.is_active() { check_outside(self.owner()) } else { Ok(()) }
     }
 
     /// The context of this thread, if contexts are gathered as far as `when`.

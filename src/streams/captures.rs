@@ -34,11 +34,12 @@ struct Watch {
 }
 
 impl Captures {
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
-        change(&mut state);
+        let result = change(&mut state);
         let count = state.marks + state.watches.len() as u32;
         self.count.store(count, Ordering::Release);
+        result
     }
 
     /// A capture begins.
@@ -46,9 +47,14 @@ impl Captures {
         self.change(|state| state.marks += 1);
     }
 
-    /// A capture has ended. One end too many changes nothing.
-    pub(crate) fn mark_end(&self) {
-        self.change(|state| state.marks = state.marks.saturating_sub(1));
+    /// A capture has ended; false where none had begun.
+    #[must_use]
+    pub(crate) fn mark_end(&self) -> bool {
+        self.change(|state| {
+            let begun = state.marks > 0;
+            state.marks -= u32::from(begun);
+            begun
+        })
     }
 
     /// How many captures were marked that have not ended.

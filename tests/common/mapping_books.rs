@@ -37,24 +37,26 @@ impl Seen {
 pub(crate) fn observe(allocator: &Arc<Allocator>, device: &Arc<SimDevice>) -> Arc<Mutex<Seen>> {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let (books, device) = (Arc::clone(&seen), Arc::clone(device));
-    allocator.observe_mappings(move |event| {
-        let mut seen = books.lock();
-        let mut byte = [0u8; 1];
-        for at in [event.address, event.address + event.bytes - 1] {
-            // SAFETY: nothing is held on this stream: the byte is there until the copy has run.
-            unsafe { device.copy_async(byte.as_mut_ptr() as Address, at, 1, READER) }
-                .expect("memory is there");
-        }
-        match event.change {
-            MappingChange::Mapped => {
-                assert_eq!(seen.spans.insert(event.address, event.bytes), None);
-                seen.mapped += 1;
+    allocator
+        .observe_mappings(move |event| {
+            let mut seen = books.lock();
+            let mut byte = [0u8; 1];
+            for at in [event.address, event.address + event.bytes - 1] {
+                // SAFETY: nothing is held on this stream: the byte is there until the copy has run.
+                unsafe { device.copy_async(byte.as_mut_ptr() as Address, at, 1, READER) }
+                    .expect("memory is there");
             }
-            MappingChange::Unmapping => {
-                assert_eq!(seen.spans.remove(&event.address), Some(event.bytes));
-                seen.unmapped += 1;
+            match event.change {
+                MappingChange::Mapped => {
+                    assert_eq!(seen.spans.insert(event.address, event.bytes), None);
+                    seen.mapped += 1;
+                }
+                MappingChange::Unmapping => {
+                    assert_eq!(seen.spans.remove(&event.address), Some(event.bytes));
+                    seen.unmapped += 1;
+                }
             }
-        }
-    });
+        })
+        .unwrap();
     seen
 }

@@ -201,6 +201,44 @@ TEST_CASE("TrackersAreToldOfEveryEvent") {
   CHECK(error == "the program's trace tracker threw: a tracker that throws");
 }
 
+TEST_CASE("TrackersThatCallTheirAllocatorAreRefused") {
+  // The engine goes after the object, and tells of that: there is nothing to call any more.
+  bool live = true;
+  std::size_t calls = 0;
+  std::size_t refused = 0;
+  Options options;
+  options.device = "sim";
+  const auto made = createCachingAllocator(options);
+  const auto allocator = std::dynamic_pointer_cast<CachingAllocator>(made);
+  REQUIRE(allocator != nullptr);
+  const std::uint64_t observer = allocator->observeMappings([](auto...) {});
+  allocator->attachAllocatorTraceTracker([&](const TraceEntry&) {
+    if (!live) {
+      return;
+    }
+    const auto refuses = [&](auto call) {
+      ++calls;
+      try {
+        call();
+      } catch (const UnsupportedError&) {
+        ++refused;
+      }
+    };
+    std::size_t largest = 0;
+    refuses([&] { (void)allocator->raw_alloc(64); });
+    refuses([&] { (void)allocator->snapshot(); });
+    refuses([&] { allocator->cacheInfo(0, &largest); });
+    refuses([&] { allocator->emptyCache(); });
+    refuses([&] { allocator->beginAllocateToPool(0, {1, 0}, [](auto) { return true; }); });
+    refuses([&] { (void)allocator->unobserveMappings(observer); });
+  });
+  allocator->raw_delete(allocator->raw_alloc(1000));
+  CHECK(calls > 0);
+  CHECK(refused == calls);
+  CHECK(allocator->unobserveMappings(observer));
+  live = false;
+}
+
 TEST_CASE("ContextsThatCannotBeGatheredAreNone") {
   const auto allocator = makeSim();
   static int errors = 0;

@@ -85,6 +85,33 @@ TEST_CASE("PluggableHistoryRefusesWhatItCannot") {
   CHECK_THROWS_AS(allocator->attachOomRejectionObserver([](auto...) {}), UnsupportedError);
 }
 
+TEST_CASE("PluggableTrackersGetNothingThatNobodyWouldHave") {
+  std::size_t calls = 0;
+  const auto allocator = std::dynamic_pointer_cast<PluggableAllocator>(createCustomAllocator(
+      [&](std::size_t size, int, cudaStream_t) {
+        ++calls;
+        return std::malloc(size);
+      },
+      [](void* pointer, std::size_t, int, cudaStream_t) { std::free(pointer); }));
+  std::size_t refused = 0;
+  allocator->attachAllocatorTraceTracker([&](const TraceEntry&) {
+    const auto refuses = [&](auto call) {
+      try {
+        call();
+      } catch (const UnsupportedError&) {
+        ++refused;
+      }
+    };
+    refuses([&] { (void)allocator->raw_alloc(64); });
+    refuses([&] { (void)allocator->snapshot(); });
+    refuses([&] { (void)allocator->getDeviceStats(0); });
+    refuses([&] { allocator->setMemoryFraction(0.5, 0); });
+  });
+  allocator->raw_delete(allocator->raw_alloc(64));
+  CHECK(calls == 1);
+  CHECK(refused == 5 * 4);
+}
+
 TEST_CASE("PluggableObserversAreTold") {
   bool empty = false;
   const auto allocator = std::dynamic_pointer_cast<PluggableAllocator>(createCustomAllocator(

@@ -65,6 +65,16 @@ TEST_CASE("MemoryOfAPoolInUseStays") {
   CHECK(allocator->getMemoryInfo(0).first == 64 * kMiB);
 }
 
+TEST_CASE("WhatIsNotThere") {
+  const auto allocator = makeSim();
+  // As in PyTorch, whose pools are emptied after they were released.
+  allocator->emptyCache({7, 7});
+  CHECK(allocator->snapshot({7, 7}).segments.empty());
+  CHECK_THROWS_AS(allocator->markCaptureEnd(0), InvalidArgumentError);
+  allocator->markCaptureBegin(0);
+  allocator->markCaptureEnd(0);
+}
+
 TEST_CASE("AFilterThatThrowsFailsTheAllocation") {
   const auto allocator = makeSim();
   bool broken = true;

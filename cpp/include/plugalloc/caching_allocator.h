@@ -46,7 +46,8 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// @throws InvalidArgumentError for a number below 0.
   void init(int device_count) override;
   /// A pool that is in use keeps what it has. While a capture may be under way nothing is given
-  /// back. May wait for the device.
+  /// back. May wait for the device. As in PyTorch, a pool that is not there has nothing to give
+  /// back: one that was released is gone with the last of its memory.
   void emptyCache(MempoolId_t mempool_id = {0, 0}) override;
   /// @throws InvalidPointerError if the memory has been freed.
   void recordStream(const DataPtr& pointer, cudaStream_t stream) override;
@@ -107,6 +108,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// For captures without a pool, or whose stream has not allocated yet: until as many have ended,
   /// no event of the device is asked and nothing is given back.
   void markCaptureBegin(DeviceIndex device) override;
+  /// @throws InvalidArgumentError where as many have ended as were marked to begin.
   void markCaptureEnd(DeviceIndex device) override;
   /// Holds addresses and sizes alone, and keeps nothing alive. What was freed and waits for other
   /// streams is not live.
@@ -195,7 +197,7 @@ class PLUGALLOC_API CachingAllocator final : public CUDAAllocator {
   /// is a segment of one free block. What is recorded and what is there fit each other, save for
   /// allocations that are about to return, which have no event yet. Of memory that moves,
   /// `SEGMENT_UNMAP` comes when it ceases to serve at its old addresses, although it may stay
-  /// mapped there for a while.
+  /// mapped there for a while. As in PyTorch, a pool that is not there has no segments.
   [[nodiscard]] SnapshotInfo snapshot(MempoolId_t mempool_id = {0, 0},
                                       bool include_traces = true) override;
   /// The snapshot with its history as the bytes of a file, without contexts, which only the program

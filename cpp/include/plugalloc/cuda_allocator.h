@@ -160,7 +160,8 @@ class PLUGALLOC_API CUDAAllocator : public DeviceAllocator {
   virtual void attachOutOfMemoryObserver(OutOfMemoryObserver observer);
   /// Adds an observer, for the life of the allocator.
   virtual void attachOomRejectionObserver(OomRejectionObserver observer);
-  /// Adds a tracker, for the life of the allocator.
+  /// Adds a tracker, for the life of the allocator. What it calls of the allocator is refused
+  /// (`UnsupportedError`), since locks are held meanwhile; `getContextForPointer` gives null there.
   virtual void attachAllocatorTraceTracker(AllocatorTraceTracker tracker);
   /// @}
 

@@ -174,9 +174,13 @@ impl Job<'_> {
     /// Writes what there is, and ends the history; says what went wrong.
     fn write_snapshot(&self, allocator: &Allocator, directory: &Path) -> Option<String> {
         let path = directory.join(format!("{}.pickle", self.name));
-        let bytes = allocator.snapshot(None, true).to_pickle(None);
-        allocator.stop_history();
-        let error = write_whole(&path, &bytes).err()?;
+        let taken = allocator.snapshot(None, true);
+        let stopped = allocator.stop_history();
+        let snapshot = match taken.and_then(|snapshot| stopped.map(|()| snapshot)) {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Some(format!("taking a snapshot: {error}")),
+        };
+        let error = write_whole(&path, &snapshot.to_pickle(None)).err()?;
         Some(format!("writing {}: {error}", path.display()))
     }
 }

@@ -42,7 +42,7 @@ pub(crate) fn events_lead_to_every_snapshot(site: &Site) {
             site.free(block);
         }
         if step % 60 == 59 {
-            let snapshot = site.allocator.snapshot(None, true);
+            let snapshot = site.allocator.snapshot(None, true).unwrap();
             model.follow(&snapshot.device_traces[site.id.0 as usize]);
             model.assert_shows(&snapshot);
             let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
@@ -54,7 +54,7 @@ pub(crate) fn events_lead_to_every_snapshot(site: &Site) {
         site.assert_painted((block, bytes), colour, streams[0], "a block that lived to the end");
         site.free(block);
     }
-    site.allocator.stop_history();
+    site.allocator.stop_history().unwrap();
     streams.into_iter().for_each(|stream| site.end_stream(stream));
     site.finish();
 }

@@ -113,7 +113,7 @@ impl Storm {
             assert!(counted.all.peak >= counted.all.current);
         }
         assert!(found.reserved_bytes.all.current as Bytes <= self.rig.ledger().used);
-        let snapshot = self.rig.allocator.snapshot(None, self.events.is_some());
+        let snapshot = self.rig.allocator.snapshot(None, self.events.is_some()).unwrap();
         let total: Bytes = snapshot.segments.iter().map(|segment| segment.total).sum();
         assert_eq!(total as i64, found.reserved_bytes.all.current);
         let mut shown = BTreeMap::new();
