@@ -420,3 +420,22 @@ fn what_cannot_be_given_back_of_an_import_goes_back_later() {
         fail_while_open(faults, opens, |_, _| {});
     }
 }
+
+/// It would be the last that holds memory of the device.
+#[test]
+fn an_import_that_could_not_be_closed_goes_back_before_a_request_fails() {
+    let (device, allocator) = open(capacity(64 * MIB));
+    let block = allocator.allocate(GPU, 40 * MIB, A).unwrap();
+    let opened = allocator.open_shared(GPU, &allocator.share(block).unwrap().handle).unwrap();
+    allocator.free(block).unwrap();
+    allocator.empty_cache().unwrap();
+    // Closing waits for the device, which has work that does not run.
+    device.hold(A).unwrap();
+    device.host_function(A, Box::new(|| {})).unwrap();
+    drop(opened);
+    assert!(device.ledger().used >= 40 * MIB);
+    device.resume(A).unwrap();
+    let all = allocator.allocate(GPU, 60 * MIB, B).unwrap();
+    allocator.free(all).unwrap();
+    finish(&device, &allocator);
+}

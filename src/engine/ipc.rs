@@ -269,17 +269,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives back what nobody has open, if the device can be waited for now.
-    fn close_left(&self, ipc: &mut Ipc) {
+    /// Gives back what nobody has open, if the device can be waited for now; true where there was
+    /// any.
+    fn close_left(&self, ipc: &mut Ipc) -> bool {
         if ipc.left.is_empty() || self.may_be_capturing() || self.device.synchronize().is_err() {
-            return;
+            return false;
         }
         ipc.left.retain_mut(|left| !self.give_import_back(left));
+        true
     }
 
-    /// The same of what failed before, where somebody empties the cache.
-    pub(super) fn close_all_left(&self) {
-        self.close_left(&mut self.ipc.lock());
+    /// The same of what failed before, where somebody empties the cache, or a request would fail.
+    pub(super) fn close_all_left(&self) -> bool {
+        self.close_left(&mut self.ipc.lock())
     }
 }
 

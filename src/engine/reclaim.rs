@@ -54,9 +54,9 @@ impl Engine {
                 return Ok(address);
             }
         }
-        if self.settle_pools()
-            && let Some(address) = self.attempt(growth, request, Effort::Usual)?
-        {
+        // What was imported and is not open any more may be the last that holds memory of the device.
+        let settled = self.settle_pools() | self.close_all_left();
+        if settled && let Some(address) = self.attempt(growth, request, Effort::Usual)? {
             return Ok(address);
         }
         // Memory that other threads took and freed again in the meantime may suffice after all.
