@@ -54,7 +54,7 @@ impl Engine {
                 return Ok(address);
             }
         }
-        // What was imported and is not open any more may be the last that holds memory of the device.
+        // What was imported and is not open any more may be all that holds memory of the device.
         let settled = self.settle_pools() | self.close_all_left();
         if settled && let Some(address) = self.attempt(growth, request, Effort::Usual)? {
             return Ok(address);
