@@ -473,3 +473,25 @@ fn a_pool_that_is_not_there_has_nothing() {
     assert_eq!(rig.ledger().used, used, "nothing of others went");
     rig.finish();
 }
+
+/// A segment is made of what the device has: a handle that nobody uses goes back for it, also where
+/// nothing is taken from other streams.
+#[test]
+fn a_pool_of_whole_segments_gets_what_a_failed_growth_left() {
+    let rig = Rig::new(capacity(2 * MIB), config(|config| config.steal = false));
+    let large = rig.allocate(2 * MIB, A);
+    rig.free(large);
+    // The handle is on its way to a small request, and stays where it is.
+    rig.device().fail_nth(DriverCall::Map, 1);
+    rig.try_allocate(1000, A).unwrap_err();
+    rig.device().clear_faults();
+    rig.allocator.create_or_incref_pool(GPU, OWN, None).unwrap();
+    rig.allocator.set_no_split(GPU, OWN).unwrap();
+    rig.begin(OWN, &[A]);
+    let small = rig.allocate(1000, A);
+    rig.free(small);
+    rig.end(OWN);
+    rig.release(OWN);
+    rig.release(OWN);
+    rig.finish();
+}

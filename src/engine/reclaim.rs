@@ -89,20 +89,40 @@ impl Engine {
                 return Ok(address);
             }
         }
+        if let Some(address) = self.give_up_spare_handles(growth, request)? {
+            return Ok(address);
+        }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
     }
 
+    /// Serves a request of a heap that takes segments, which are made of what the device has and of
+    /// no handle.
+    fn give_up_spare_handles(
+        &self,
+        growth: &mut Growth,
+        request: Request,
+    ) -> Result<Option<Address>> {
+        let shard = self.shards.get(request.shard);
+        if shard.is_some_and(|shard| shard.takes_segments()) && self.give_unmapped_back(growth) {
+            return self.attempt(growth, request, Effort::Reshape);
+        }
+        Ok(None)
+    }
+
     /// Gives spare handles back to the device that are mapped nowhere any more, as it happens where
-    /// room is made in place: what is kept has an address, by which others see it.
-    fn give_unmapped_back(&self, growth: &mut Growth) {
+    /// room is made in place: what is kept has an address, by which others see it. True where there
+    /// were any.
+    fn give_unmapped_back(&self, growth: &mut Growth) -> bool {
+        let mut given = false;
         for number in growth.store.spare.clone() {
             let unmapped = growth.store.handle(number).is_some_and(|h| h.dormant.is_empty());
             if unmapped {
                 // Else it serves the next request, or goes with the rest of the cache.
-                let _ = growth.store.release(number);
+                given |= growth.store.release(number).is_ok();
             }
         }
+        given
     }
 
     /// Gives all cached memory back to the device.
