@@ -1,9 +1,9 @@
 //! The short way to another heap's idle memory: a run that has room for all of a large request,
 //! found without a look at everything that is idle.
 //!
-//! Where streams share memory on a mostly empty device most requests that no free block can serve
-//! are served so. What they cost beyond an allocation in place is this search and the passing of
-//! the run; a list of what is idle everywhere, sorted by address, costs more than both.
+//! Where streams share memory on a mostly empty device a quarter of the requests that no free block
+//! can serve are served so (`docs/policy-notes.md`). They take this search and the passing of the
+//! run; what is saved is a list of all that is idle, by address, and a look at every stream's mark.
 
 use super::grow::Request;
 use super::shards::Shard;
