@@ -66,7 +66,9 @@ pub struct Config {
     /// the device instead. Fewer make the slowest requests of several streams at work faster, for
     /// more memory. Key `moving_percent`.
     pub moving_percent: u64,
-    /// The largest physical handle that is made, in bytes. Key `max_handle_mb`.
+    /// The largest physical handle that is made, in bytes. So long ones are made where streams that
+    /// share memory keep the driver busy; elsewhere they have up to 16 MiB, or up to a quarter of
+    /// this where that is more. Key `max_handle_mb`.
     pub max_handle: Bytes,
     /// Memory that was idle throughout so many milliseconds goes back to the device; 0: off. Key
     /// `release_idle_ms`.
@@ -92,7 +94,7 @@ impl Default for Config {
             caching: true,
             steal: true,
             moving_percent: 33,
-            max_handle: 16 * MIB,
+            max_handle: 64 * MIB,
             release_idle_ms: 0,
             gpu_direct_rdma: false,
         }

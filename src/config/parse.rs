@@ -25,7 +25,7 @@
 //! | `caching` | boolean | `True` | [`Config::caching`] |
 //! | `steal` | boolean | `True` | [`Config::steal`] |
 //! | `moving_percent` | a whole number up to 100 | 33 | [`Config::moving_percent`] |
-//! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 16 | [`Config::max_handle`] |
+//! | `max_handle_mb` | MiB, a power of two from 2 to 1048576 | 64 | [`Config::max_handle`] |
 //! | `release_idle_ms` | a whole number up to 2^40 | 0 | [`Config::release_idle_ms`] |
 //! | `gpu_direct_rdma` | boolean | `False` | [`Config::gpu_direct_rdma`] |
 //! | `release_lock_on_cudamalloc`, `release_lock_on_hipmalloc` | boolean | | no effect: a driver call holds up no other stream that finds memory at hand |

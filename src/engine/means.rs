@@ -24,6 +24,8 @@ pub(super) struct Supply {
     pub(super) made: Bytes,
     /// The longest handle that moves whole.
     pub(super) longest: Bytes,
+    /// The longest handle whose remainders are lent before the request would fail.
+    pub(super) lent: Bytes,
     /// See [`Means::roomy`]. The idle views from which handles are taken first come last then.
     pub(super) roomy: bool,
 }
@@ -42,16 +44,17 @@ pub(super) struct Means {
     /// Other streams have memory, too, that the heap may use, in few handles, and most of the
     /// device is empty.
     pub(super) roomy: bool,
-    /// Remainders may be lent before the request would fail.
+    /// Remainders may be lent before the request would fail, of handles up to this length.
     pub(super) lends: bool,
+    pub(super) lent: Bytes,
 }
 
 impl Means {
     /// What it comes to; idle memory is added once it is known what of it is needed.
     pub(super) fn supply(self, most: Bytes, effort: Effort) -> Supply {
-        let Means { ready, made, longest, roomy, .. } = self;
+        let Means { ready, made, longest, roomy, lent, .. } = self;
         let (idle, longest_idle) = (Vec::new(), Bytes::MAX);
-        Supply { idle, longest_idle, ready, most, cut: 0, effort, made, longest, roomy }
+        Supply { idle, longest_idle, ready, most, cut: 0, effort, made, longest, lent, roomy }
     }
 }
 
@@ -82,10 +85,11 @@ impl Engine {
             ready = ready.max(align_up(request.bytes, GRANULE));
         }
         let ready = ready.min(most);
-        let grain = self.policy.grain(request.bytes, live_peak, growth.store.spent_us, now);
         let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
         let shares = self.shares_memory(request.shard);
-        let busy = shares && self.policy.is_busy(growth.store.spent_us, now);
+        let spent = (growth.store.spent_us, now);
+        let busy = shares && self.policy.is_busy(spent.0, spent.1);
+        let grain = self.policy.grain(request.bytes, live_peak, spent, busy);
         let made = self.policy.longest_made(request.bytes, grain, busy);
         let longest = self.policy.longest_moved(live_peak, grain, busy);
         let capacity = growth.store.limit.min(self.total);
@@ -93,6 +97,7 @@ impl Engine {
         let roomy = shares && few && self.policy.is_roomy(reserved, capacity);
         let near_peak = !roomy || self.policy.may_lend_in_room(live as Bytes, live_peak);
         let lends = shares && may_move && few && near_peak;
-        Ok(Means { may_move, may_wait, ready, most, made, longest, roomy, lends })
+        let lent = self.policy.longest_lent(busy);
+        Ok(Means { may_move, may_wait, ready, most, made, longest, roomy, lends, lent })
     }
 }

@@ -25,6 +25,8 @@ pub(crate) mod price {
 pub(crate) struct Policy {
     /// The largest handle that is made; a power of two.
     pub(crate) max_handle: Bytes,
+    /// The same save where streams that share memory keep the driver busy.
+    pub(crate) usual_handle: Bytes,
     /// A handle for a request is as long as the geometric mean of the request and this length: a
     /// longer one saves calls, one at a time and in proportion to the request, and costs memory at
     /// its edges in proportion to its own length.
@@ -33,10 +35,13 @@ pub(crate) struct Policy {
     pub(crate) peak_share: u64,
     /// The same where several streams share memory and the driver takes more than `1/busy_share` of
     /// all time. Whoever needs memory waits there while handles of others move, one after the
-    /// other: they are twice as long, for half as many calls, and one to three percent more memory.
+    /// other: they are longer, for fewer calls, and about a percent more memory.
     pub(crate) busy_share: u64,
     pub(crate) busy_request_length: Bytes,
     pub(crate) busy_peak_share: u64,
+    /// Where handles are longer, remainders are, too, so that parts of handles up to this length
+    /// are lent before a request fails; elsewhere only of the shortest.
+    pub(crate) busy_lent: Bytes,
     /// Handles longer than this fraction of it are not made.
     pub(crate) made_share: u64,
     /// Memory is taken from the device without stealing as long as what is reserved stays within
@@ -101,11 +106,13 @@ impl Policy {
     pub(crate) fn new(config: &Config) -> Self {
         Policy {
             max_handle: config.max_handle,
+            usual_handle: (config.max_handle / 4).max(16 * MIB).min(config.max_handle),
             request_length: 3 * MIB,
             peak_share: 900,
             busy_share: 20,
             busy_request_length: 12 * MIB,
-            busy_peak_share: 225,
+            busy_peak_share: 56,
+            busy_lent: 4 * GRANULE,
             made_share: 32,
             slack_share: 300,
             piece_bytes: MIB,
@@ -115,7 +122,7 @@ impl Policy {
             moving_percent: config.moving_percent,
             allocation_ns: 200,
             moving_turns: 2,
-            waiting_share: 10,
+            waiting_share: 20,
             driver_share: 110,
             left_share: 4,
             few_handles: 1024,
@@ -137,11 +144,16 @@ impl Policy {
         spent_us > now_us / self.busy_share
     }
 
+    /// The longest handle of all.
+    fn most(&self, busy: bool) -> Bytes {
+        if busy { self.max_handle } else { self.usual_handle }
+    }
+
     /// The longest handle that is made for a request of `request` bytes; `grain` is how long
     /// handles may be.
     pub(crate) fn longest_made(&self, request: Bytes, grain: Bytes, busy: bool) -> Bytes {
         let length = if busy { self.busy_request_length } else { self.request_length };
-        let most = request.saturating_mul(length).isqrt().clamp(GRANULE, self.max_handle);
+        let most = request.saturating_mul(length).isqrt().clamp(GRANULE, self.most(busy));
         most.min(grain.max(GRANULE))
     }
 
@@ -158,11 +170,11 @@ impl Policy {
         &self,
         request: Bytes,
         live_peak: Bytes,
-        spent_us: u64,
-        now_us: u64,
+        (spent_us, now_us): (u64, u64),
+        busy: bool,
     ) -> Bytes {
         let left_us = (now_us / self.driver_share).saturating_sub(spent_us) / self.left_share;
-        let most = self.max_handle.min(live_peak / self.made_share).max(GRANULE);
+        let most = self.most(busy).min(live_peak / self.made_share).max(GRANULE);
         match left_us / (price::CREATE_US + price::MAP_US) {
             0 => most,
             handles => (request / handles).max(GRANULE).next_power_of_two().min(most),
@@ -178,6 +190,12 @@ impl Policy {
         request < self.early_loan_request
             && saved >= calls * self.early_loan_worth
             && spent_us + calls * self.move_us < now_us / self.early_loan_share
+    }
+
+    /// The longest handle of which a part is lent before a request would fail: the rest of it is
+    /// kept from everybody else as long as the loan lasts.
+    pub(crate) fn longest_lent(&self, busy: bool) -> Bytes {
+        if busy { self.busy_lent } else { GRANULE }
     }
 
     /// Whether most of a device was never taken.
@@ -254,26 +272,43 @@ mod tests {
     fn handles_are_longer_where_streams_share_memory_and_the_driver_is_busy() {
         let policy = policy();
         assert!(!policy.is_busy(50_000, 1_000_000) && policy.is_busy(50_001, 1_000_000));
-        let (grain, live_peak) = (16 * MIB, 3600 * MIB);
+        let (grain, live_peak) = (64 * MIB, 3600 * MIB);
         let made = |busy| policy.handle_size(64 * MIB, policy.longest_made(8 * MIB, grain, busy));
         assert_eq!((made(false), made(true)), (4 * MIB, 8 * MIB));
         let moved = |busy| policy.longest_moved(live_peak, grain, busy);
-        assert_eq!((moved(false), moved(true)), (4 * MIB, 16 * MIB));
+        assert_eq!((moved(false), moved(true)), (4 * MIB, 64 * MIB));
+        let lent = [false, true].map(|busy| policy.longest_lent(busy));
+        assert_eq!(lent, [GRANULE, 4 * GRANULE]);
         // No longer than what is left, than handles may be, and than one is ever made.
         assert_eq!(policy.handle_size(5 * MIB, policy.longest_made(8 * MIB, grain, true)), 4 * MIB);
         assert_eq!(policy.longest_made(8 * MIB, 4 * MIB, true), 4 * MIB);
         assert_eq!(policy.longest_made(u64::MAX, 1 << 40, true), policy.max_handle);
+        assert_eq!(policy.longest_made(u64::MAX, 1 << 40, false), 16 * MIB);
         assert_eq!(policy.longest_moved(live_peak, 2 * MIB, true), GRANULE);
+    }
+
+    #[test]
+    fn the_longest_handle_is_no_longer_than_is_set() {
+        let usual = |mib: Bytes| {
+            let max_handle = mib * MIB;
+            let policy = Policy::new(&Config { max_handle, ..Config::default() });
+            let most = [false, true].map(|busy| policy.longest_made(u64::MAX, 1 << 40, busy));
+            assert_eq!(most[1], max_handle);
+            most[0] / MIB
+        };
+        assert_eq!([2, 16, 32, 64, 128, 1024].map(usual), [2, 16, 16, 16, 32, 256]);
     }
 
     #[test]
     fn handles_are_short_on_a_small_device_and_where_time_is_left() {
         let policy = policy();
-        assert_eq!(policy.grain(64 * MIB, 64 << 30, 0, 0), policy.max_handle);
-        assert_eq!(policy.grain(64 * MIB, 128 * MIB, 0, 0), 4 * MIB);
-        assert_eq!(policy.grain(64 * MIB, MIB, 0, 0), GRANULE);
+        let grain = |request, peak, time| policy.grain(request, peak, time, false);
+        assert_eq!(grain(64 * MIB, 64 << 30, (0, 0)), policy.usual_handle);
+        assert_eq!(policy.grain(64 * MIB, 64 << 30, (0, 0), true), policy.max_handle);
+        assert_eq!(grain(64 * MIB, 128 * MIB, (0, 0)), 4 * MIB);
+        assert_eq!(grain(64 * MIB, MIB, (0, 0)), GRANULE);
         let (day, most) = (86_400_000_000, 64 << 30);
-        assert_eq!(policy.grain(64 * MIB, most, 0, day), GRANULE);
-        assert_eq!(policy.grain(64 * MIB, most, day / policy.driver_share, day), policy.max_handle);
+        assert_eq!(grain(64 * MIB, most, (0, day)), GRANULE);
+        assert_eq!(grain(64 * MIB, most, (day / policy.driver_share, day)), policy.usual_handle);
     }
 }

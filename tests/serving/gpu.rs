@@ -1,5 +1,6 @@
-//! A GPU in time of its own: memory of a simulated device, streams and events as mere times. A call
-//! takes what it took on an H100, by the simulated device's price list.
+//! A GPU in time of its own: memory of a simulated device, streams and events as mere times. What
+//! calls and kernels take is such that throughput and latency come out as on an H200
+//! (`docs/policy-notes.md`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,10 +15,12 @@ use plugalloc::error::{DeviceError, DeviceErrorKind, DriverCall};
 use plugalloc::units::{Address, Bytes, DeviceId, GIB, StreamId};
 
 /// What launching a kernel takes on the host and at least on the device, and how many bytes the
-/// device moves in a microsecond. With these the server takes about as long as on an H100.
+/// device moves in a microsecond.
 const LAUNCH_NS: u64 = 4_000;
 const KERNEL_NS: u64 = 9_000;
-const BYTES_A_US: u64 = 1_500_000;
+const BYTES_A_US: u64 = 2_000_000;
+/// How many times its price a call for memory takes while many threads launch kernels.
+const PRICES: f64 = 2.5;
 
 /// The state of the device, in nanoseconds.
 #[derive(Default)]
@@ -30,8 +33,22 @@ struct Times {
     called: bool,
     /// When all that is queued on a stream will have run.
     streams: HashMap<StreamId, u64>,
+    /// Since when each runs without a pause up to then.
+    resumed: HashMap<StreamId, u64>,
     events: HashMap<EventId, u64>,
     next: u64,
+}
+
+impl Times {
+    /// What is queued on a stream from here on starts at `time` or later; gives when.
+    fn pause_until(&mut self, stream: StreamId, time: u64) -> u64 {
+        let until = self.streams.entry(stream).or_default();
+        if time > *until {
+            *until = time;
+            self.resumed.insert(stream, time);
+        }
+        *until
+    }
 }
 
 /// The device.
@@ -76,14 +93,19 @@ impl Gpu {
         times.now
     }
 
-    /// Queues work that moves so many bytes. Streams at work share the device.
+    /// Queues work that moves so many bytes. Streams at work share the device; one that waits for
+    /// another is not at work.
     pub(crate) fn launch(&self, stream: StreamId, bytes: Bytes) {
         let mut times = self.times();
         times.now += LAUNCH_NS;
         let now = times.now;
-        let busy = times.streams.values().filter(|&&until| until > now).count().max(1) as u64;
-        let until = times.streams.entry(stream).or_default();
-        *until = now.max(*until) + KERNEL_NS + bytes * 1000 / BYTES_A_US * busy;
+        let start = times.pause_until(stream, now);
+        let at_work = |(other, until): (&StreamId, &u64)| {
+            *other != stream && *until > start && times.resumed.get(other) <= Some(&start)
+        };
+        let busy = 1 + times.streams.iter().filter(|&each| at_work(each)).count() as u64;
+        let until = start + KERNEL_NS + bytes * 1000 / BYTES_A_US * busy;
+        times.streams.insert(stream, until);
     }
 
     /// Waits for a stream.
@@ -97,15 +119,14 @@ impl Gpu {
     pub(crate) fn follow(&self, later: StreamId, earlier: StreamId) {
         let mut times = self.times();
         let until = times.streams.get(&earlier).copied().unwrap_or(0);
-        let own = times.streams.entry(later).or_default();
-        *own = until.max(*own);
+        times.pause_until(later, until);
     }
 
     /// A call for memory, which takes its price.
     fn memory<T>(&self, call: impl FnOnce(&SimDevice) -> DeviceResult<T>) -> DeviceResult<T> {
         let before = self.memory.ledger().microseconds;
         let result = call(&self.memory);
-        let ns = (self.memory.ledger().microseconds - before) * 1000.0;
+        let ns = (self.memory.ledger().microseconds - before) * 1000.0 * PRICES;
         drop(self.take(ns as u64));
         result
     }
@@ -203,8 +224,7 @@ impl Device for Gpu {
     fn stream_wait_event(&self, stream: StreamId, event: EventId) -> DeviceResult<()> {
         let mut times = self.take(140);
         let until = times.events.get(&event).copied().unwrap_or(0);
-        let own = times.streams.entry(stream).or_default();
-        *own = until.max(*own);
+        times.pause_until(stream, until);
         Ok(())
     }
     fn synchronize(&self) -> DeviceResult<()> {
