@@ -7,9 +7,6 @@
 
 namespace server {
 
-/// What was not said.
-constexpr std::size_t kUsual = static_cast<std::size_t>(-1);
-
 /// The model, and how much of it is used at once.
 struct Load {
   int workers = 0;          ///< Threads, each with a stream for its work and one for uploads.
@@ -19,7 +16,7 @@ struct Load {
   std::size_t hidden = 0;   ///< Words of one token; whole heads (kHead words).
   std::size_t longest = 0;  ///< Tokens of the longest prompt.
   /// Conversations that each worker holds at most; of none, each request stands alone.
-  std::size_t sessions = kUsual;
+  std::size_t sessions = 0;
   bool random_shapes = true;
 };
 

@@ -88,9 +88,6 @@ Activation Model::attend(Session& session, std::size_t layer, const Activation& 
   Tensor scores = take(heads * tokens);
   queue_.expand({scores.words(), pooled.words(), nullptr, heads * tokens, tokens, 1});
   pooled.clear();
-  if (x.rows > session.batch) {
-    gauge_.sample();
-  }
   const Tensor sums = take(heads);
   queue_.reduce({sums.words(), scores.words(), nullptr, heads, tokens, kScore});
   scores.clear();

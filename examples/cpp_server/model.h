@@ -33,16 +33,11 @@ struct Session {
 /// The model as one worker runs it.
 class Model {
  public:
-  Model(plugalloc::CUDAAllocator& allocator, Queue& queue, Gauge& gauge, std::size_t worker,
-        const Load& load)
-      : allocator_(allocator),
-        queue_(queue),
-        gauge_(gauge),
-        meter_(gauge.meter(worker)),
-        load_(load) {}
+  Model(plugalloc::CUDAAllocator& allocator, Queue& queue, Gauge& gauge, const Load& load)
+      : allocator_(allocator), queue_(queue), gauge_(gauge), load_(load) {}
 
   /// Memory on the current stream.
-  [[nodiscard]] Tensor take(std::size_t words) { return {allocator_, meter_, words}; }
+  [[nodiscard]] Tensor take(std::size_t words) { return {allocator_, gauge_, words}; }
   /// The prompt, a word a head, as rows.
   [[nodiscard]] Activation embed(const Tensor& input, const Pattern& pattern, std::size_t rows);
   /// Runs all layers over `x`, whose keys and values the session takes in. Throws with the session
@@ -66,7 +61,6 @@ class Model {
   plugalloc::CUDAAllocator& allocator_;
   Queue& queue_;
   Gauge& gauge_;
-  Meter& meter_;
   const Load& load_;
 };
 

@@ -24,8 +24,8 @@ constexpr const char* kHelp =
     "  --requests N, --warmup N       of each worker, timed and before that\n"
     "  --layers N, --hidden N         of the model; hidden is a multiple of 256 words\n"
     "  --longest N                    tokens of the longest prompt, at least 64\n"
-    "  --sessions N                   conversations that each worker keeps at most; with 0, each\n"
-    "                                 request stands alone\n"
+    "  --sessions N                   conversations that each worker keeps at most (0, in which\n"
+    "                                 each request stands alone)\n"
     "  --release-threshold max|0      of cudaMallocAsync's pool (max)\n"
     "  --conf TEXT                    options of plugalloc, as in PLUGALLOC_CONF\n"
     "  --json                         prints one object instead of a text\n";
@@ -143,14 +143,11 @@ void settle(Load& load, bool gpu) {
       value = gpu ? on_gpu : on_sim;
     }
   };
-  usual(load.workers, 8, 4);
+  usual(load.workers, 16, 4);
   usual(load.requests, 2000, 40);
   usual(load.layers, std::size_t{4}, std::size_t{2});
   usual(load.hidden, std::size_t{1024}, std::size_t{256});
   usual(load.longest, std::size_t{2048}, std::size_t{256});
-  if (load.sessions == kUsual) {
-    load.sessions = gpu ? 32 : 16;
-  }
   if (load.warmup < 0) {
     load.warmup = load.requests / 5;
   }

@@ -41,19 +41,11 @@ double runAll(Machine& machine, std::deque<Worker>& workers, int requests) {
   return taken.count();
 }
 
-std::uint64_t allocationsOf(Gauge& gauge, int workers) {
-  std::uint64_t sum = 0;
-  for (int i = 0; i < workers; ++i) {
-    sum += gauge.meter(static_cast<std::size_t>(i)).allocations;
-  }
-  return sum;
-}
-
 }  // namespace
 
 Result serve(Machine& machine, plugalloc::CUDAAllocator& allocator, const Load& load) {
   machine.enterThread();
-  Gauge gauge(static_cast<std::size_t>(load.workers));
+  Gauge gauge;
   std::deque<Worker> workers;  // Which leaves them where they are.
   for (int number = 0; number < load.workers; ++number) {
     workers.emplace_back(machine, allocator, gauge, load, number);
@@ -63,9 +55,9 @@ Result serve(Machine& machine, plugalloc::CUDAAllocator& allocator, const Load& 
     worker.tally.latencies.clear();
   }
   Result result;
-  const std::uint64_t before = allocationsOf(gauge, load.workers);
+  const std::uint64_t before = gauge.allocations();
   result.seconds = runAll(machine, workers, load.requests);
-  result.allocations = allocationsOf(gauge, load.workers) - before;
+  result.allocations = gauge.allocations() - before;
   result.live_peak = gauge.peak();
   result.used_at_end = machine.usedBytes();
   for (Worker& worker : workers) {

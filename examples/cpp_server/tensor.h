@@ -3,7 +3,7 @@
 
 #include <atomic>
 #include <cstddef>
-#include <vector>
+#include <cstdint>
 
 #include <plugalloc/cuda_allocator.h>
 
@@ -11,34 +11,30 @@
 
 namespace server {
 
-/// What one worker has allocated. A cache line of its own: written by its worker, read by all.
-struct alignas(64) Meter {
-  std::atomic<std::size_t> live{0};  ///< Bytes asked for.
-  std::size_t allocations = 0;       ///< Ever.
-};
-
 /// What all workers have allocated. Counted here and not by the allocators, so that it means the
 /// same for each of them.
 class Gauge {
  public:
-  explicit Gauge(std::size_t workers) : meters_(workers) {}
-  [[nodiscard]] Meter& meter(std::size_t worker) { return meters_[worker]; }
-  /// Looks what is live now, at one worker after another. Called where a worker needs most, so that
-  /// the peak is seen, if not to the byte.
-  void sample();
-  /// The most that was seen, in bytes.
+  void add(std::size_t bytes);
+  void subtract(std::size_t bytes) { live_.fetch_sub(bytes, std::memory_order_relaxed); }
+  /// The most that was ever live, in bytes asked for.
   [[nodiscard]] std::size_t peak() const { return peak_.load(std::memory_order_relaxed); }
+  /// How often memory was asked for.
+  [[nodiscard]] std::uint64_t allocations() const {
+    return allocations_.load(std::memory_order_relaxed);
+  }
 
  private:
-  std::vector<Meter> meters_;
-  alignas(64) std::atomic<std::size_t> peak_{0};
+  alignas(64) std::atomic<std::size_t> live_{0};
+  std::atomic<std::size_t> peak_{0};
+  std::atomic<std::uint64_t> allocations_{0};
 };
 
 /// Memory of the current stream; frees itself.
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(plugalloc::CUDAAllocator& allocator, Meter& meter, std::size_t words);
+  Tensor(plugalloc::CUDAAllocator& allocator, Gauge& gauge, std::size_t words);
   Tensor(Tensor&& other) noexcept;
   Tensor& operator=(Tensor&& other) noexcept;
   ~Tensor() { clear(); }
@@ -50,7 +46,7 @@ class Tensor {
 
  private:
   plugalloc::DataPtr data_;
-  Meter* meter_ = nullptr;
+  Gauge* gauge_ = nullptr;
   std::size_t size_ = 0;
 };
 

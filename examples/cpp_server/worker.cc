@@ -10,13 +10,13 @@ namespace server {
 Worker::Worker(Machine& machine, plugalloc::CUDAAllocator& allocator, Gauge& gauge,
                const Load& load, int number)
     : allocator_(allocator),
-      meter_(gauge.meter(static_cast<std::size_t>(number))),
+      gauge_(gauge),
       load_(load),
       work_(machine.makeQueue()),
       uploads_(machine.makeQueue()),
       prompt_(machine.makeHostBuffer(load.longest * load.hidden / kHead)),
       result_(machine.makeHostBuffer(load.hidden)),
-      model_(allocator, *work_, gauge, static_cast<std::size_t>(number), load),
+      model_(allocator, *work_, gauge, load),
       requests_(load, number) {}
 
 void Worker::serve(int requests) {
@@ -107,7 +107,7 @@ Tensor Worker::upload(const Pattern& prompt, std::size_t words) {
     prompt_.get()[i] = prompt.at(static_cast<Word>(i));
   }
   const plugalloc::StreamGuard guard(uploads_->stream());
-  Tensor input(allocator_, meter_, words);
+  Tensor input(allocator_, gauge_, words);
   uploads_->copy(input.words(), prompt_.get(), words);
   work_->waitFor(*uploads_);
   allocator_.recordStream(input.data(), work_->stream());

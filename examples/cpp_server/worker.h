@@ -46,7 +46,7 @@ class Worker {
   [[nodiscard]] bool isRight(const Tensor& result, const Pattern& expected);
 
   plugalloc::CUDAAllocator& allocator_;
-  Meter& meter_;
+  Gauge& gauge_;
   const Load& load_;
   std::unique_ptr<Queue> work_;
   std::unique_ptr<Queue> uploads_;

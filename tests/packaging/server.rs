@@ -63,9 +63,8 @@ fn assert_served(output: &Output, allocator: &str) {
     assert_eq!(number(&object, "wrong"), 0.0, "{object}");
     assert_eq!(number(&object, "refused"), 0.0, "{object}");
     assert!(number(&object, "allocations") > 180.0 * 10.0, "{object}");
-    // What is live is read from one worker after another, which is not one moment.
-    assert!(number(&object, "reserved_peak") * 1.5 >= number(&object, "live_peak"), "{object}");
-    assert!(number(&object, "live_peak") > 1e6, "{object}");
+    assert!(number(&object, "reserved_peak") >= number(&object, "live_peak"), "{object}");
+    assert!(number(&object, "live_peak") > 1e5, "{object}");
     let order = ["p50_us", "p90_us", "p99_us", "max_us"].map(|key| number(&object, key));
     assert!(order.is_sorted() && order[0] > 0.0, "{object}");
 }
@@ -73,9 +72,10 @@ fn assert_served(output: &Output, allocator: &str) {
 #[test]
 fn the_server_serves_on_the_simulated_device() {
     let Some(built) = built() else { return };
-    for shapes in ["random", "fixed"] {
+    for [shapes, sessions] in [["random", "0"], ["random", "6"], ["fixed", "0"], ["fixed", "6"]] {
         for allocator in ["plugalloc", "cudaMalloc"] {
-            let options = ["--device", "sim", "--allocator", allocator, "--shapes", shapes];
+            let mut options = vec!["--device", "sim", "--allocator", allocator];
+            options.extend(["--shapes", shapes, "--sessions", sessions]);
             assert_served(&served(&built.server, None, &options), allocator);
         }
     }
