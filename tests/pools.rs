@@ -495,3 +495,23 @@ fn a_pool_of_whole_segments_gets_what_a_failed_growth_left() {
     rig.release(OWN);
     rig.finish();
 }
+
+/// What was lent keeps a handle in use; nothing lives in it any more.
+#[test]
+fn a_pool_of_whole_segments_gets_what_was_lent() {
+    let rig = Rig::of(2 * MIB);
+    let large = rig.allocate(MIB + MIB / 2, A);
+    let small = rig.allocate(1000, B);
+    assert_eq!(rig.ledger().calls(DriverCall::Map), 2, "the large block's handle, and its rest");
+    rig.free(small);
+    rig.free(large);
+    rig.allocator.create_or_incref_pool(GPU, OWN, None).unwrap();
+    rig.allocator.set_no_split(GPU, OWN).unwrap();
+    rig.begin(OWN, &[A]);
+    let own = rig.allocate(1000, A);
+    rig.free(own);
+    rig.end(OWN);
+    rig.release(OWN);
+    rig.release(OWN);
+    rig.finish();
+}

@@ -76,6 +76,7 @@ impl Engine {
         {
             return Ok(address);
         }
+        self.end_loans_for_a_segment(growth, request)?;
         for _ in 0..MOST_ROUNDS {
             if self.virtual_memory
                 && let Some(address) = self.use_room_in_place(growth, request)?
@@ -94,6 +95,15 @@ impl Engine {
         }
         self.count_out_of_memory();
         Err(self.out_of_memory(growth, request))
+    }
+
+    /// For a heap that takes segments: it lends and borrows nothing, so that no attempt has looked
+    /// at loans. What was lent keeps handles in use that could be given back for a segment.
+    fn end_loans_for_a_segment(&self, growth: &mut Growth, request: Request) -> DeviceResult<()> {
+        if self.shards.get(request.shard).is_some_and(|shard| shard.takes_segments()) {
+            self.recall(growth, None, Effort::Reshape)?;
+        }
+        Ok(())
     }
 
     /// Serves a request of a heap that takes segments, which are made of what the device has and of
