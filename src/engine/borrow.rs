@@ -36,17 +36,16 @@ impl Engine {
     }
 
     /// What could be lent to a request, by itself and by others, beside blocks of these kinds, of
-    /// pieces of `least` bytes and more, in no order. All of it, or only of handles up to
-    /// `longest`, which pin little else, and what nothing queued uses; to small requests, what its
-    /// heap has not used for a while.
+    /// pieces of `least` bytes and more, in no order. Without `all`, only of short handles, which
+    /// pin little else, and what nothing queued uses; to small requests, what its heap has not used
+    /// for a while.
     fn sources(
         &self,
         growth: &mut Growth,
         heap: &Heap,
         request: Request,
-        (kinds, least, longest): (&[ArenaKind], Bytes, Option<Bytes>),
+        (kinds, least, all): (&[ArenaKind], Bytes, bool),
     ) -> DeviceResult<Vec<Source>> {
-        let all = longest.is_none();
         let mut found = Vec::with_capacity(64);
         let taker = self.shards.get(request.shard);
         // A graph may use what a private pool has at any time.
@@ -54,7 +53,7 @@ impl Engine {
             return Ok(found);
         };
         let mut parts = Vec::with_capacity(64);
-        let sizes = (least, longest.unwrap_or(Bytes::MAX));
+        let sizes = (least, if all { Bytes::MAX } else { GRANULE });
         heap.remainders(kinds, sizes, &mut parts);
         found.extend(parts.drain(..).map(|part| Source { shard: request.shard, part }));
         let others = self.shards.iter().filter(|(number, shard)| {
@@ -88,20 +87,19 @@ impl Engine {
     }
 
     /// Serves a small request from a remainder beside large blocks instead of a page of its own,
-    /// and what follows from the rest of it; `None` where none is long enough. Of handles up to
-    /// `longest`, or of whatever anybody has left.
+    /// and what follows from the rest of it; `None` where none is long enough. With `all`, from
+    /// whatever anybody has left.
     pub(super) fn borrow_a_part(
         &self,
         growth: &mut Growth,
         heap: &mut MutexGuard<'_, Heap>,
         request: Request,
-        longest: Option<Bytes>,
+        all: bool,
     ) -> Result<Option<Address>> {
-        let all = longest.is_none();
         let least = if all { request.bytes } else { request.bytes.max(self.policy.lent_to_small) };
         // As long as the request would not fail, a heap keeps what is left of its small pages.
         let kinds = if all { &ArenaKind::ALL[..] } else { &[ArenaKind::Large] };
-        let mut sources = self.sources(growth, heap, request, (kinds, least, longest))?;
+        let mut sources = self.sources(growth, heap, request, (kinds, least, all))?;
         sources.sort_by_key(|source| source.part.bytes);
         for source in sources {
             let Some(address) = self.addresses_for(heap, request, source.part.view.1)? else {
@@ -137,8 +135,7 @@ impl Engine {
         request: Request,
         (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Grown> {
-        let which = (&ArenaKind::ALL[..], LARGE_UNIT, Some(supply.lent));
-        let sources = self.sources(growth, heap, request, which)?;
+        let sources = self.sources(growth, heap, request, (&ArenaKind::ALL, LARGE_UNIT, false))?;
         self.lay_between(growth, heap, request, &sources, (idle, supply))
     }
 
@@ -180,10 +177,9 @@ impl Engine {
         (idle, supply): (IdlePart<'_>, Supply),
     ) -> Result<Option<Address>> {
         if request.kind == ArenaKind::Small {
-            return self.borrow_a_part(growth, heap, request, None);
+            return self.borrow_a_part(growth, heap, request, true);
         }
-        let which = (&ArenaKind::ALL[..], LARGE_UNIT, None);
-        let sources = self.sources(growth, heap, request, which)?;
+        let sources = self.sources(growth, heap, request, (&ArenaKind::ALL, LARGE_UNIT, true))?;
         match self.lay_between(growth, heap, request, &sources, (idle, supply))? {
             Grown::Served(address) => Ok(Some(address)),
             Grown::Changed | Grown::Unchanged => Ok(None),

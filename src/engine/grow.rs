@@ -176,7 +176,7 @@ impl Engine {
         let means = self.means(growth, heap, request, asked)?;
         if means.lends
             && request.kind == ArenaKind::Small
-            && let Some(address) = self.borrow_a_part(growth, heap, request, Some(means.lent))?
+            && let Some(address) = self.borrow_a_part(growth, heap, request, false)?
         {
             return Ok(Some(address));
         }

@@ -24,8 +24,6 @@ pub(super) struct Supply {
     pub(super) made: Bytes,
     /// The longest handle that moves whole.
     pub(super) longest: Bytes,
-    /// The longest handle whose remainders are lent before the request would fail.
-    pub(super) lent: Bytes,
     /// See [`Means::roomy`]. The idle views from which handles are taken first come last then.
     pub(super) roomy: bool,
 }
@@ -44,17 +42,16 @@ pub(super) struct Means {
     /// Other streams have memory, too, that the heap may use, in few handles, and most of the
     /// device is empty.
     pub(super) roomy: bool,
-    /// Remainders may be lent before the request would fail, of handles up to this length.
+    /// Remainders may be lent before the request would fail.
     pub(super) lends: bool,
-    pub(super) lent: Bytes,
 }
 
 impl Means {
     /// What it comes to; idle memory is added once it is known what of it is needed.
     pub(super) fn supply(self, most: Bytes, effort: Effort) -> Supply {
-        let Means { ready, made, longest, roomy, lent, .. } = self;
+        let Means { ready, made, longest, roomy, .. } = self;
         let (idle, longest_idle) = (Vec::new(), Bytes::MAX);
-        Supply { idle, longest_idle, ready, most, cut: 0, effort, made, longest, lent, roomy }
+        Supply { idle, longest_idle, ready, most, cut: 0, effort, made, longest, roomy }
     }
 }
 
@@ -87,9 +84,9 @@ impl Engine {
         let ready = ready.min(most);
         let may_wait = self.policy.may_wait(reserved + request.bytes, live_peak);
         let shares = self.shares_memory(request.shard);
-        let spent = (growth.store.spent_us, now);
-        let busy = shares && self.policy.is_busy(spent.0, spent.1);
-        let grain = self.policy.grain(request.bytes, live_peak, spent, busy);
+        let spent_us = growth.store.spent_us;
+        let busy = shares && self.policy.is_busy(spent_us, now);
+        let grain = self.policy.grain(request.bytes, live_peak, (spent_us, now), busy);
         let made = self.policy.longest_made(request.bytes, grain, busy);
         let longest = self.policy.longest_moved(live_peak, grain, busy);
         let capacity = growth.store.limit.min(self.total);
@@ -97,7 +94,6 @@ impl Engine {
         let roomy = shares && few && self.policy.is_roomy(reserved, capacity);
         let near_peak = !roomy || self.policy.may_lend_in_room(live as Bytes, live_peak);
         let lends = shares && may_move && few && near_peak;
-        let lent = self.policy.longest_lent(busy);
-        Ok(Means { may_move, may_wait, ready, most, made, longest, roomy, lends, lent })
+        Ok(Means { may_move, may_wait, ready, most, made, longest, roomy, lends })
     }
 }

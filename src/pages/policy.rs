@@ -35,13 +35,10 @@ pub(crate) struct Policy {
     pub(crate) peak_share: u64,
     /// The same where several streams share memory and the driver takes more than `1/busy_share` of
     /// all time. Whoever needs memory waits there while handles of others move, one after the
-    /// other: they are longer, for fewer calls, and about a percent more memory.
+    /// other: they are longer, for fewer calls, and up to some percent more memory.
     pub(crate) busy_share: u64,
     pub(crate) busy_request_length: Bytes,
     pub(crate) busy_peak_share: u64,
-    /// Where handles are longer, remainders are, too, so that parts of handles up to this length
-    /// are lent before a request fails; elsewhere only of the shortest.
-    pub(crate) busy_lent: Bytes,
     /// Handles longer than this fraction of it are not made.
     pub(crate) made_share: u64,
     /// Memory is taken from the device without stealing as long as what is reserved stays within
@@ -112,7 +109,6 @@ impl Policy {
             busy_share: 20,
             busy_request_length: 12 * MIB,
             busy_peak_share: 56,
-            busy_lent: 4 * GRANULE,
             made_share: 32,
             slack_share: 300,
             piece_bytes: MIB,
@@ -190,12 +186,6 @@ impl Policy {
         request < self.early_loan_request
             && saved >= calls * self.early_loan_worth
             && spent_us + calls * self.move_us < now_us / self.early_loan_share
-    }
-
-    /// The longest handle of which a part is lent before a request would fail: the rest of it is
-    /// kept from everybody else as long as the loan lasts.
-    pub(crate) fn longest_lent(&self, busy: bool) -> Bytes {
-        if busy { self.busy_lent } else { GRANULE }
     }
 
     /// Whether most of a device was never taken.
@@ -277,8 +267,6 @@ mod tests {
         assert_eq!((made(false), made(true)), (4 * MIB, 8 * MIB));
         let moved = |busy| policy.longest_moved(live_peak, grain, busy);
         assert_eq!((moved(false), moved(true)), (4 * MIB, 64 * MIB));
-        let lent = [false, true].map(|busy| policy.longest_lent(busy));
-        assert_eq!(lent, [GRANULE, 4 * GRANULE]);
         // No longer than what is left, than handles may be, and than one is ever made.
         assert_eq!(policy.handle_size(5 * MIB, policy.longest_made(8 * MIB, grain, true)), 4 * MIB);
         assert_eq!(policy.longest_made(8 * MIB, 4 * MIB, true), 4 * MIB);
