@@ -37,7 +37,7 @@ device=$("${probe[@]}" 2>/dev/null | sed -n 's/.*"device": "\([a-z]*\)".*/\1/p')
 
 # The timed requests of a worker, and those before, in which its sessions come to be.
 requests() { # NAME
-  local count=3000 warmup=200
+  local count=1500 warmup=200
   [ "$device" = cuda ] || { count=200; warmup=60; }
   [ $quick = no ] || { count=$((count / 20)); warmup=$((warmup / 4)); }
   # Every call of cudaMalloc and cudaFree waits for the device, which takes many times as long:

@@ -61,8 +61,9 @@ void printJson(const Setting& setting, const Load& load, const Result& result) {
   std::printf("{\"allocator\": %s, \"device\": %s, \"device_name\": %s, \"shapes\": \"%s\"",
               quoted(setting.allocator).c_str(), quoted(setting.device).c_str(),
               quoted(setting.device_name).c_str(), load.random_shapes ? "random" : "fixed");
-  std::printf(", \"workers\": %d, \"requests\": %zu, \"refused\": %" PRIu64 ", \"wrong\": %" PRIu64,
-              load.workers, result.latencies.size(), result.refused, result.wrong);
+  std::printf(", \"workers\": %d, \"sessions\": %zu, \"requests\": %zu", load.workers,
+              load.sessions, result.latencies.size());
+  std::printf(", \"refused\": %" PRIu64 ", \"wrong\": %" PRIu64, result.refused, result.wrong);
   std::printf(", \"seconds\": %.6f, \"requests_per_second\": %.3f, \"allocations\": %" PRIu64,
               result.seconds, rate(result), result.allocations);
   std::printf(", \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f",
